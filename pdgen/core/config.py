@@ -1,0 +1,362 @@
+"""Every option of pdgen and its default, once. A config file says only what differs.
+
+Frozen dataclasses: hashable, so that they can be static arguments of compiled functions. `to_config_dict` and
+`from_config_dict` carry them through ml_collections flags (`--config.train.steps=100`).
+"""
+
+import dataclasses
+import types
+import typing
+from typing import Any
+
+import ml_collections
+
+_FROZEN = dict(frozen=True, kw_only=True)
+
+
+@dataclasses.dataclass(**_FROZEN)
+class Specials:
+  """Ids of the tokens that structure the sequence. Text typed by a user is never parsed into them.
+
+  Names of the first five as in BAGEL's vocabulary; the tags are those of the paper, one id each.
+  """
+
+  im_start: int
+  im_end: int
+  vision_start: int
+  vision_end: int
+  endoftext: int
+  ins: int
+  ins_end: int
+  des: int
+  des_end: int
+  refine: int
+  refine_end: int
+
+
+@dataclasses.dataclass(**_FROZEN)
+class VitConfig:
+  """The understanding encoder (SigLIP in BAGEL): pixels to tokens of the und stream.
+
+  Attributes:
+    width, depth, num_heads, mlp_dim: of the encoder; GELU-tanh, LayerNorm, biases everywhere.
+    patch: pixels a side of a patch.
+    max_patches: patches a side of the learned position table, and of the fixed one added after the connector.
+  """
+
+  width: int = 96
+  depth: int = 2
+  num_heads: int = 4
+  mlp_dim: int = 256
+  patch: int = 8
+  max_patches: int = 4
+
+
+@dataclasses.dataclass(**_FROZEN)
+class CodecConfig:
+  """Between pixels and latents. `pixel`: patches of pixels scaled to [-1, 1], the small world's "VAE".
+
+  Attributes:
+    kind: name in `models.latents.CODECS`.
+    patch: pixels a side that make one gen token.
+  """
+
+  kind: str = 'pixel'
+  patch: int = 8
+
+
+@dataclasses.dataclass(**_FROZEN)
+class ModelConfig:
+  """The mixture of transformers.
+
+  Attributes:
+    vocab_size: rows of the embedding and of the language head; at least the tokenizer's.
+    width, depth, num_heads, num_kv_heads, head_dim, mlp_dim: of both experts.
+    qkv_bias: q, k, v projections have biases (BAGEL: yes; the output projection never).
+    rope_theta: base of the rotary angles.
+    norm_eps: of every norm (BAGEL: 1e-6).
+    max_latent_size: latent patches a side of the fixed 2-D sin-cos table.
+    prediction: what the velocity head gives: `velocity` (paper) or `x`, the clean latents, turned into a velocity.
+    min_t: with `prediction='x'`, t is clamped to at least this where a loss or a velocity divides by it.
+    image_size: pixels a side of the pictures the model paints.
+    codec, vit: picture codec; optional understanding encoder (None: pictures re-enter as clean latents alone).
+    attention: name in `models.attention.IMPLEMENTATIONS`.
+    remat: `none`, or a policy name of `models.mot.REMAT_POLICIES` for the scanned layers.
+    scan_layers: one compiled layer, scanned; False unrolls (for FLOP counts and very shallow models).
+    dtype: compute dtype. Parameters are always float32.
+  """
+
+  vocab_size: int = 640
+  width: int = 192
+  depth: int = 4
+  num_heads: int = 4
+  num_kv_heads: int = 2
+  head_dim: int = 48
+  mlp_dim: int = 512
+  qkv_bias: bool = True
+  rope_theta: float = 10_000.0
+  norm_eps: float = 1e-6
+  max_latent_size: int = 4
+  prediction: str = 'velocity'
+  min_t: float = 0.2
+  image_size: int = 32
+  codec: CodecConfig = CodecConfig()
+  vit: VitConfig | None = None
+  attention: str = 'reference'
+  remat: str = 'none'
+  scan_layers: bool = True
+  dtype: str = 'float32'
+
+  @property
+  def latent_grid(self) -> int:
+    """Gen tokens a side of a picture."""
+    return self.image_size // self.codec.patch
+
+  @property
+  def latent_tokens(self) -> int:
+    return self.latent_grid**2
+
+  @property
+  def vit_tokens(self) -> int:
+    return (self.image_size // self.vit.patch) ** 2 if self.vit else 0
+
+  def __post_init__(self):
+    if self.num_heads % self.num_kv_heads:
+      raise ValueError(f'{self.num_heads=} must be a multiple of {self.num_kv_heads=}.')
+    if self.prediction not in ('velocity', 'x'):
+      raise ValueError(f"Unknown prediction {self.prediction!r}. Known: ['velocity', 'x']")
+    if self.image_size % self.codec.patch:
+      raise ValueError(f'{self.image_size=} must be a multiple of {self.codec.patch=}.')
+    if self.latent_grid > self.max_latent_size:
+      raise ValueError(f'{self.latent_grid} latent patches a side, but {self.max_latent_size=}.')
+    if self.vit is not None:
+      if self.image_size % self.vit.patch:
+        raise ValueError(f'{self.image_size=} must be a multiple of {self.vit.patch=}.')
+      if self.image_size // self.vit.patch > self.vit.max_patches:
+        raise ValueError(f'{self.image_size // self.vit.patch} ViT patches a side, but {self.vit.max_patches=}.')
+
+
+@dataclasses.dataclass(**_FROZEN)
+class SequenceConfig:
+  """How a trajectory becomes tokens (design: "The sequence").
+
+  Attributes:
+    opening: words before the prompt in process mode (paper).
+    direct_opening: words before the prompt in direct mode.
+    noised_copies: noised copies of one target picture that share one context, each with its own timestep.
+    drop_text: probability, for each noised copy, of not seeing the texts since the picture before (for the first
+      picture: the prompt too), as the text-dropped branch of guidance does.
+    drop_clean, drop_vit: probability, for each sample, that its clean (its ViT) copies are left out. Where a
+      picture keeps neither, the texts after it carry no cross-entropy: they would teach to write unseen.
+    plan_weight, inspection_weight: cross-entropy weight of the tokens of plans and of inspections.
+    verdict_weight: of an inspection's first sentence, which says whether the step is right, and of the `<refine>` tag.
+    boundary_weight: of the boundary labels (what comes after a text or a picture).
+    length_weighting: divide the weights of a text by sqrt(its tokens) (BAGEL's ce_loss_reweighting).
+    learn_rejected_drafts: flow loss on drafts that their own inspection rejects (ours: no).
+    learn_rejected_plans: cross-entropy on plans that their own inspection rejects (ours: no).
+  """
+
+  opening: str = 'Please create the image step-by-step: '
+  direct_opening: str = ''
+  noised_copies: int = 1
+  drop_text: float = 0.1
+  drop_clean: float = 0.0
+  drop_vit: float = 0.0
+  plan_weight: float = 1.0
+  inspection_weight: float = 1.0
+  verdict_weight: float = 1.0
+  boundary_weight: float = 1.0
+  length_weighting: bool = False
+  learn_rejected_drafts: bool = False
+  learn_rejected_plans: bool = False
+
+
+@dataclasses.dataclass(**_FROZEN)
+class DataConfig:
+  """Which trajectories, and how they are packed.
+
+  Attributes:
+    world: name of the world that makes trajectories (`shapes`).
+    tokenizer: name of a shipped tokenizer or a path to a sentencepiece model.
+    mixture: (kind, share) of the world's trajectory kinds; shares are normalised.
+    sequence: see SequenceConfig.
+    batch_size: packed rows a step, over all processes.
+    und_tokens, gen_tokens, pictures: budgets of a row.
+    packing_bins: rows held open at once by the packer; more bins, fuller rows, more latency on the first batch.
+    workers: worker processes; 0 makes the data in a thread of the main process.
+    prefetch: batches made ahead.
+    self_share: share of self-sampled trajectories once there are some (see TrainConfig.self_sample_steps).
+  """
+
+  world: str = 'shapes'
+  tokenizer: str = 'shapes'
+  mixture: tuple[tuple[str, float], ...] = (('multi_turn', 0.5), ('conflict', 0.25), ('misalignment', 0.25))
+  sequence: SequenceConfig = SequenceConfig()
+  batch_size: int = 4
+  und_tokens: int = 512
+  gen_tokens: int = 512
+  pictures: int = 32
+  packing_bins: int = 16
+  workers: int = 0
+  prefetch: int = 4
+  self_share: float = 0.25
+
+
+@dataclasses.dataclass(**_FROZEN)
+class TrainConfig:
+  """Optimisation and what is written on the way.
+
+  Attributes:
+    steps: optimizer steps of the whole run.
+    learning_rate, warmup_steps, final_lr_fraction: linear warm-up, then one cosine down to the fraction.
+    b1, b2, weight_decay, clip_norm: AdamW; gradients clipped to a global norm (0: never). Decay only on matrices.
+    ema_decay: of the averaged parameters that are sampled from; min(decay, (1 + step) / (10 + step)) early on.
+    lambda_ce: L = lambda_ce * CE + MSE (paper; its value is not printed).
+    timestep_shift: s in t <- s t / (1 + (s - 1) t).
+    log_every, eval_every, checkpoint_every: steps between metric lines, picture strips with scores, checkpoints.
+      0 switches that off (a last checkpoint is always written).
+    keep_checkpoints: newest checkpoints that are kept.
+    eval_prompts: held-out prompts a task scored at every evaluation.
+    self_sample_steps: steps at which the model paints drafts of its own, which the world's detector judges; from then
+      on they are part of the data (see data.self_share).
+    self_samples: drafts painted at each of those steps.
+    max_bad_steps: that many steps in a row with a non-finite loss or gradient stop the run; single ones are skipped.
+  """
+
+  steps: int = 1000
+  learning_rate: float = 1e-3
+  warmup_steps: int = 100
+  final_lr_fraction: float = 0.0
+  b1: float = 0.9
+  b2: float = 0.95
+  weight_decay: float = 0.0
+  clip_norm: float = 1.0
+  ema_decay: float = 0.998
+  lambda_ce: float = 0.25
+  timestep_shift: float = 1.0
+  log_every: int = 50
+  eval_every: int = 0
+  checkpoint_every: int = 500
+  keep_checkpoints: int = 2
+  eval_prompts: int = 10
+  self_sample_steps: tuple[int, ...] = ()
+  self_samples: int = 512
+  max_bad_steps: int = 10
+
+
+@dataclasses.dataclass(**_FROZEN)
+class SamplingConfig:
+  """How trajectories are sampled. The fields up to `renorm` shape the compiled program; the rest are its arguments.
+
+  Attributes:
+    max_pictures: pictures a trajectory, drafts and refined ones together (paper: up to 5 steps).
+    max_text_tokens: tokens of one text; the grammar closes what is open when it is reached.
+    max_tokens: cache slots a trajectory: prompt, texts and picture copies.
+    flow_steps: Euler steps a picture.
+    grammar: hold texts to the format of plans and inspections; False lets the model write what it likes.
+    renorm: `none`, or BAGEL's `global`, `channel`, `text_channel`.
+    image_guidance_branch: keep the text-only cache that `image_guidance` other than 1 needs.
+    temperature: of the text; 0 = greedy.
+    text_guidance, image_guidance: BAGEL's two scales; 1 = none.
+    guidance_interval: guidance is on for low < t <= high, t the shifted time.
+    renorm_min: lower clamp of the renormalisation.
+    timestep_shift: s in t <- s t / (1 + (s - 1) t).
+  """
+
+  max_pictures: int = 10
+  max_text_tokens: int = 96
+  max_tokens: int = 1024
+  flow_steps: int = 8
+  grammar: bool = True
+  renorm: str = 'none'
+  image_guidance_branch: bool = False
+  temperature: float = 0.0
+  text_guidance: float = 2.0
+  image_guidance: float = 1.0
+  guidance_interval: tuple[float, float] = (0.6, 1.0)
+  renorm_min: float = 0.0
+  timestep_shift: float = 4.0
+
+  def __post_init__(self):
+    if self.renorm not in ('none', 'global', 'channel', 'text_channel'):
+      raise ValueError(f"Unknown renorm {self.renorm!r}. Known: ['none', 'global', 'channel', 'text_channel']")
+    if self.image_guidance != 1.0 and not self.image_guidance_branch:
+      raise ValueError(f'{self.image_guidance=} needs image_guidance_branch=True (it costs a second, text-only cache).')
+
+
+@dataclasses.dataclass(**_FROZEN)
+class MeshConfig:
+  """Devices along each mesh axis; -1 once: all that remain."""
+
+  data: int = 1
+  fsdp: int = -1
+  tensor: int = 1
+  sequence: int = 1
+
+
+@dataclasses.dataclass(**_FROZEN)
+class Config:
+  """One experiment: everything that a run is made of."""
+
+  name: str = 'pdgen'
+  seed: int = 0
+  model: ModelConfig = ModelConfig()
+  data: DataConfig = DataConfig()
+  train: TrainConfig = TrainConfig()
+  sampling: SamplingConfig = SamplingConfig()
+  mesh: MeshConfig = MeshConfig()
+
+
+def to_config_dict(config: Config) -> ml_collections.ConfigDict:
+  """The experiment as a locked ConfigDict, whose leaves flags may override.
+
+  Tuples stay tuples; None stays None with its type open (`vit`).
+  """
+  return ml_collections.ConfigDict(_to_dict(config))
+
+
+def from_config_dict(values: ml_collections.ConfigDict | dict[str, Any]) -> Config:
+  """Inverse of `to_config_dict`. Raises KeyError naming an unknown key and the keys that are known there.
+
+  >>> from_config_dict(to_config_dict(Config())) == Config()
+  True
+  """
+  if isinstance(values, ml_collections.ConfigDict):
+    values = values.to_dict()
+  return _from_dict(Config, values, path='config')
+
+
+def _to_dict(value: Any) -> Any:
+  if dataclasses.is_dataclass(value):
+    return {f.name: _to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
+  return value
+
+
+def _from_dict(cls: type, values: dict[str, Any], *, path: str) -> Any:
+  hints = typing.get_type_hints(cls)
+  unknown = sorted(set(values) - set(hints))
+  if unknown:
+    raise KeyError(f'Unknown key {path}.{unknown[0]}. Known: {sorted(hints)}')
+  return cls(**{k: _coerce(hints[k], v, path=f'{path}.{k}') for k, v in values.items()})
+
+
+def _coerce(hint: Any, value: Any, *, path: str) -> Any:
+  if isinstance(hint, types.UnionType):
+    if value is None:
+      return None
+    hint = next(a for a in typing.get_args(hint) if a is not type(None))
+  if dataclasses.is_dataclass(hint):
+    if not isinstance(value, dict):
+      raise ValueError(f'{path} must be a mapping of {[f.name for f in dataclasses.fields(hint)]}, not {value!r}.')
+    return _from_dict(hint, value, path=path)
+  if typing.get_origin(hint) is tuple:
+    return _as_tuple(value)
+  if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    return float(value)
+  if hint in (int, float, bool, str) and not isinstance(value, hint):
+    raise ValueError(f'{path} must be {hint.__name__}, not {value!r}.')
+  return value
+
+
+def _as_tuple(value: Any) -> Any:
+  return tuple(_as_tuple(v) for v in value) if isinstance(value, (list, tuple)) else value
