@@ -1,0 +1,73 @@
+"""Attention over tokens that carry their own visibility (`core.masks.visible`).
+
+An implementation is a pair: `prepare(query, key)` turns metadata into what every layer needs, once a forward
+pass; `attend` is called in every layer. All have the reference's results, forward and backward.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pdgen.core import masks, packed
+
+
+class Past(NamedTuple):
+  """Keys and values computed before, with the tokens they belong to.
+
+  k, v: [L, B, S, K, H] (inside a layer: [B, S, K, H]), after norm and RoPE.
+  tokens: int32[B, S] metadata; segment 0 marks an empty slot.
+  """
+
+  k: jax.Array
+  v: jax.Array
+  tokens: packed.Tokens
+
+
+class Implementation(NamedTuple):
+  """prepare: (query tokens, key tokens) -> plan, any pytree. attend: (q, keys, values, plan) -> [B, T, N, H].
+
+  keys and values are tuples of [B, S_i, K, H], in the order of the key tokens: the cache and the new tokens are
+  attended to where they lie, never copied together.
+  """
+
+  prepare: Callable[[packed.Tokens, packed.Tokens], Any]
+  attend: Callable[..., jax.Array]
+
+
+def _prepare_reference(query: packed.Tokens, key: packed.Tokens) -> jax.Array:
+  return masks.visible(query, key)
+
+
+def _attend_reference(
+  q: jax.Array, keys: tuple[jax.Array, ...], values: tuple[jax.Array, ...], plan: jax.Array
+) -> jax.Array:
+  """Materialised mask, float32 softmax, grouped queries (query head n uses kv head n // (N / K)).
+
+  q: [B, T, N, H]. plan: bool[B, T, S]. A query that sees nothing (padding) returns a finite, meaningless value.
+  """
+  b, t, n, h = q.shape
+  kv_heads = keys[0].shape[2]
+  q = q.reshape(b, t, kv_heads, n // kv_heads, h) * jnp.asarray(h**-0.5, q.dtype)
+  scores = [jnp.einsum('BTKGH,BSKH->BKGTS', q, k, preferred_element_type=jnp.float32) for k in keys]
+  scores = scores[0] if len(scores) == 1 else jnp.concatenate(scores, axis=-1)
+  scores = jnp.where(plan[:, None, None], scores, jnp.float32(-1e30))
+  weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
+  out, start = 0.0, 0
+  for v in values:
+    out = out + jnp.einsum('BKGTS,BSKH->BTKGH', weights[..., start : start + v.shape[1]], v)
+    start += v.shape[1]
+  return out.reshape(b, t, n, h)
+
+
+IMPLEMENTATIONS: dict[str, Implementation] = {
+  'reference': Implementation(_prepare_reference, _attend_reference),
+}
+
+
+def implementation(name: str) -> Implementation:
+  """Raises ValueError for an unknown name."""
+  if name not in IMPLEMENTATIONS:
+    raise ValueError(f'Unknown attention {name!r}. Known: {sorted(IMPLEMENTATIONS)}')
+  return IMPLEMENTATIONS[name]

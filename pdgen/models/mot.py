@@ -1,0 +1,135 @@
+"""The mixture of transformers: two experts, each a dense stack over its own stream; only attention joins them.
+
+und tokens (text, boundaries, ViT) and gen tokens (latents) never share a matmul, so no token is gathered and none is
+computed twice (BAGEL routes by index into one sequence; the results are the same).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from pdgen.core import config as config_lib
+from pdgen.core import packed
+from pdgen.models import attention, layers
+
+REMAT_POLICIES = {
+  'full': jax.checkpoint_policies.nothing_saveable,
+  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+class Streams(NamedTuple):
+  """One array for each stream. und: [B, U, ...]. gen: [B, G, ...]."""
+
+  und: jax.Array
+  gen: jax.Array
+
+
+class Expert(nnx.Module):
+  """One expert's weights in one layer: pre-norm attention projections and a SwiGLU MLP (Qwen2)."""
+
+  def __init__(self, cfg: config_lib.ModelConfig, *, rngs: nnx.Rngs):
+    dtype = jnp.dtype(cfg.dtype)
+    # Residual branches start small, so that depth does not grow the residual stream at initialisation.
+    out_init = nnx.initializers.variance_scaling(0.5 / cfg.depth, 'fan_in', 'truncated_normal')
+    inner, kv = cfg.num_heads * cfg.head_dim, cfg.num_kv_heads * cfg.head_dim
+    self.attention_norm = layers.RMSNorm(cfg.width, eps=cfg.norm_eps)
+    self.q = layers.Linear(cfg.width, inner, bias=cfg.qkv_bias, dtype=dtype, rngs=rngs)
+    self.k = layers.Linear(cfg.width, kv, bias=cfg.qkv_bias, dtype=dtype, rngs=rngs)
+    self.v = layers.Linear(cfg.width, kv, bias=cfg.qkv_bias, dtype=dtype, rngs=rngs)
+    self.o = layers.Linear(inner, cfg.width, bias=False, init=out_init, dtype=dtype, rngs=rngs)
+    self.q_norm = layers.RMSNorm(cfg.head_dim, eps=cfg.norm_eps)
+    self.k_norm = layers.RMSNorm(cfg.head_dim, eps=cfg.norm_eps)
+    self.mlp_norm = layers.RMSNorm(cfg.width, eps=cfg.norm_eps)
+    self.gate = layers.Linear(cfg.width, cfg.mlp_dim, bias=False, dtype=dtype, rngs=rngs)
+    self.up = layers.Linear(cfg.width, cfg.mlp_dim, bias=False, dtype=dtype, rngs=rngs)
+    self.down = layers.Linear(cfg.mlp_dim, cfg.width, bias=False, init=out_init, dtype=dtype, rngs=rngs)
+    self.head_dim = cfg.head_dim
+
+  def qkv(self, x: jax.Array, cos: jax.Array, sin: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """x: [B, T, D]; cos, sin: f32[B, T, H/2]. Returns q [B, T, N, H], k and v [B, T, K, H]; q, k normed and rotated."""
+    x = self.attention_norm(x)
+    q, k, v = (p(x).reshape(*x.shape[:2], -1, self.head_dim) for p in (self.q, self.k, self.v))
+    return layers.apply_rope(self.q_norm(q), cos, sin), layers.apply_rope(self.k_norm(k), cos, sin), v
+
+  def finish(self, x: jax.Array, attended: jax.Array) -> jax.Array:
+    """Adds the attention output [B, T, N, H] to the residual stream x [B, T, D], then the MLP."""
+    x = x + self.o(attended.reshape(*x.shape[:2], -1))
+    h = self.mlp_norm(x)
+    return x + self.down(jax.nn.silu(self.gate(h)) * self.up(h))
+
+
+class Layer(nnx.Module):
+  """One layer: an und expert, a gen expert, one attention over both streams (and over what came before)."""
+
+  def __init__(self, cfg: config_lib.ModelConfig, *, rngs: nnx.Rngs):
+    self.und = Expert(cfg, rngs=rngs)
+    self.gen = Expert(cfg, rngs=rngs)
+    self.attend = attention.implementation(cfg.attention).attend
+
+  def __call__(self, x: Streams, rope: Streams, plan, past_k: jax.Array | None, past_v: jax.Array | None):
+    """x: streams of [B, T, D]. past_k, past_v: [B, S, K, H] or None. Returns (x, k, v), k and v of the new tokens."""
+    # An empty stream (decoding text has no gen tokens) costs nothing: its expert is not traced.
+    present = [
+      (expert, s, angles)
+      for expert, s, angles in ((self.und, x.und, rope.und), (self.gen, x.gen, rope.gen))
+      if s.shape[1]
+    ]
+    projections = [expert.qkv(s, *angles) for expert, s, angles in present]
+    q, k, v = (jnp.concatenate(parts, axis=1) for parts in zip(*projections, strict=True))
+    keys, values = ((k,), (v,)) if past_k is None else ((past_k, k), (past_v, v))
+    with jax.named_scope('attention'):
+      attended = self.attend(q, keys, values, plan)
+    u = x.und.shape[1]
+    und = self.und.finish(x.und, attended[:, :u]) if u else x.und
+    gen = self.gen.finish(x.gen, attended[:, u:]) if x.gen.shape[1] else x.gen
+    return Streams(und, gen), k, v
+
+
+class Trunk(nnx.Module):
+  """All layers, stacked along a leading axis and scanned, and a final norm for each stream."""
+
+  def __init__(self, cfg: config_lib.ModelConfig, *, rngs: nnx.Rngs):
+    @nnx.split_rngs(splits=cfg.depth)
+    @nnx.vmap
+    def stack(rngs):
+      return Layer(cfg, rngs=rngs)
+
+    self.layers = stack(rngs)
+    self.und_norm = layers.RMSNorm(cfg.width, eps=cfg.norm_eps)
+    self.gen_norm = layers.RMSNorm(cfg.width, eps=cfg.norm_eps)
+    self.cfg = cfg
+
+  def forward(self, x: Streams, und: packed.Tokens, gen: packed.Tokens) -> Streams:
+    """Training: tokens see one another as their metadata says. Returns the normed hidden states, [B, T, D] each."""
+    x, _ = self._run(x, und, gen, past=None, keep=False)
+    return x
+
+  def extend(
+    self, x: Streams, und: packed.Tokens, gen: packed.Tokens, past: attention.Past
+  ) -> tuple[Streams, tuple[jax.Array, jax.Array]]:
+    """Inference: new tokens see the past and one another. Returns hidden states and (k, v): [L, B, U + G, K, H]."""
+    return self._run(x, und, gen, past=past, keep=True)
+
+  def _run(self, x: Streams, und: packed.Tokens, gen: packed.Tokens, *, past: attention.Past | None, keep: bool):
+    cfg = self.cfg
+    rope = Streams(*(layers.rope_angles(t.position, cfg.head_dim, cfg.rope_theta) for t in (und, gen)))
+    query = packed.Tokens(*(jnp.concatenate(pair, axis=1) for pair in zip(und, gen, strict=True)))
+    key = query
+    if past is not None:
+      key = packed.Tokens(*(jnp.concatenate(pair, axis=1) for pair in zip(past.tokens, query, strict=True)))
+    plan = attention.implementation(cfg.attention).prepare(query, key)
+    graphdef, weights = nnx.split(self.layers)
+
+    def body(x, scanned):
+      weights, past_k, past_v = scanned
+      x, k, v = nnx.merge(graphdef, weights)(x, rope, plan, past_k, past_v)
+      return x, (k, v) if keep else None
+
+    if cfg.remat != 'none':
+      body = jax.checkpoint(body, policy=REMAT_POLICIES[cfg.remat])
+    scanned = (weights, past.k, past.v) if past is not None else (weights, None, None)
+    x, kv = jax.lax.scan(body, x, scanned, unroll=1 if cfg.scan_layers else cfg.depth)
+    return Streams(self.und_norm(x.und), self.gen_norm(x.gen)), kv
