@@ -1,0 +1,320 @@
+r"""A trajectory as one row of tokens: spans, positions, reach, labels, weights (design, "The sequence").
+
+    prompt | plan | noised .. clean ViT | inspection | [corrected plan |] [noised .. clean ViT |] plan | ...
+
+The layout of a direct trajectory without prompt words, pictures of 2x2 latent patches, no ViT, one noised copy
+(`^` noised copy, `n` order, `r` reach, `p` position, `s` span):
+
+>>> import numpy as np
+>>> from pdgen.core import config, trajectory
+>>> from pdgen.data import tokenizer
+>>> model = config.ModelConfig(image_size=16, codec=config.CodecConfig(patch=8))
+>>> picture = np.zeros([16, 16, 3], np.uint8)
+>>> direct = trajectory.Trajectory(prompt='', steps=(trajectory.Step(draft=picture),))
+>>> words = tokenizer.load('shapes')
+>>> never = config.SequenceConfig(drop_text=0.0)
+>>> row = build(direct, tokenizer=words, model=model, sequence=never, rng=np.random.default_rng(0))
+>>> print(describe(row, words))
+n   r   p  s  token              learns
+0   0   0  0  <|im_start|>
+1   1   1  0  <|im_end|>
+2   2   2  1  <|vision_start|>^
+3   3   2  1  patch 0^           flow 1
+4   4   2  1  patch 1^           flow 1
+5   5   2  1  patch 2^           flow 1
+6   6   2  1  patch 3^           flow 1
+7   7   2  1  <|vision_end|>^
+8   8   2  2  <|vision_start|>
+9   9   2  2  patch 0
+10  10  2  2  patch 1
+11  11  2  2  patch 2
+12  12  2  2  patch 3
+13  13  2  2  <|vision_end|>     <|endoftext|> 1
+
+With `drop_text=1.0` the noised copy reaches nothing (r = -1) and stands at position 0, as if it came first.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from pdgen.core import config as config_lib
+from pdgen.core import packed
+from pdgen.core import trajectory as trajectory_lib
+from pdgen.data import tokenizer as tokenizer_lib
+
+_LATENT, _VIT = 'latent', 'vit'
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Text:
+  """A text span. weight: of its tokens; verdict: of an inspection's first sentence and of its `<refine>`."""
+
+  ids: list[int]
+  learned: bool
+  weight: float = 0.0
+  verdict: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Picture:
+  """A picture. target: it is painted, so that training adds noised copies; end_weight: of its last `vision_end`."""
+
+  pixels: np.ndarray
+  target: bool
+  end_weight: float
+
+
+def build(
+  trajectory: trajectory_lib.Trajectory,
+  *,
+  tokenizer: tokenizer_lib.Tokenizer,
+  model: config_lib.ModelConfig,
+  sequence: config_lib.SequenceConfig,
+  rng: np.random.Generator | None,
+) -> packed.PackedBatch:
+  """One sample, unpadded, without the batch axis: und int32[U], gen int32[G], pictures uint8[P, H, W, 3]; segment 1.
+
+  rng: draws the condition dropout. None: an inference prefix, without noised copies and without dropout.
+
+  Supervision. A text the model wrote predicts its tokens and its `im_end` (plan_weight, inspection_weight; the first
+  sentence of an inspection and its `<refine>` tag verdict_weight), then what follows it (boundary_weight): paint or
+  write again. The last kept copy of a picture predicts at its `vision_end` whether the work goes on or is finished:
+  on a draft that is a verdict, so that its weight is max(boundary_weight, verdict_weight). Nothing is learned on the
+  prompt, on what the config excludes as rejected, where the successor is unknown (a partial trajectory), or after a
+  picture that keeps no copy.
+
+  A trajectory is direct when its first step has no plan: `Trajectory(prompt=.., steps=(Step(),), stop=None)` is the
+  prefix of a direct painting, `steps=()` that of a process.
+
+  Raises: ValueError for a picture whose size is not the model's, or a step whose parts are out of order.
+  """
+  blocks = _blocks(trajectory, tokenizer, sequence)
+  finished = trajectory.stop == trajectory_lib.FINISHED
+  layout = _Layout(tokenizer.specials, model)
+  # Always two draws, so that a change of one probability changes nothing else.
+  luck_clean, luck_vit = (1.0, 1.0) if rng is None else rng.random(2)
+  keep_clean = luck_clean >= sequence.drop_clean
+  keep_vit = model.vit is not None and luck_vit >= sequence.drop_vit
+  pictures: list[np.ndarray] = []
+  for i, block in enumerate(blocks):
+    successor = _successor(blocks, i, tokenizer.specials, finished=finished)
+    if isinstance(block, _Text):
+      # A text after a picture that left no copy would be written unseen.
+      learned = block.learned and (keep_clean or keep_vit or not pictures)
+      layout.text(block, sequence, tokenizer, successor=successor, learned=learned)
+      continue
+    _check_picture(block.pixels, model, trajectory)
+    copies = sequence.noised_copies if block.target and rng is not None else 0
+    blind = rng.random(copies) < sequence.drop_text if copies else ()
+    layout.picture(len(pictures), block, blind=blind, keep_clean=keep_clean, keep_vit=keep_vit, successor=successor)
+    pictures.append(block.pixels)
+  size = model.image_size
+  pixels = np.stack(pictures) if pictures else np.zeros([0, size, size, 3], np.uint8)
+  return layout.row(pixels)
+
+
+def describe(row: packed.PackedBatch, tokenizer: tokenizer_lib.Tokenizer) -> str:
+  """A table of a row's tokens in interleaved order, one line each; see the module's example."""
+  lines = [('n', 'r', 'p', 's', 'token', 'learns')]
+  order = np.concatenate([row.und.tokens.order, row.gen.tokens.order])
+  for i in np.argsort(order, kind='stable'):
+    stream, j = (row.und, i) if i < len(row.und.label) else (row.gen, i - len(row.und.label))
+    meta = packed.Tokens(*(int(field[j]) for field in stream.tokens))
+    if stream is row.gen:
+      token, learns = f'patch {stream.patch[j]}', f'flow {stream.weight[j]:g}' if stream.weight[j] else ''
+    else:
+      seen = stream.picture[j] >= 0
+      token = f'ViT {stream.patch[j]}' if seen else repr(tokenizer.decode([stream.token_id[j]]))[1:-1]
+      label = repr(tokenizer.decode([stream.label[j]]))[1:-1]
+      learns = f'{label} {stream.weight[j]:.3g}' if stream.weight[j] else ''
+    noised = '^' if meta.noised else ''
+    lines.append((str(meta.order), str(meta.reach), str(meta.position), str(meta.span), token + noised, learns))
+  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+  return '\n'.join('  '.join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+
+def _blocks(
+  trajectory: trajectory_lib.Trajectory, tokenizer: tokenizer_lib.Tokenizer, cfg: config_lib.SequenceConfig
+) -> list[_Text | _Picture]:
+  """Texts and pictures in the order of the sequence, with what each of them teaches."""
+  steps = trajectory.steps
+  direct = bool(steps) and steps[0].plan is None
+  opening = cfg.direct_opening if direct else cfg.opening
+  blocks: list[_Text | _Picture] = [_Text(ids=tokenizer.encode(opening + trajectory.prompt), learned=False)]
+  verdict_end = max(cfg.boundary_weight, cfg.verdict_weight)
+  for number, step in enumerate(steps):
+    _check_step(trajectory, number)
+    if step.plan is not None:
+      learned = cfg.learn_rejected_plans or not step.plan_rejected
+      blocks.append(_Text(ids=tokenizer.encode_written(step.plan), learned=learned, weight=cfg.plan_weight))
+    if step.draft is not None:
+      target = step.draft_is_target and (cfg.learn_rejected_drafts or not step.rejected)
+      blocks.append(_Picture(pixels=step.draft, target=target, end_weight=verdict_end))
+    if step.inspection is not None:
+      ids = tokenizer.encode_written(step.inspection)
+      blocks.append(_Text(ids=ids, learned=True, weight=cfg.inspection_weight, verdict=cfg.verdict_weight))
+    if step.corrected_plan is not None:
+      blocks.append(_Text(ids=tokenizer.encode_written(step.corrected_plan), learned=True, weight=cfg.plan_weight))
+    if step.refined is not None:
+      blocks.append(_Picture(pixels=step.refined, target=True, end_weight=cfg.boundary_weight))
+  return blocks
+
+
+def _check_step(trajectory: trajectory_lib.Trajectory, number: int):
+  step = trajectory.steps[number]
+  where = f'Step {number} of the trajectory of {trajectory.prompt!r}'
+  if step.draft is None:
+    if number + 1 < len(trajectory.steps):
+      raise ValueError(f'{where} has no draft. Only the last step of a partial trajectory may lack one.')
+    if step.inspection is not None or step.refined is not None:
+      raise ValueError(f'{where} has an inspection or a refined picture, but no draft that it could be about.')
+  if step.inspection is None and (step.refined is not None or step.corrected_plan is not None):
+    raise ValueError(f'{where} has a corrected plan or a refined picture, but no inspection that asks for it.')
+
+
+def _check_picture(pixels: np.ndarray, model: config_lib.ModelConfig, trajectory: trajectory_lib.Trajectory):
+  want = (model.image_size, model.image_size, 3)
+  if pixels.shape != want or pixels.dtype != np.uint8:
+    raise ValueError(
+      f'A picture of the trajectory of {trajectory.prompt!r} is {pixels.dtype}{list(pixels.shape)}; the model paints '
+      f'uint8{list(want)}. Resize it or set config.model.image_size.'
+    )
+
+
+def _successor(blocks: list[_Text | _Picture], i: int, specials: config_lib.Specials, *, finished: bool) -> int | None:
+  """Id that comes after block i, or None where that is unknown."""
+  if i + 1 < len(blocks):
+    return specials.im_start if isinstance(blocks[i + 1], _Text) else specials.vision_start
+  return specials.endoftext if finished and isinstance(blocks[i], _Picture) else None
+
+
+class _Layout:
+  """Appends spans as runs of tokens that share their metadata, then expands the runs to arrays at once."""
+
+  def __init__(self, specials: config_lib.Specials, model: config_lib.ModelConfig):
+    self._specials = specials
+    self._latents = model.latent_tokens
+    self._vit = model.vit_tokens
+    self._has_vit = model.vit is not None
+    self._order = 0  # Next order.
+    self._position = 0  # The counter of RoPE positions.
+    self._spans = 0
+    self._copies = 0
+    self._before = (-1, 0)  # Last order and counter right after the last picture: what a text-blind copy knows.
+    # A run: length, is_gen, span, noised, position, step of position, reach (None: own order), picture, copy.
+    self._runs: list[tuple] = []
+    self._token_id: list[int] = []
+    self._label: list[int] = []
+    self._weight: list[float] = []
+
+  def text(
+    self,
+    block: _Text,
+    cfg: config_lib.SequenceConfig,
+    tokenizer: tokenizer_lib.Tokenizer,
+    *,
+    successor: int | None,
+    learned: bool,
+  ):
+    """`<|im_start|> ids <|im_end|>`, causal, one position a token."""
+    ids, end = block.ids, self._specials.im_end
+    length = len(ids) + 2
+    weights = [0.0] * length
+    if learned:
+      # (BAGEL) 1 / sqrt(supervised tokens) on the text itself, never on the boundary label.
+      scale = (length - 1) ** -0.5 if cfg.length_weighting else 1.0
+      weights[:-1] = [block.weight * scale] * (length - 1)
+      if block.verdict is not None:
+        first = _first_sentence(ids, tokenizer)
+        weights[:first] = [block.verdict * scale] * first
+        for i, token_id in enumerate(ids):
+          if token_id == self._specials.refine:
+            weights[i] = block.verdict * scale
+      weights[-1] = cfg.boundary_weight if successor is not None else 0.0
+    self._run(length, position=self._position, position_step=1)
+    self._und([self._specials.im_start, *ids, end], [*ids, end, successor or 0], weights)
+    self._position += length
+
+  def picture(self, picture: int, block: _Picture, *, blind, keep_clean: bool, keep_vit: bool, successor: int | None):
+    """Noised copies, then the clean and the ViT copy, which advance the position even where they are dropped."""
+    for is_blind in blind:
+      self._copies += 1
+      reach, position = self._before if is_blind else (None, self._position)
+      self._copy(picture, _LATENT, position=position, reach=reach, copy=self._copies)
+    if keep_clean:
+      self._copy(picture, _LATENT, position=self._position, label=None if keep_vit else successor, block=block)
+    self._position += 1
+    if keep_vit:
+      self._copy(picture, _VIT, position=self._position, label=successor, block=block)
+    self._position += int(self._has_vit)
+    self._before = (self._order - 1, self._position)
+
+  def _copy(self, picture, kind, *, position, reach=None, copy=0, label=None, block=None):
+    """`<|vision_start|> tokens <|vision_end|>`, one span at one position."""
+    self._spans += 1
+    shared = dict(span=self._spans, noised=int(copy > 0), position=position, reach=reach)
+    self._run(1, **shared)
+    self._und([self._specials.vision_start], [0], [0.0])
+    length = self._latents if kind == _LATENT else self._vit
+    self._run(length, is_gen=kind == _LATENT, picture=picture, copy=copy, **shared)
+    if kind == _VIT:
+      self._und([0] * length, [0] * length, [0.0] * length)
+    self._run(1, **shared)
+    self._und([self._specials.vision_end], [label or 0], [0.0 if label is None else block.end_weight])
+
+  def _run(self, length, *, position, position_step=0, is_gen=False, span=0, noised=0, reach=None, picture=-1, copy=0):
+    follows = reach is None
+    self._runs.append(
+      (length, is_gen, span, noised, position, position_step, follows, -1 if follows else reach, picture, copy)
+    )
+    self._order += length
+
+  def _und(self, token_id: list[int], label: list[int], weight: list[float]):
+    self._token_id += token_id
+    self._label += label
+    self._weight += weight
+
+  def row(self, pictures: np.ndarray) -> packed.PackedBatch:
+    """The arrays of both streams."""
+    runs = np.array(self._runs, np.int32)
+    length = runs[:, 0]
+    order = np.arange(self._order, dtype=np.int32)
+    within = order - np.repeat(np.cumsum(length, dtype=np.int32) - length, length)
+    _, gen, span, noised, position, step, follows, reach, picture, copy = np.repeat(runs, length, axis=0).T
+    tokens = packed.Tokens(
+      segment=np.ones(self._order, np.int32),
+      order=order,
+      reach=np.where(follows, order, reach),
+      span=span,
+      noised=noised,
+      position=position + step * within,
+    )
+    patch = np.where(picture >= 0, within, 0)
+    of_gen, of_und = np.flatnonzero(gen), np.flatnonzero(gen == 0)
+    return packed.PackedBatch(
+      und=packed.UndStream(
+        tokens=packed.Tokens(*(field[of_und] for field in tokens)),
+        token_id=np.array(self._token_id, np.int32),
+        label=np.array(self._label, np.int32),
+        weight=np.array(self._weight, np.float32),
+        picture=picture[of_und],
+        patch=patch[of_und],
+      ),
+      gen=packed.GenStream(
+        tokens=packed.Tokens(*(field[of_gen] for field in tokens)),
+        picture=picture[of_gen],
+        patch=patch[of_gen],
+        copy=copy[of_gen],
+        weight=(copy[of_gen] > 0).astype(np.float32),
+      ),
+      pictures=pictures,
+    )
+
+
+def _first_sentence(ids: list[int], tokenizer: tokenizer_lib.Tokenizer) -> int:
+  """Tokens of the first sentence: through the first full stop or exclamation mark, else all with the `im_end`."""
+  for i, token_id in enumerate(ids):
+    if token_id in tokenizer.sentence_ends:
+      return i + 1
+  return len(ids) + 1
