@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from pdgen.core import masks, packed
+from pdgen.models import blockwise
 
 
 class Past(NamedTuple):
@@ -58,11 +59,12 @@ def _attend_reference(
   for v in values:
     out = out + jnp.einsum('BKGTS,BSKH->BTKGH', weights[..., start : start + v.shape[1]], v)
     start += v.shape[1]
-  return out.reshape(b, t, n, h)
+  return out.reshape(b, t, n, -1)
 
 
 IMPLEMENTATIONS: dict[str, Implementation] = {
   'reference': Implementation(_prepare_reference, _attend_reference),
+  'blockwise': Implementation(blockwise.prepare, blockwise.attend),
 }
 
 

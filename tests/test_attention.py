@@ -1,0 +1,96 @@
+"""Every attention implementation against the reference, forward and backward, on packed rows with pictures."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pdgen.core import masks, packed
+from pdgen.models import attention
+
+# float32 sums in another order: a few units in the last place of values near 1.
+TOLERANCE = 2e-5
+
+
+def _packed_tokens(rng: np.random.Generator, rows: int, und: int, gen: int) -> packed.Tokens:
+  """Random rows of several samples, each text and picture copies, und tokens first, as the trunk concatenates them."""
+  streams = {name: np.zeros((rows, size, 6), np.int32) for name, size in (('und', und), ('gen', gen))}
+  for row in range(rows):
+    used, segment = {'und': 0, 'gen': 0}, 0
+    while True:
+      sample, order, position, span = [], 0, 0, 0
+      for _ in range(rng.integers(1, 4)):
+        for _ in range(rng.integers(3, 20)):
+          sample.append(('und', order, order, 0, 0, position))
+          order, position = order + 1, position + 1
+        before = order - 1
+        for noised in (1, 1, 0):
+          span += 1
+          blind = noised and rng.random() < 0.5
+          for stream in ['und'] + ['gen'] * 9 + ['und']:
+            reach = int(before - rng.integers(0, 3)) if blind else order
+            sample.append((stream, order, reach, span, noised, position))
+            order += 1
+          position += 1 - noised
+      counts = {name: sum(t[0] == name for t in sample) for name in used}
+      if any(used[name] + counts[name] > streams[name].shape[1] for name in used):
+        break
+      segment += 1
+      for name, *fields in sample:
+        streams[name][row, used[name]] = (segment, *fields)
+        used[name] += 1
+  both = np.concatenate([streams['und'], streams['gen']], axis=1)
+  return packed.Tokens(*(both[..., i] for i in range(6)))
+
+
+@pytest.mark.parametrize('name', sorted(set(attention.IMPLEMENTATIONS) - {'reference'}))
+@pytest.mark.parametrize('sizes', [(300, 260), (64, 64)])
+def test_equals_the_reference_forward_and_backward(name, sizes):
+  rng = np.random.default_rng(0)
+  tokens = _packed_tokens(rng, 2, *sizes)
+  length = sum(sizes)
+  q, k, v, cotangent = (jnp.asarray(rng.normal(size=(2, length, heads, 16)), jnp.float32) for heads in (4, 2, 2, 4))
+  seen = np.asarray(tokens.segment > 0)[..., None, None]
+
+  def run(implementation, q, k, v):
+    plan = implementation.prepare(tokens, tokens)
+    return jnp.where(seen, implementation.attend(q, (k,), (v,), plan), 0.0)
+
+  out, grads = {}, {}
+  for which in ('reference', name):
+    f = jax.jit(lambda q, k, v, which=which: run(attention.implementation(which), q, k, v))
+    out[which] = f(q, k, v)
+    grads[which] = jax.grad(lambda *a, f=f: jnp.sum(f(*a) * cotangent), argnums=(0, 1, 2))(q, k, v)
+  np.testing.assert_allclose(out[name], out['reference'], atol=TOLERANCE)
+  for got, want in zip(grads[name], grads['reference'], strict=True):
+    np.testing.assert_allclose(got, want, atol=TOLERANCE * 10)
+
+
+def test_reference_follows_the_mask_token_by_token():
+  rng = np.random.default_rng(1)
+  tokens = _packed_tokens(rng, 1, 64, 64)
+  reference = attention.implementation('reference')
+  q, k = (jnp.asarray(rng.normal(size=(1, 128, 1, 8)), jnp.float32) for _ in range(2))
+  values = jnp.eye(128)[None, :, None, :]
+  weights = np.asarray(reference.attend(q, (k,), (values,), reference.prepare(tokens, tokens)))[0, :, 0]
+  visible = np.asarray(masks.visible(tokens, tokens))[0]
+  real = tokens.segment[0] > 0
+  assert np.all((weights[real] > 0) == visible[real])
+  np.testing.assert_allclose(weights[real].sum(-1), 1.0, rtol=1e-6)
+
+
+def test_blockwise_never_builds_the_whole_matrix():
+  tokens = _packed_tokens(np.random.default_rng(2), 1, 1024, 1024)
+  q, k = (jnp.zeros((1, 2048, heads, 8)) for heads in (2, 1))
+  blockwise = attention.implementation('blockwise')
+
+  def loss(q, k):
+    return jnp.sum(blockwise.attend(q, (k,), (k,), blockwise.prepare(tokens, tokens)))
+
+  compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(q, k).compile()
+  assert compiled.memory_analysis().temp_size_in_bytes < 2048 * 2048 * 4
+
+
+def test_an_unknown_name_lists_the_known_ones():
+  with pytest.raises(ValueError, match='blockwise'):
+    attention.implementation('flash')
