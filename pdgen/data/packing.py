@@ -1,0 +1,211 @@
+"""Samples of unequal length into rows of two budgets, und tokens and gen tokens (design, "The packed batch").
+
+A row is filled from a pool of waiting samples: the oldest one, so that none waits for ever, and with it the set that
+leaves the least of both budgets unused. First-fit and best-fit, which see one sample at a time, stay far below 95 %
+when a row holds a handful of samples and has two lengths to meet.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import grain
+import numpy as np
+
+from pdgen.core import packed
+
+_BEAM = 256  # Partial sets kept while a row is searched.
+_GOOD_ENOUGH = 0.01  # Share of a budget that may stay unused without searching on.
+
+
+class Budgets(NamedTuple):
+  """What a row holds. Names as in `core.config.DataConfig`."""
+
+  und_tokens: int
+  gen_tokens: int
+  pictures: int
+
+
+class Sample(NamedTuple):
+  """One sequence to pack. name: what an error calls it. row: as `data.sequence.build` makes it, without batch axis."""
+
+  name: str
+  row: packed.PackedBatch
+
+
+def lengths(row: packed.PackedBatch) -> Budgets:
+  """What a row or a sample takes of each budget, padding included."""
+  return Budgets(len(row.und.label), len(row.gen.patch), len(row.pictures))
+
+
+def choose(sizes: np.ndarray, budgets: Budgets) -> list[int]:
+  """Indices of the samples that make the next row, ascending. sizes: int[N, 3] in the order of waiting.
+
+  The first is always taken; with it the set, found by beam search, with the least unused of the two token budgets
+  (sum of squared shares). Deterministic.
+
+  >>> choose(np.array([[50, 40, 1], [60, 10, 1], [50, 70, 1], [45, 55, 1]]), Budgets(100, 100, 9))
+  [0, 3]
+  """
+  budget = np.asarray(budgets)
+  members = np.zeros([1, 1], np.int64)
+  used = np.asarray(sizes[:1])
+  best, least = [0], _unused(used, budget)[0]
+  while least > 2 * _GOOD_ENOUGH**2:
+    # Ascending members: every set is met once.
+    fits = (used[:, None] + sizes[None] <= budget).all(-1) & (np.arange(len(sizes)) > members[:, -1:])
+    old, new = np.nonzero(fits)
+    if not len(old):
+      break
+    used = used[old] + sizes[new]
+    members = np.concatenate([members[old], new[:, None]], axis=1)
+    unused = _unused(used, budget)
+    if unused.min() < least:
+      best, least = members[unused.argmin()].tolist(), unused.min()
+    if len(used) > _BEAM:
+      # Partial sets whose two shares are alike are the ones that average samples can complete.
+      skew = np.abs(used[:, 0] / budget[0] - used[:, 1] / budget[1])
+      kept = np.argpartition(skew, _BEAM)[:_BEAM]
+      used, members = used[kept], members[kept]
+  return best
+
+
+def _unused(used: np.ndarray, budget: np.ndarray) -> np.ndarray:
+  return np.sum((1 - used[:, :2] / budget[:2]) ** 2, axis=-1)
+
+
+def join(samples: Sequence[packed.PackedBatch], budgets: Budgets) -> packed.PackedBatch:
+  """One row of the samples in turn, padded to the budgets; no batch axis.
+
+  Segments, pictures and noised copies are numbered through the row; padding has segment 0 and picture -1 (und) or
+  0 (gen). Raises: ValueError when they do not fit.
+
+  Args:
+    samples: at least one, each unpadded with segment 1.
+  """
+  total = Budgets(*np.sum([lengths(s) for s in samples], axis=0).tolist())
+  if any(t > b for t, b in zip(total, budgets, strict=True)):
+    raise ValueError(f'{len(samples)} samples of together {total} do not fit a row of {budgets}.')
+  first_picture = np.cumsum([0, *(len(s.pictures) for s in samples)])
+  first_copy = np.cumsum([0, *(int(s.gen.copy.max(initial=0)) for s in samples)])
+
+  def numbered(number: int, sample: packed.PackedBatch) -> packed.PackedBatch:
+    def stream(old):
+      fields = dict(
+        tokens=old.tokens._replace(segment=np.full_like(old.tokens.segment, number + 1)),
+        picture=np.where(old.picture >= 0, old.picture + first_picture[number], -1).astype(np.int32),
+      )
+      if isinstance(old, packed.GenStream):
+        fields['copy'] = np.where(old.copy > 0, old.copy + first_copy[number], 0).astype(np.int32)
+      return old._replace(**fields)
+
+    return sample._replace(und=stream(sample.und), gen=stream(sample.gen))
+
+  parts = [numbered(i, sample) for i, sample in enumerate(samples)]
+
+  def padded(arrays: Sequence[np.ndarray], length: int, value: int = 0) -> np.ndarray:
+    out = np.full([length, *arrays[0].shape[1:]], value, arrays[0].dtype)
+    np.concatenate(arrays, out=out[: sum(map(len, arrays))])
+    return out
+
+  def tokens(parts: Sequence[packed.Tokens], length: int) -> packed.Tokens:
+    return packed.Tokens(*(padded(field, length) for field in zip(*parts, strict=True)))
+
+  und, gen = [p.und for p in parts], [p.gen for p in parts]
+  return packed.PackedBatch(
+    und=packed.UndStream(
+      tokens=tokens([s.tokens for s in und], budgets.und_tokens),
+      token_id=padded([s.token_id for s in und], budgets.und_tokens),
+      label=padded([s.label for s in und], budgets.und_tokens),
+      weight=padded([s.weight for s in und], budgets.und_tokens),
+      picture=padded([s.picture for s in und], budgets.und_tokens, -1),
+      patch=padded([s.patch for s in und], budgets.und_tokens),
+    ),
+    gen=packed.GenStream(
+      tokens=tokens([s.tokens for s in gen], budgets.gen_tokens),
+      picture=padded([s.picture for s in gen], budgets.gen_tokens),
+      patch=padded([s.patch for s in gen], budgets.gen_tokens),
+      copy=padded([s.copy for s in gen], budgets.gen_tokens),
+      weight=padded([s.weight for s in gen], budgets.gen_tokens),
+    ),
+    pictures=padded([s.pictures for s in samples], budgets.pictures),
+  )
+
+
+class PackIterDataset(grain.IterDataset):
+  """Rows packed from a random-access dataset of `Sample`.
+
+  The state of its iterator is the place in the parent and the places of the samples that wait, so that resuming makes
+  those samples again and goes on exactly.
+  """
+
+  def __init__(self, parent: grain.MapDataset, *, budgets: Budgets, bins: int):
+    """bins: rows' worth of tokens that wait in the pool."""
+    super().__init__(parent)
+    if min(budgets) < 1 or bins < 1:
+      raise ValueError(f'{budgets=} and {bins=} must be at least 1.')
+    self._budgets = budgets
+    self._bins = bins
+
+  def set_slice(self, part: slice, sequential_slice: bool = False):
+    """Called by grain in a worker process, which then packs every so-many-th sample."""
+    if sequential_slice:
+      raise ValueError('The parent has no end, so that it has no sequential slices. Use sequential_slice=False.')
+    self._parents = (self._parent.slice(part),)
+
+  def __iter__(self) -> grain.DatasetIterator:
+    return _PackIterator(self._parent, budgets=self._budgets, bins=self._bins)
+
+
+class _PackIterator(grain.DatasetIterator):
+  """See PackIterDataset. Takes samples from the parent by place, in order."""
+
+  def __init__(self, source: grain.MapDataset, *, budgets: Budgets, bins: int):
+    super().__init__()
+    self._source = source
+    self._budgets = budgets
+    self._bins = bins
+    self.set_state({'next': 0, 'waiting': []})
+
+  def get_state(self) -> dict[str, Any]:
+    return {'next': self._next, 'waiting': [*(place for place, _ in self._pool), *self._to_load]}
+
+  def set_state(self, state: dict[str, Any]):
+    self._next = int(state['next'])
+    self._to_load = [int(place) for place in state['waiting']]
+    self._pool: list[tuple[int, packed.PackedBatch]] = []
+    self._worth = 0.0  # Rows that the pool would fill, were they perfectly full.
+
+  def __next__(self) -> packed.PackedBatch:
+    for place in self._to_load:
+      self._take(place)
+    self._to_load = []
+    while self._worth < self._bins and self._next < len(self._source):
+      self._take(self._next)
+      self._next += 1
+    if not self._pool:
+      raise StopIteration
+    sizes = np.array([lengths(row) for _, row in self._pool])
+    chosen = choose(sizes, self._budgets)
+    rows = [self._pool[i][1] for i in chosen]
+    self._worth -= sum(self._share(row) for row in rows)
+    self._pool = [entry for i, entry in enumerate(self._pool) if i not in set(chosen)]
+    return join(rows, self._budgets)
+
+  def _take(self, place: int):
+    sample = self._source[place]
+    self._check(sample)
+    self._pool.append((place, sample.row))
+    self._worth += self._share(sample.row)
+
+  def _share(self, row: packed.PackedBatch) -> float:
+    und, gen, _ = lengths(row)
+    return (und / self._budgets.und_tokens + gen / self._budgets.gen_tokens) / 2
+
+  def _check(self, sample: Sample):
+    needs = lengths(sample.row)
+    for name, need, budget in zip(Budgets._fields, needs, self._budgets, strict=True):
+      if need > budget:
+        raise ValueError(
+          f'{sample.name} needs {needs.und_tokens} und tokens, {needs.gen_tokens} gen tokens and {needs.pictures} '
+          f'pictures, but a row holds {budget} ({name}). Raise config.data.{name} to at least {need}.'
+        )

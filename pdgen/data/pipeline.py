@@ -1,0 +1,167 @@
+"""From (seed, index) to packed batches: world -> sequence -> packing -> batch -> prefetch, all of it resumable.
+
+    python -m pdgen.data.pipeline --config=configs/shapes.py
+
+prints what a trajectory takes, how full the rows are and how fast they are made.
+
+A sample is a function of (config, sources, index) alone. State of the iterator: the place in the index and the places
+that wait in the packer; a run resumed from it sees exactly the batches that it would have seen.
+"""
+
+import dataclasses
+import functools
+import importlib
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import grain
+import numpy as np
+
+from pdgen.core import config as config_lib
+from pdgen.core import packed
+from pdgen.core import trajectory as trajectory_lib
+from pdgen.data import packing, sequence
+from pdgen.data import tokenizer as tokenizer_lib
+
+_ENDLESS = 2**48  # Trajectories made on the fly have no end; grain wants a length.
+
+
+class Samples:
+  """The trajectory of an index, as a packable sample. Pickles to worker processes.
+
+  Attributes:
+    config: of the experiment; its seed and `data`.
+    sources: lists of self-sampled trajectories (`data.store`); together they take `data.self_share` of the samples.
+    world: module or object with `KINDS` and `trajectory(kind, *, seed, index)`; None: `pdgen.worlds.<data.world>`,
+      looked up by name, so that data needs no world to be imported.
+  """
+
+  def __init__(
+    self,
+    config: config_lib.Config,
+    *,
+    sources: Sequence[Sequence[trajectory_lib.Trajectory]] = (),
+    world: Any = None,
+  ):
+    self.config = config
+    self.sources = [source for source in sources if len(source)]
+    self._given_world = world
+    unknown = sorted({kind for kind, _ in config.data.mixture} - set(self.world.KINDS))
+    if unknown:
+      raise ValueError(f'config.data.mixture names {unknown[0]!r}. Known kinds: {list(self.world.KINDS)}')
+    shares = np.array([share for _, share in config.data.mixture], np.float64)
+    if not len(shares) or (shares < 0).any() or shares.sum() <= 0:
+      raise ValueError(f'{config.data.mixture=} must give shares of at least 0, one of them above.')
+    self._ceilings = np.cumsum(shares / shares.sum())
+
+  @functools.cached_property
+  def world(self) -> Any:
+    return self._given_world or importlib.import_module(f'pdgen.worlds.{self.config.data.world}')
+
+  @property
+  def tokenizer(self) -> tokenizer_lib.Tokenizer:
+    return tokenizer_lib.load(self.config.data.tokenizer)
+
+  def __getstate__(self) -> dict[str, Any]:
+    return {name: value for name, value in self.__dict__.items() if name != 'world'}
+
+  def __call__(self, index: int) -> packing.Sample:
+    """The sample at that place of the endless index."""
+    cfg = self.config
+    rng = np.random.default_rng((cfg.seed, int(index)))
+    luck_source, luck_kind = rng.random(2)
+    if self.sources and luck_source < cfg.data.self_share:
+      source = self.sources[int(rng.integers(len(self.sources)))]
+      number = int(rng.integers(len(source)))
+      trajectory, name = source[number], f'Self-sampled trajectory {number}'
+    else:
+      kind = cfg.data.mixture[
+        min(int(np.searchsorted(self._ceilings, luck_kind, side='right')), len(self._ceilings) - 1)
+      ][0]
+      trajectory = self.world.trajectory(kind, seed=cfg.seed, index=int(index))
+      name = f'Trajectory {kind!r} {index}'
+    row = sequence.build(trajectory, tokenizer=self.tokenizer, model=cfg.model, sequence=cfg.data.sequence, rng=rng)
+    return packing.Sample(name=f'{name} ({trajectory.prompt!r})', row=row)
+
+
+def dataset(
+  config: config_lib.Config,
+  *,
+  sources: Sequence[Sequence[trajectory_lib.Trajectory]] = (),
+  world: Any = None,
+  process_index: int = 0,
+  process_count: int = 1,
+) -> grain.IterDataset:
+  """The endless dataset of PackedBatch with `batch_size // process_count` rows, for one of the processes.
+
+  With `data.workers > 0` the caller must be a main module behind `if __name__ == '__main__'`. Another number of workers
+  or processes makes other (equally distributed) batches, and their states do not fit each other.
+
+  Raises: ValueError for a mixture, a batch size or a sample that does not fit, naming the config field.
+  """
+  data = config.data
+  if data.batch_size % process_count:
+    raise ValueError(f'{config.data.batch_size=} must be a multiple of {process_count=}.')
+  samples = grain.MapDataset.range(process_index, _ENDLESS, process_count).map(
+    Samples(config, sources=sources, world=world)
+  )
+  budgets = packing.Budgets(data.und_tokens, data.gen_tokens, data.pictures)
+  rows = packing.PackIterDataset(samples, budgets=budgets, bins=data.packing_bins)
+  ready = rows.batch(data.batch_size // process_count)
+  if data.workers:
+    ahead = max(1, data.prefetch // data.workers)
+    return ready.mp_prefetch(grain.MultiprocessingOptions(num_workers=data.workers, per_worker_buffer_size=ahead))
+  return grain.experimental.ThreadPrefetchIterDataset(ready, prefetch_buffer_size=data.prefetch)
+
+
+def batches(config: config_lib.Config, **options: Any) -> grain.DatasetIterator:
+  """Iterator over `dataset(config, **options)`: `next`, `get_state`, `set_state`, `start_prefetch`, `close`.
+
+  To change the sources in the middle of a run: `batches(config, sources=more)`, then `set_state(old.get_state())`.
+  """
+  return iter(dataset(config, **options))
+
+
+def report(config: config_lib.Config, *, batches: int = 50, **options: Any) -> dict[str, float]:
+  """Measures the data of a config: fill of both budgets, tokens a trajectory, speed on one thread."""
+  samples = Samples(config, **options)
+  sizes = np.array([packing.lengths(samples(i).row) for i in range(200)])
+  single = dataclasses.replace(config.data, workers=0, prefetch=0)
+  iterator = iter(dataset(dataclasses.replace(config, data=single), **options))
+  next(iterator)  # Fills the pool.
+  fills, trajectories, start = [], 0, time.perf_counter()
+  for _ in range(batches):
+    batch = next(iterator)
+    fills.append(packed.fill(batch))
+    trajectories += int(batch.und.tokens.segment.max(-1).sum())
+  seconds = time.perf_counter() - start
+  return {
+    'und tokens a trajectory': float(sizes[:, 0].mean()),
+    'gen tokens a trajectory': float(sizes[:, 1].mean()),
+    'pictures a trajectory': float(sizes[:, 2].mean()),
+    'most und tokens': float(sizes[:, 0].max()),
+    'most gen tokens': float(sizes[:, 1].max()),
+    'und budget used': float(np.mean([fill['und'] for fill in fills])),
+    'gen budget used': float(np.mean([fill['gen'] for fill in fills])),
+    'trajectories a row': trajectories / batches / config.data.batch_size,
+    'trajectories a second': trajectories / seconds,
+  }
+
+
+def main():
+  """Prints the report of a config file."""
+  from absl import app
+  from ml_collections import config_flags
+
+  flag = config_flags.DEFINE_config_file('config', None, 'File with get_config().')
+
+  def run(_):
+    for name, value in report(config_lib.from_config_dict(flag.value)).items():
+      print(f'{name:<26}{value:10.3f}')
+
+  app.run(run)
+
+
+if __name__ == '__main__':
+  main()
