@@ -43,7 +43,8 @@ def save(path: str | os.PathLike, trajectories: Iterable[trajectory_lib.Trajecto
 def load(path: str | os.PathLike) -> list[trajectory_lib.Trajectory]:
   """The saved list. Raises: ValueError for a damaged file, FileNotFoundError for none."""
   try:
-    with np.load(path, allow_pickle=False) as file:
+    # Opened here: numpy leaves a damaged file open.
+    with open(path, 'rb') as raw, np.load(raw, allow_pickle=False) as file:
       texts, pixels, digest = file['texts'], file['pixels'], file['digest']
   except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, ValueError, NotImplementedError) as error:
     raise ValueError(f'{path} is damaged or no file of trajectories ({error}). Make it again.') from error
