@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Every check of the project: lint, format, tests and doctests. Does its own set-up in .venv; runs from any directory.
+#
+#   bash launch/test.sh                     everything
+#   bash launch/test.sh tests/test_masks.py -k causal     arguments go to pytest
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+. launch/venv.sh
+venv '[test]'
+
+.venv/bin/ruff check .
+.venv/bin/ruff format --check .
+.venv/bin/python -m pytest "$@"

@@ -1,0 +1,27 @@
+"""pdgen: one model that plans, sketches, inspects and refines a picture in one sequence of text and vision tokens.
+
+    import pdgen
+    painter = pdgen.load('shapes')
+    result = pdgen.sample(painter, ['a photo of a red ring above a blue square'])
+    result.trajectories[0].final  # uint8[32, 32, 3]
+
+Importing pdgen imports nothing else: the three names below arrive, and JAX with them, when first used.
+"""
+
+import importlib
+from typing import Any
+
+__version__ = '0.1.0'
+__all__ = ['Painter', 'load', 'sample']
+
+
+def __getattr__(name: str) -> Any:
+  if name in ('Painter', 'load'):
+    return getattr(importlib.import_module('pdgen.painter'), name)
+  if name == 'sample':  # the module, which is callable: see there
+    return importlib.import_module('pdgen.sample')
+  raise AttributeError(f'module {__name__!r} has no attribute {name!r}. Public: {__all__}')
+
+
+def __dir__() -> list[str]:
+  return sorted([*globals(), *__all__])
