@@ -251,7 +251,7 @@ class SamplingConfig:
   Attributes:
     max_pictures: pictures a trajectory, drafts and refined ones together (paper: up to 5 steps).
     max_text_tokens: tokens of one text; the grammar closes what is open when it is reached.
-    max_tokens: cache slots a trajectory: prompt, texts and picture copies.
+    max_tokens: tokens a trajectory may add to its prompt (texts and picture copies): the size of its cache.
     flow_steps: Euler steps a picture.
     grammar: hold texts to the format of plans and inspections; False lets the model write what it likes.
     renorm: `none`, or BAGEL's `global`, `channel`, `text_channel`.

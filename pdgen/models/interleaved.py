@@ -53,7 +53,7 @@ class Interleaved(nnx.Module):
   def embed_und(self, und: packed.UndStream, pictures: jax.Array) -> jax.Array:
     """Input vectors of the und stream: [B, U, D]. Boundary tokens get neither time nor patch position (BAGEL)."""
     x = self.embed(und.token_id)
-    if self.vit is None:
+    if self.vit is None or not pictures.shape[1]:
       return x
     patches = latents.patchify(latents.to_pixels(pictures), self.cfg.vit.patch)
     b, p, q, c = patches.shape
