@@ -82,6 +82,14 @@ def test_rows_have_the_budgets_shape_and_inert_padding():
     assert not row.gen.copy[row.gen.tokens.segment == 0].any()
 
 
+def test_noised_copies_and_pictures_are_numbered_through_the_row():
+  for row in _dataset(20):
+    copies = row.gen.copy[row.gen.copy > 0]
+    np.testing.assert_array_equal(copies, np.repeat(np.arange(1, copies.max() + 1), MODEL.latent_tokens))
+    real = row.gen.picture[row.gen.tokens.segment > 0]
+    assert set(np.diff(real)) <= {0, 1} and real[0] == 0
+
+
 def test_packed_samples_see_what_they_see_alone():
   samples = [_sample(seed).row for seed in range(3)]
   row = packing.join(samples, packing.Budgets(300, 200, 12))

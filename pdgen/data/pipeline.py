@@ -17,6 +17,7 @@ from typing import Any
 
 import grain
 import numpy as np
+from absl import flags
 
 from pdgen.core import config as config_lib
 from pdgen.core import packed
@@ -110,6 +111,8 @@ def dataset(
   rows = packing.PackIterDataset(samples, budgets=budgets, bins=data.packing_bins)
   ready = rows.batch(data.batch_size // process_count)
   if data.workers:
+    if not flags.FLAGS.is_parsed():
+      flags.FLAGS.mark_as_parsed()  # Grain reads its flags, which outside of absl.app.run nobody has parsed.
     ahead = max(1, data.prefetch // data.workers)
     return ready.mp_prefetch(grain.MultiprocessingOptions(num_workers=data.workers, per_worker_buffer_size=ahead))
   return grain.experimental.ThreadPrefetchIterDataset(ready, prefetch_buffer_size=data.prefetch)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import pathlib
@@ -42,11 +43,11 @@ def save(path: str | os.PathLike, trajectories: Iterable[trajectory_lib.Trajecto
 
 def load(path: str | os.PathLike) -> list[trajectory_lib.Trajectory]:
   """The saved list. Raises: ValueError for a damaged file, FileNotFoundError for none."""
+  content = pathlib.Path(path).read_bytes()
   try:
-    # Opened here: numpy leaves a damaged file open.
-    with open(path, 'rb') as raw, np.load(raw, allow_pickle=False) as file:
+    with np.load(io.BytesIO(content), allow_pickle=False) as file:
       texts, pixels, digest = file['texts'], file['pixels'], file['digest']
-  except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, ValueError, NotImplementedError) as error:
+  except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, OSError, ValueError, RuntimeError) as error:
     raise ValueError(f'{path} is damaged or no file of trajectories ({error}). Make it again.') from error
   if not np.array_equal(_digest(texts, pixels), digest):
     raise ValueError(f'{path} is damaged: its content does not match its digest. Make it again.')

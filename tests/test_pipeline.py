@@ -1,0 +1,204 @@
+"""The data of a run: deterministic, shared out over processes and workers, resumed exactly, rows nearly full."""
+
+import collections
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from pdgen.core import config as config_lib
+from pdgen.core import packed
+from pdgen.core import trajectory as trajectory_lib
+from pdgen.data import pipeline, store
+from pdgen.data import tokenizer as tokenizer_lib
+from pdgen.worlds import shapes
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def _config(**data):
+  cfg = config_lib.Config()
+  return dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, **data))
+
+
+def _take(iterator, count):
+  return [next(iterator) for _ in range(count)]
+
+
+def _same(a, b):
+  leaves = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+  return all(np.array_equal(x, y) for x, y in leaves)
+
+
+def _prompts(batch):
+  """Prompt tokens of every sample of the batch, as text."""
+  words = tokenizer_lib.load('shapes')
+  found = []
+  for ids, segments in zip(batch.und.token_id, batch.und.tokens.segment, strict=True):
+    for segment in range(1, segments.max() + 1):
+      sample = ids[segments == segment].tolist()
+      found.append(words.decode(sample[1 : sample.index(words.specials.im_end)]))
+  return found
+
+
+def test_batches_fit_the_config():
+  cfg = _config(batch_size=3)
+  batch = next(pipeline.batches(cfg))
+  assert isinstance(batch, packed.PackedBatch) and isinstance(batch.gen.tokens, packed.Tokens)
+  packed.check(batch)
+  assert batch.und.label.shape == (3, cfg.data.und_tokens)
+  assert batch.gen.patch.shape == (3, cfg.data.gen_tokens)
+  assert batch.pictures.shape == (3, cfg.data.pictures, 32, 32, 3) and batch.pictures.dtype == np.uint8
+  assert batch.und.token_id.max() < tokenizer_lib.load('shapes').vocab_size <= cfg.model.vocab_size
+  assert batch.und.weight.max() > 0 and batch.gen.weight.max() == 1
+
+
+def test_same_seed_same_data_other_seed_other_data():
+  cfg = _config()
+  first = _take(pipeline.batches(cfg), 3)
+  assert _same(first, _take(pipeline.batches(cfg), 3))
+  assert not _same(first[0], next(pipeline.batches(dataclasses.replace(cfg, seed=1))))
+
+
+@pytest.mark.parametrize('prefetch', [0, 1, 4])
+def test_resuming_sees_the_same_batches(prefetch):
+  cfg = _config(batch_size=2, prefetch=prefetch)
+  iterator = pipeline.batches(cfg)
+  _take(iterator, 3)
+  state = json.loads(json.dumps(iterator.get_state()))
+  want = _take(iterator, 4)
+  fresh = pipeline.batches(cfg)
+  next(fresh)
+  fresh.set_state(state)
+  assert _same(_take(fresh, 4), want)
+  assert fresh.get_state() == iterator.get_state()
+  assert not _same(want[0], want[1])
+  iterator.close()
+  fresh.close()
+
+
+def test_processes_share_the_index_out():
+  cfg = _config(batch_size=4, packing_bins=4)
+  parts = [pipeline.dataset(cfg, process_index=i, process_count=2) for i in range(2)]
+  batches = [next(iter(part)) for part in parts]
+  assert all(batch.und.label.shape[0] == 2 for batch in batches)
+  places = [pipeline.Samples(cfg)(index).row for index in range(6)]
+  # The oldest sample opens a row: process 0 starts with index 0, process 1 with index 1.
+  for process, batch in enumerate(batches):
+    first = batch.und.token_id[0][batch.und.tokens.segment[0] == 1]
+    np.testing.assert_array_equal(first, places[process].und.token_id)
+  with pytest.raises(ValueError, match=r'config\.data\.batch_size'):
+    pipeline.dataset(cfg, process_index=0, process_count=3)
+
+
+def test_the_mixture_is_met():
+  cfg = _config(mixture=(('multi_turn', 2.0), ('conflict', 1.0), ('direct', 1.0)))
+  counts = collections.Counter(pipeline.Samples(cfg)(i).name.split()[1] for i in range(400))
+  shares = {kind: count / 400 for kind, count in counts.items()}
+  assert shares == pytest.approx({"'multi_turn'": 0.5, "'conflict'": 0.25, "'direct'": 0.25}, abs=0.08)
+
+
+@pytest.mark.parametrize(
+  'mixture, message', [((('paint', 1.0),), "'paint'.*multi_turn"), ((('direct', 0.0),), 'shares')]
+)
+def test_a_wrong_mixture_is_named(mixture, message):
+  with pytest.raises(ValueError, match=message):
+    pipeline.dataset(_config(mixture=mixture))
+
+
+def test_a_sample_over_the_budget_is_named():
+  with pytest.raises(ValueError, match=r"Trajectory 'multi_turn' \d+ .*config\.data\.und_tokens to at least"):
+    next(pipeline.batches(_config(und_tokens=40, mixture=(('multi_turn', 1.0),), prefetch=0)))
+
+
+def test_self_sampled_trajectories_take_their_share(tmp_path):
+  own = [dataclasses.replace(shapes.trajectory('direct', seed=9, index=i), prompt=f'own {i}') for i in range(5)]
+  store.save(tmp_path / 'own.npz', own)
+  cfg = _config(self_share=0.5)
+  iterator = pipeline.batches(cfg, sources=[store.load(tmp_path / 'own.npz'), []])
+  prompts = [prompt for batch in _take(iterator, 8) for prompt in _prompts(batch)]
+  mine = [prompt for prompt in prompts if prompt.startswith('own ')]
+  assert set(mine) == {f'own {i}' for i in range(5)}
+  # Short samples: counted by the packer's rows they are as frequent as drawn, up to the few that wait.
+  assert abs(len(mine) / len(prompts) - 0.5) < 0.15
+  iterator.close()
+
+
+def test_sources_may_change_in_the_middle_of_a_run():
+  cfg = _config(batch_size=2)
+  own = [trajectory_lib.Trajectory(prompt='own', steps=shapes.trajectory('direct', seed=9, index=0).steps)]
+  iterator = pipeline.batches(cfg)
+  _take(iterator, 2)
+  runs = []
+  for _ in range(2):
+    changed = pipeline.batches(cfg, sources=[own])
+    changed.set_state(iterator.get_state())
+    first = next(changed)
+    state = changed.get_state()
+    runs.append([first, next(changed)])
+    resumed = pipeline.batches(cfg, sources=[own])
+    resumed.set_state(state)
+    assert _same(next(resumed), runs[-1][1])
+  assert _same(*runs)
+
+
+WORKERS_SCRIPT = """
+import dataclasses, json, zlib
+import jax, numpy as np
+from pdgen.core import config
+from pdgen.data import pipeline
+
+
+def digest(batch):
+  return zlib.crc32(b''.join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(batch)))
+
+
+def main():
+  cfg = config.Config()
+  cfg = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, workers=2, batch_size=2, packing_bins=2))
+  iterator = pipeline.batches(cfg)
+  digests = []
+  for i in range(6):
+    digests.append(digest(next(iterator)))
+    if i == 2:
+      state = json.loads(json.dumps(iterator.get_state()))
+  iterator.set_state(state)
+  again = [digest(next(iterator)) for _ in range(3)]
+  iterator.close()
+  fresh = pipeline.batches(cfg)
+  fresh.set_state(state)
+  resumed = [digest(next(fresh)) for _ in range(3)]
+  fresh.close()
+  print(json.dumps(dict(digests=digests, again=again, resumed=resumed)))
+
+
+if __name__ == '__main__':
+  main()
+"""
+
+
+def test_worker_processes_resume_exactly(tmp_path):
+  script = tmp_path / 'workers.py'
+  script.write_text(WORKERS_SCRIPT)
+  done = subprocess.run(
+    [sys.executable, '-W', 'error', str(script)],
+    env={'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu', 'OMP_NUM_THREADS': '1'},
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
+  assert done.returncode == 0, done.stderr
+  out = json.loads(done.stdout.splitlines()[-1])
+  assert len(set(out['digests'])) == 6, 'the workers repeat each other'
+  assert out['again'] == out['resumed'] == out['digests'][3:]
+
+
+def test_both_budgets_are_used():
+  figures = pipeline.report(_config(), batches=30)
+  print(figures)
+  assert figures['und budget used'] >= 0.95 and figures['gen budget used'] >= 0.95
