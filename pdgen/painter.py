@@ -1,0 +1,292 @@
+"""The Python API: prompts in, trajectories out. Ties the model, the tokenizer, the sequence and the cycle together.
+
+    painter = pdgen.load('shapes')
+    result = painter.sample(['a photo of a red ring and a blue square'], seed=1)
+    result.trajectories[0].final
+
+Top-level, because nothing below may know both the data and the sampler (tests/test_imports.py).
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pdgen.core import config as config_lib
+from pdgen.core import packed
+from pdgen.core import trajectory as trajectory_lib
+from pdgen.data import packing, sequence
+from pdgen.data import tokenizer as tokenizer_lib
+from pdgen.sampling import cycle, flow, grammar
+from pdgen.training import state as state_lib
+
+MODES = ('process', 'direct')
+# What is asked for at once when the caller does not say: enough to use the machine, small enough for any of them.
+DEFAULT_BATCH = 32
+# Lengths of prefixes are rounded up to these, so that prompts of other lengths do not compile the program again.
+_UND_BUCKET, _PICTURE_BUCKET = 32, 2
+
+Prompt = str | trajectory_lib.Trajectory
+_STOPS = {
+  cycle.FINISHED: trajectory_lib.FINISHED,
+  cycle.PICTURE_CAP: 'picture_cap',
+  cycle.TOKEN_CAP: 'token_cap',
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """What a call of `Painter.sample` returns.
+
+  trajectories: one for each prompt, in order; those continued hold the steps they were given, too.
+  timings: `seconds` of the whole call, `compile_calls` (batches that had to compile first), `text_steps` and `rounds`
+    (token steps and picture phases, over all batches), `tokens` and `pictures` (made, over all trajectories).
+  """
+
+  trajectories: list[trajectory_lib.Trajectory]
+  timings: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Painter:
+  """A model with its tokenizer, ready to sample. `pdgen.load` makes one from a checkpoint.
+
+  params: nested dict of arrays, as `nnx.merge(training.state.graphdef(config.model), params)` takes it.
+  """
+
+  config: config_lib.Config
+  params: Any
+  tokenizer: tokenizer_lib.Tokenizer
+
+  @functools.cached_property
+  def graphdef(self):
+    return state_lib.graphdef(self.config.model)
+
+  def sample(
+    self,
+    prompts: Prompt | Sequence[Prompt],
+    *,
+    mode: str = 'process',
+    seed: int | Sequence[int] = 0,
+    sampling: config_lib.SamplingConfig | None = None,
+    batch_size: int | None = None,
+    pictures: int | None = None,
+  ) -> Result:
+    """Paints every prompt.
+
+    Args:
+      prompts: texts, or partial trajectories to go on from: a person may have edited a plan, a picture or a `<refine>`.
+      mode: `process` (plan, sketch, inspect, refine) or `direct` (one picture, no words). Partial trajectories that
+        have steps keep the mode that they began in.
+      seed: of the first prompt; the next ones take the next numbers, so that any of them can be had again alone. Or
+        one for each prompt.
+      sampling: the config's own by default.
+      batch_size: trajectories a compiled call; by default all, at most 32. The last batch is filled up with idle rows.
+      pictures: at most so many more pictures for each; by default sampling.max_pictures in all.
+
+    Raises: ValueError for an unknown mode, no prompts, or caps that leave no room.
+    """
+    prompts = [prompts] if isinstance(prompts, (str, trajectory_lib.Trajectory)) else list(prompts)
+    if not prompts:
+      raise ValueError('There is nothing to sample: give at least one prompt.')
+    if mode not in MODES:
+      raise ValueError(f'Unknown mode {mode!r}. Known: {list(MODES)}')
+    sampling = sampling or self.config.sampling
+    worst = cycle.worst_round(self.config.model, sampling)
+    if sampling.max_tokens < worst:
+      raise ValueError(f'{sampling.max_tokens=} leaves no room: a plan, an inspection and a picture may take {worst}.')
+    starts = [_start(p, mode) for p in prompts]
+    seeds = [seed + i for i in range(len(starts))] if isinstance(seed, int) else list(seed)
+    if len(seeds) != len(starts):
+      raise ValueError(f'{len(seeds)} seeds for {len(starts)} prompts.')
+    budgets = [_budget(s, sampling, pictures) for s in starts]
+    batch_size = batch_size or min(len(starts), DEFAULT_BATCH)
+    began, compiled = time.perf_counter(), cycle.run._cache_size()
+    trajectories, timings = [], {'compile_calls': 0, 'text_steps': 0, 'rounds': 0, 'tokens': 0, 'pictures': 0}
+    for i in range(0, len(starts), batch_size):
+      rows = slice(i, i + batch_size)
+      state = self.run(starts[rows], seeds[rows], budgets[rows], sampling=sampling, batch_size=batch_size)
+      host = jax.device_get({name: getattr(state, name) for name in _FETCHED})
+      trajectories += [_finish(s, host, row, self.tokenizer) for row, s in enumerate(starts[rows])]
+      timings['text_steps'] += int(host['text_steps'])
+      timings['rounds'] += int(host['rounds'])
+      timings['tokens'] += int(host['written_count'].sum())
+      timings['pictures'] += int(host['picture_count'].sum())
+    timings['compile_calls'] = cycle.run._cache_size() - compiled
+    return Result(trajectories, {'seconds': time.perf_counter() - began, **timings})
+
+  def run(
+    self,
+    starts: Sequence[trajectory_lib.Trajectory],
+    seeds: Sequence[int],
+    budgets: Sequence[int],
+    *,
+    sampling: config_lib.SamplingConfig,
+    batch_size: int,
+  ) -> cycle.State:
+    """One compiled call for at most `batch_size` trajectories; the final state of the loop, still on the device."""
+    request = self.request(starts, seeds, budgets, batch_size=batch_size)
+    return cycle.run(self.graphdef, self.params, request, knobs(sampling), self.program(sampling))
+
+  def program(self, sampling: config_lib.SamplingConfig) -> cycle.Program:
+    """What of the sampling config shapes the compiled program; all else is set to its default, and travels in knobs."""
+    shaping = {f: getattr(sampling, f) for f in ('max_pictures', 'max_text_tokens', 'max_tokens', 'grammar', 'renorm')}
+    return cycle.Program(
+      sampling=config_lib.SamplingConfig(**shaping),
+      specials=self.tokenizer.specials,
+      text_branch=sampling.text_guidance != 1.0,
+      image_branch=sampling.image_guidance != 1.0,
+    )
+
+  def request(
+    self,
+    starts: Sequence[trajectory_lib.Trajectory],
+    seeds: Sequence[int],
+    budgets: Sequence[int],
+    *,
+    batch_size: int,
+  ) -> cycle.Request:
+    """Prefixes as one padded batch, on the device. Rows beyond `starts` are idle copies of the first."""
+    starts, seeds, budgets = (
+      [*x, *[filler] * (batch_size - len(x))] for x, filler in ((starts, starts[0]), (seeds, 0), (budgets, 0))
+    )
+    model = self.config.model
+    build = functools.partial(
+      sequence.build, tokenizer=self.tokenizer, model=model, sequence=self.config.data.sequence, rng=None
+    )
+    rows = [build(s) for s in starts]
+    most = packing.Budgets(*(max(sizes) for sizes in zip(*map(packing.lengths, rows), strict=True)))
+    pictures = _round_up(most.pictures, _PICTURE_BUCKET)
+    padded = packing.Budgets(_round_up(most.und_tokens, _UND_BUCKET), pictures * model.latent_tokens, pictures)
+    prefix = jax.tree.map(lambda *x: jnp.asarray(np.stack(x)), *(packing.join([row], padded) for row in rows))
+    lanes = [_lane(s) for s in starts]
+    return cycle.Request(
+      prefix=packed.check(prefix),
+      lane=grammar.Lane(**{name: jnp.asarray([lane[name] for lane in lanes]) for name in lanes[0]}),
+      key=jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32)),
+      budget=jnp.asarray(budgets, jnp.int32),
+    )
+
+
+def load(name_or_path: str) -> Painter:
+  """A shipped checkpoint by name (`shapes`), an exported folder, or a training run's workdir (its newest average).
+
+  Raises: FileNotFoundError naming what is shipped; ValueError for a folder that is damaged.
+  """
+  from pdgen.training import checkpoints
+
+  config, params, tokenizer = checkpoints.load_for_sampling(name_or_path)
+  return Painter(config=config, params=params, tokenizer=tokenizer)
+
+
+def knobs(sampling: config_lib.SamplingConfig) -> flow.Knobs:
+  """The numbers of a sampling config that change without a new compilation."""
+  return flow.Knobs(
+    temperature=jnp.float32(sampling.temperature),
+    text_guidance=jnp.float32(sampling.text_guidance),
+    image_guidance=jnp.float32(sampling.image_guidance),
+    interval=jnp.asarray(sampling.guidance_interval, jnp.float32),
+    renorm_min=jnp.float32(sampling.renorm_min),
+    timestep_shift=jnp.float32(sampling.timestep_shift),
+    flow_steps=jnp.int32(sampling.flow_steps),
+  )
+
+
+_FETCHED = ('written', 'written_count', 'pictures', 'picture_count', 'stop', 'text_steps', 'rounds')
+
+
+def _round_up(n: int, multiple: int) -> int:
+  return -(-n // multiple) * multiple
+
+
+def _start(prompt: Prompt, mode: str) -> trajectory_lib.Trajectory:
+  """What to continue from. A direct trajectory is told by its first step, which has no plan."""
+  if isinstance(prompt, str):
+    prompt = trajectory_lib.Trajectory(prompt=prompt, steps=(), stop=None)
+  if not prompt.steps and mode == 'direct':
+    return dataclasses.replace(prompt, steps=(trajectory_lib.Step(),), stop=None)
+  return dataclasses.replace(prompt, stop=None)
+
+
+def _budget(start: trajectory_lib.Trajectory, sampling: config_lib.SamplingConfig, pictures: int | None) -> int:
+  painted = len(start.pictures)
+  budget = min(sampling.max_pictures - painted, sampling.max_pictures if pictures is None else pictures)
+  if budget < 1:
+    raise ValueError(
+      f'The trajectory of {start.prompt!r} has {painted} pictures and may not paint another: '
+      f'{sampling.max_pictures=}, {pictures=}. Raise the cap, or give it a shorter beginning.'
+    )
+  return budget
+
+
+def _lane(start: trajectory_lib.Trajectory) -> dict[str, Any]:
+  """Where a prefix stands in the grammar: the fields of `sampling.grammar.Lane` for one row."""
+  item, texts, refining = grammar.PROMPT, 0, False
+  direct = bool(start.steps) and start.steps[0].plan is None
+  for step in start.steps:
+    if step.plan is not None:
+      item, texts = grammar.PLAN, texts + 1
+    if step.draft is not None:
+      item, texts = grammar.DRAFT, 0
+    if step.inspection is not None:
+      item, texts, refining = grammar.INSPECTION, texts + 1, step.rejected
+    if step.corrected_plan is not None:
+      item, texts = grammar.PLAN, texts + 1
+    if step.refined is not None:
+      item, texts, refining = grammar.REFINED, 0, False
+  return dict(item=item, place=grammar.BETWEEN, length=0, texts=texts, refining=refining, direct=direct)
+
+
+def _finish(
+  start: trajectory_lib.Trajectory, host: dict[str, np.ndarray], row: int, tokenizer: tokenizer_lib.Tokenizer
+) -> trajectory_lib.Trajectory:
+  """Reads what a row wrote and painted into steps that follow those it started from."""
+  steps = [dataclasses.asdict(s) for s in start.steps]
+  specials, text = tokenizer.specials, None
+  pictures = iter(host['pictures'][row])
+  for token in host['written'][row, : host['written_count'][row]].tolist():
+    if token == specials.im_start:
+      text = []
+    elif token == specials.im_end:
+      _add_text(steps, tokenizer.decode(text))
+    elif token == specials.vision_start:
+      _add_picture(steps, next(pictures))
+    else:
+      text.append(token)
+  return dataclasses.replace(
+    start,
+    steps=tuple(trajectory_lib.Step(**s) for s in steps),
+    stop=_STOPS[int(host['stop'][row])],
+  )
+
+
+def _add_text(steps: list[dict[str, Any]], text: str):
+  last = steps[-1] if steps else None
+  if last and last['draft'] is not None and last['inspection'] is None:
+    last['inspection'] = text
+  elif last and _wants_refined(last) and last['corrected_plan'] is None:
+    last['corrected_plan'] = text
+  else:
+    steps.append({'plan': text, 'draft': None, 'inspection': None, 'corrected_plan': None, 'refined': None})
+
+
+def _add_picture(steps: list[dict[str, Any]], picture: np.ndarray):
+  last = steps[-1] if steps else None
+  if last and last['draft'] is None:
+    last['draft'] = picture
+  elif last and _wants_refined(last):
+    last['refined'] = picture
+  else:  # Without the grammar a model may paint without a plan.
+    steps.append({'plan': None, 'draft': picture, 'inspection': None, 'corrected_plan': None, 'refined': None})
+
+
+def _wants_refined(step: dict[str, Any]) -> bool:
+  inspection = step['inspection']
+  return (
+    inspection is not None and step['refined'] is None and trajectory_lib.refine_instruction(inspection) is not None
+  )
