@@ -1,0 +1,167 @@
+"""Why a step is wrong and what to do about it, in words. The plan or the prompt is named: whose fault it is matters.
+
+A conflict (the plan contradicts the prompt) is followed by a corrected plan, a misalignment (the draft does not show the
+plan) by the picture; the sentence that says "the prompt" or "the plan" is what tells them apart.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from pdgen.worlds.shapes import language, prompts, scenes
+
+_MOST = 3  # faults that one inspection speaks of
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fault:
+  """One thing wrong with a draft.
+
+  kind: see `errors.MISALIGNMENTS`.
+  wanted: the object that should be there; None for one that should not. seen: what is there (shape None: malformed).
+  counts: of the objects of that shape and colour, (wanted, seen).
+  """
+
+  kind: str
+  wanted: scenes.Object | None = None
+  seen: scenes.Object | None = None
+  counts: tuple[int, int] = (0, 0)
+
+
+def explain(faults: Sequence[Fault], *, rng: np.random.Generator) -> tuple[tuple[str, ...], tuple[str, ...]]:
+  """(reasons, corrections) of a draft that does not show its plan."""
+  reasons, corrections = [], []
+  for fault in faults[:_MOST]:
+    reason = _reason(fault, rng=rng)
+    if reason not in reasons:
+      reasons.append(reason)
+    corrections.append(_correction(fault, rng=rng))
+  return tuple(reasons), tuple(corrections)
+
+
+def _reason(fault: Fault, *, rng: np.random.Generator) -> str:
+  wanted, seen = fault.wanted, fault.seen
+  item = wanted or seen
+  shape = item.shape or 'object'
+  words = {'color': item.color, 'shape': shape, 'place': item.place}
+  if fault.kind == 'wrong_color':
+    options = (
+      'The {shape} at the {place} is {other}, but the plan asks for {color}.',
+      'The {other} {shape} at the {place} does not match the plan, which asks for {color}.',
+    )
+    return language.pick(rng, options, other=seen.color, **words)
+  if fault.kind == 'wrong_shape':
+    options = (
+      'There is {other} at the {place}, but the plan asks for {what}.',
+      'The object at the {place} does not match the plan, because it is {other}, not {what}.',
+    )
+    return language.pick(rng, options, other=language.named((seen,)), what=language.named((wanted,)), **words)
+  if fault.kind == 'wrong_place':
+    options = (
+      'The {color} {shape} is at the {other}, but the plan puts it at the {place}.',
+      'The {color} {shape} at the {other} does not match the plan, which puts it at the {place}.',
+    )
+    return language.pick(rng, options, other=seen.place, **words)
+  if fault.kind == 'wrong_count':
+    want, have = fault.counts
+    options = (
+      'There {are} {have} {color} {shapes}, but the plan asks for {want}.',
+      'The plan asks for {want} {color} {wanted}, but there {are} {have}.',
+    )
+    return language.pick(
+      rng,
+      options,
+      are='is' if have == 1 else 'are',
+      have=language.number(have),
+      want=language.number(want),
+      shapes=language.plural(shape, have),
+      wanted=language.plural(shape, want),
+      **words,
+    )
+  if fault.kind == 'missing':
+    options = (
+      'The {color} {shape} at the {place} is missing, but the plan asks for it.',
+      'The plan asks for {what}, but there is nothing at the {place}.',
+    )
+    return language.pick(rng, options, what=language.named((wanted,)), **words)
+  if fault.kind == 'extra':
+    if seen.shape is None:
+      return language.pick(rng, ('There is a broken object at the {place}, which is not in the plan.',), **words)
+    options = (
+      'The {color} {shape} at the {place} is not in the plan.',
+      'There is {what} at the {place}, which is not in the plan.',
+    )
+    return language.pick(rng, options, what=language.named((seen,)), **words)
+  options = (
+    'The object at the {place} is broken, but the plan asks for {what}.',
+    'The object at the {place} does not match the plan, because it does not look like {what}.',
+  )
+  return language.pick(rng, options, what=language.named((wanted,)), **words)
+
+
+def _correction(fault: Fault, *, rng: np.random.Generator) -> str:
+  wanted, seen = fault.wanted, fault.seen
+  if fault.kind == 'wrong_color':
+    return language.refine((seen,), wanted.color, rng=rng)
+  if fault.kind == 'wrong_shape':
+    return language.swap((seen,), (wanted,), rng=rng)
+  if fault.kind == 'wrong_place':
+    return language.move(seen, wanted, rng=rng)
+  if fault.kind == 'malformed':
+    options = ('Replace the broken object at the {place} with {what}.', 'Repaint the object at the {place} as {what}.')
+    return language.pick(rng, options, place=wanted.place, what=language.named((wanted,)))
+  if wanted is not None:
+    return language.add((wanted,), rng=rng)
+  if seen.shape is None:
+    return f'Remove the broken object at the {seen.place}.'
+  return language.remove((seen,), rng=rng)
+
+
+# --- plans that contradict the prompt ---
+
+
+def color_conflict(new: scenes.Object, right: scenes.Object, *, rng: np.random.Generator) -> str:
+  options = (
+    'The {shape} is {wrong}, but the prompt asks for {color}.',
+    'The {wrong} {shape} contradicts the prompt, which asks for {what}.',
+  )
+  what = language.named((right,))
+  return language.pick(rng, options, shape=right.shape, wrong=new.color, color=right.color, what=what)
+
+
+def shape_conflict(new: scenes.Scene, right: scenes.Scene, *, rng: np.random.Generator) -> str:
+  """The prompt may leave the colour open, so only the shapes are named."""
+  count = len(new)
+  options = (
+    '{There} {wrong}, but the prompt asks for {what}.',
+    'The {wrongs} {verb} the prompt, which asks for {what}.',
+  )
+  return language.pick(
+    rng,
+    options,
+    There='There is' if count == 1 else 'There are',
+    wrong=prompts.noun(new[0].shape, count=count),
+    wrongs=language.plural(new[0].shape, count),
+    verb='contradicts' if count == 1 else 'contradict',
+    what=prompts.noun(right[0].shape) if count == 1 else language.plural(right[0].shape, count),
+  )
+
+
+def count_conflict(shape: str, have: int, want: int, *, rng: np.random.Generator) -> str:
+  options = (
+    'There are {have} {shapes}, but the prompt asks for {want}.',
+    'The number of {shapes} is {have}, which contradicts the prompt, which asks for {want}.',
+  )
+  words = {'have': language.number(have), 'want': language.number(want), 'shapes': language.plural(shape, have)}
+  return language.pick(rng, options, **words)
+
+
+def relation_conflict(
+  moved: scenes.Object, other: scenes.Object, wrong: str, relation: str, *, rng: np.random.Generator
+) -> str:
+  options = (
+    'The {a} is {wrong} the {b}, but the prompt asks for {relation}.',
+    'The {a} is {wrong} the {b}, which contradicts the prompt. It should be {relation} the {b}.',
+  )
+  return language.pick(rng, options, a=moved.shape, b=other.shape, wrong=wrong, relation=relation)

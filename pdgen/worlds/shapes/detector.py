@@ -1,0 +1,161 @@
+"""Finds the objects of any picture by rule: no learning, so a score says what is there and nothing else.
+
+Foreground is what, after a 3x3 median, is nearer to one of the ten colours than to the background; a connected piece of
+it is an object; its colour is the palette colour nearest to its median; its shape is the silhouette that fits best.
+Pieces that fit no silhouette, or that are not of one colour, are reported with shape None and a low score.
+"""
+
+import dataclasses
+
+import numpy as np
+from scipy import ndimage
+
+from pdgen.worlds.shapes import scenes
+
+MIN_PIXELS = 6  # smaller pieces are specks
+MIN_IOU = 0.62  # with the best silhouette; silhouettes overlap each other by at most 0.55
+MIN_PURITY = 0.72  # share of a piece's pixels that lie between the background and its colour
+
+
+@dataclasses.dataclass(frozen=True)
+class Detection:
+  """One object of a picture.
+
+  shape, color: names; shape is None where the piece is malformed.
+  box: (x0, y0, x1, y1) in pixels, x1 and y1 exclusive.
+  score: confidence in [0, 1]; more than 0.9, GenEval's threshold for counting, exactly when shape is not None.
+  """
+
+  shape: str | None
+  color: str
+  box: tuple[int, int, int, int]
+  score: float
+
+  @property
+  def cell(self) -> int:
+    """Cell of the grid that the centre lies in, 0 to 8."""
+    x0, y0, x1, y1 = self.box
+    third = scenes.SIZE / 3
+    column, row = (min(max(int((lo + hi) / 2 / third), 0), 2) for lo, hi in ((x0, x1), (y0, y1)))
+    return 3 * row + column
+
+
+def detect(picture: np.ndarray) -> list[Detection]:
+  """The objects of uint8[H, W, 3], best score first, then from top to bottom, left to right.
+
+  Raises: ValueError for anything else than a colour picture of 8 bits.
+  """
+  picture = np.asarray(picture)
+  if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3:
+    raise ValueError(f'detect wants uint8[H, W, 3], not {picture.dtype}{list(picture.shape)}.')
+  smooth = _median(picture).astype(np.float32)
+  best = None
+  for linear, offset in _FOREGROUNDS:
+    found = _pieces(picture, smooth, (smooth @ linear + offset).argmax(-1) > 0)
+    broken = sum(d.shape is None for d in found)
+    if best is None or broken < best[0]:
+      best = broken, found
+    if not broken:
+      break
+  return sorted(best[1], key=lambda d: (-round(d.score, 3), d.box[1], d.box[0]))
+
+
+def _pieces(picture: np.ndarray, smooth: np.ndarray, foreground: np.ndarray) -> list[Detection]:
+  labels, _ = ndimage.label(foreground, structure=_DIAGONAL)
+  found = []
+  for label, area in enumerate(ndimage.find_objects(labels), 1):
+    mask = labels[area] == label
+    if mask.sum() >= MIN_PIXELS:
+      found.append(_classify(picture[area], smooth[area], mask, origin=(area[1].start, area[0].start)))
+  return found
+
+
+def _classify(picture: np.ndarray, smooth: np.ndarray, mask: np.ndarray, *, origin: tuple[int, int]) -> Detection:
+  """picture, smooth: [h, w, 3] of the piece's box, whose corner is at `origin` (x, y). mask: bool[h, w]."""
+  median = np.median(picture[mask], axis=0)
+  color = int(np.argmin(np.sum((_COLORS - median) ** 2, axis=-1)))
+  iou, shape, (dx, dy) = _fit(mask)
+  x, y = origin
+  # Distance from the line between the background and the colour: an edge that is blurred stays on it.
+  line = _COLORS[color] - _BACKGROUND
+  line = line / np.linalg.norm(line)
+  away = smooth[mask] - _BACKGROUND
+  off = away - (away @ line)[:, None] * line
+  purity = float(np.mean(np.sum(off * off, axis=-1) < (0.2 * 255) ** 2))
+  name = tuple(scenes.COLORS)[color]
+  if iou < MIN_IOU or purity < MIN_PURITY:
+    h, w = mask.shape
+    return Detection(None, name, (x, y, x + w, y + h), 0.85 * min(iou, purity))
+  x0, y0, x1, y1 = scenes.BOXES[shape]
+  box = (x + dx + x0, y + dy + y0, x + dx + x1, y + dy + y1)
+  return Detection(shape, name, box, 0.9 + 0.1 * (iou - MIN_IOU + 0.01) / (1.01 - MIN_IOU))
+
+
+# --- silhouettes: every shape at every offset that could centre it on a piece, as rows of one matrix ---
+
+_DIAGONAL = np.ones((3, 3), bool)  # pixels that touch at a corner belong together
+_REACH = 2  # pixels that a silhouette's centre may lie from the piece's
+_WINDOW = scenes.EXTENT + 2 * _REACH
+
+
+def _median(picture: np.ndarray) -> np.ndarray:
+  """3x3 median of every channel by Paeth's exchange network; the border is repeated."""
+  padded = np.pad(picture, ((1, 1), (1, 1), (0, 0)), mode='edge')
+  h, w = picture.shape[:2]
+  p = [padded[i : i + h, j : j + w] for i in range(3) for j in range(3)]
+  for i, j in _EXCHANGES:
+    p[i], p[j] = np.minimum(p[i], p[j]), np.maximum(p[i], p[j])
+  return p[4]
+
+
+_EXCHANGES = (
+  *((1, 2), (4, 5), (7, 8), (0, 1), (3, 4), (6, 7), (1, 2), (4, 5), (7, 8), (0, 3)),
+  *((5, 8), (4, 7), (3, 6), (1, 4), (2, 5), (4, 7), (4, 2), (6, 4), (4, 2)),
+)
+
+
+def _fit(mask: np.ndarray) -> tuple[float, str, tuple[int, int]]:
+  """Best IoU of a piece with a silhouette, its name, and (x, y) of the silhouette's corner in the piece's box."""
+  h, w = mask.shape
+  top, left = (_WINDOW - h) // 2, (_WINDOW - w) // 2
+  window = np.zeros((_WINDOW, _WINDOW), np.float32)
+  cut = mask[max(-top, 0) : max(-top, 0) + _WINDOW, max(-left, 0) : max(-left, 0) + _WINDOW]
+  window[max(top, 0) : max(top, 0) + cut.shape[0], max(left, 0) : max(left, 0) + cut.shape[1]] = cut
+  inter = _TEMPLATES @ window.ravel()
+  iou = inter / (_TEMPLATE_PIXELS + mask.sum() - inter)
+  best = int(iou.argmax())
+  shape, shift_y, shift_x = _TEMPLATE_KEYS[best]
+  return float(iou[best]), shape, (shift_x - left, shift_y - top)
+
+
+def _templates() -> tuple[np.ndarray, list[tuple[str, int, int]]]:
+  rows, keys = [], []
+  for name, mask in scenes.SHAPES.items():
+    # The pieces come from a median-filtered picture, so the silhouettes are filtered too.
+    padded = np.pad(mask, _REACH).astype(np.uint8)
+    smooth = _median(padded[..., None])[..., 0]
+    for dy in range(-_REACH, _REACH + 1):
+      for dx in range(-_REACH, _REACH + 1):
+        rows.append(np.roll(smooth, (dy, dx), axis=(0, 1)).ravel())
+        keys.append((name, dy + _REACH, dx + _REACH))
+  return np.array(rows, np.float32), keys
+
+
+_TEMPLATES, _TEMPLATE_KEYS = _templates()
+_TEMPLATE_PIXELS = _TEMPLATES.sum(-1)
+_COLORS = np.array(list(scenes.COLORS.values()), np.float64)
+_BACKGROUND = np.array(scenes.BACKGROUND, np.float64)
+
+
+def _foreground(share: float) -> tuple[np.ndarray, np.ndarray]:
+  """Linear scores of the background and of the colours: a pixel is foreground `share` of the way to a colour.
+
+  Nearest of background and colours is argmin |p - c|^2 = argmax p.c - |c|^2 / 2.
+  """
+  palette = np.concatenate([_BACKGROUND[None], _BACKGROUND + 2 * share * (_COLORS - _BACKGROUND)]).astype(np.float32)
+  return palette.T, -0.5 * np.sum(palette**2, axis=-1)
+
+
+# Half way first; where a piece is malformed, a stricter one (it may part two objects that touch) and a laxer one (it
+# may mend a thin wall that broke).
+_FOREGROUNDS = tuple(_foreground(share) for share in (0.5, 0.6, 0.42))

@@ -1,0 +1,209 @@
+"""What can be wrong with a step: plans that contradict their prompt, drafts that do not show their plan.
+
+`faults` names what is wrong by comparing a scene with what was seen; the same words come of it for an error that was
+made on purpose and for one that the detector found in a model's own draft.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from pdgen.worlds.shapes import critiques, damage, language, prompts, renderer, scenes, stories
+
+CONFLICTS = ('conflict_color', 'conflict_shape', 'conflict_count', 'conflict_relation')
+MISALIGNMENTS = ('wrong_color', 'wrong_shape', 'wrong_place', 'wrong_count', 'missing', 'extra', 'malformed')
+ERROR_KINDS = CONFLICTS + MISALIGNMENTS
+
+# The tasks whose prompts a plan can contradict in that way.
+CONFLICT_TASKS = {
+  'conflict_color': ('colors', 'color_attr'),
+  'conflict_shape': prompts.TASKS,
+  'conflict_count': ('counting',),
+  'conflict_relation': ('position',),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Wrong:
+  """A step gone wrong.
+
+  scene: what the draft shows, by the names of a detector (shape None: malformed). picture: uint8[H, W, 3], the draft.
+  instruction: what the wrong plan says; None where the plan is right.
+  reasons, corrections: sentences of the inspection.
+  """
+
+  scene: scenes.Scene
+  picture: np.ndarray
+  instruction: str | None = None
+  reasons: tuple[str, ...] = ()
+  corrections: tuple[str, ...] = ()
+
+
+def conflict(kind: str, metadata: prompts.Metadata, beat: stories.Beat, *, rng: np.random.Generator) -> Wrong | None:
+  """A plan in place of the beat's that contradicts the prompt, and its draft; None where the kind does not apply."""
+  made = {
+    'conflict_color': _conflict_color,
+    'conflict_shape': _conflict_shape,
+    'conflict_count': _conflict_count,
+    'conflict_relation': _conflict_relation,
+  }[kind](metadata, beat, rng)
+  if made is None:
+    return None
+  new, reason, correction = made
+  scene = beat.before + new
+  return Wrong(
+    scene=scene,
+    picture=renderer.render(scene),
+    instruction=language.add(new, rng=rng),
+    reasons=(reason,),
+    corrections=(correction,),
+  )
+
+
+def misalignment(kind: str, beat: stories.Beat, *, rng: np.random.Generator) -> Wrong | None:
+  """A draft that does not show the beat's plan; None where the kind does not apply.
+
+  Mostly what the beat adds is wrong, at times something that was right before.
+  """
+  victims = beat.new if beat.new and rng.random() < 0.8 else beat.after
+  if not victims:
+    return None
+  victim = stories.choose(rng, victims)
+  if kind == 'malformed':
+    picture = damage.paint(beat.after, victim, rng=rng)
+    scene = tuple(dataclasses.replace(o, shape=None) if o == victim else o for o in beat.after)
+  else:
+    scene = _misdrawn(kind, beat.after, victim, rng=rng)
+    if scene is None:
+      return None
+    picture = renderer.render(scene)
+  reasons, corrections = critiques.explain(faults(beat.after, scene), rng=rng)
+  return Wrong(scene=scene, picture=picture, reasons=reasons, corrections=corrections)
+
+
+def faults(scene: scenes.Scene, seen: scenes.Scene) -> list[critiques.Fault]:
+  """What is wrong with a picture that should show `scene` and shows `seen` (shape None: malformed); [] if nothing.
+
+  Kinds are those of MISALIGNMENTS. An object that is gone, or one too many, is a `wrong_count` where the scene has
+  others of its shape and colour, and `missing` or `extra` where it has not.
+
+  >>> ring, square = scenes.Object('ring', 'red', 0), scenes.Object('square', 'blue', 5)
+  >>> [f.kind for f in faults((ring, square), (ring, scenes.Object('square', 'blue', 8)))]
+  ['wrong_place']
+  """
+  left = list(seen)
+  unmatched, found = [], []
+  for item in scene:
+    there = [o for o in left if o.cell == item.cell]
+    same = next((o for o in there if (o.shape, o.color) == (item.shape, item.color)), there[0] if there else None)
+    if same is None:
+      unmatched.append(item)
+      continue
+    left.remove(same)
+    if same.shape is None:
+      found.append(critiques.Fault(kind='malformed', wanted=item, seen=same))
+    elif same.shape != item.shape:
+      found.append(critiques.Fault(kind='wrong_shape', wanted=item, seen=same))
+    elif same.color != item.color:
+      found.append(critiques.Fault(kind='wrong_color', wanted=item, seen=same))
+  for item in unmatched:
+    moved = next((o for o in left if (o.shape, o.color) == (item.shape, item.color)), None)
+    if moved is not None:
+      left.remove(moved)
+      found.append(critiques.Fault(kind='wrong_place', wanted=item, seen=moved))
+    else:
+      found.append(_count_fault(scene, seen, wanted=item))
+  found += [_count_fault(scene, seen, seen_item=item) for item in left]
+  return found
+
+
+def _count_fault(
+  scene: scenes.Scene,
+  seen: scenes.Scene,
+  *,
+  wanted: scenes.Object | None = None,
+  seen_item: scenes.Object | None = None,
+) -> critiques.Fault:
+  item = wanted or seen_item
+  counts = tuple(sum((o.shape, o.color) == (item.shape, item.color) for o in s) for s in (scene, seen))
+  several = counts[0] > 1 if wanted else counts[0] > 0
+  kind = 'wrong_count' if several else 'missing' if wanted else 'extra'
+  return critiques.Fault(kind=kind, wanted=wanted, seen=seen_item, counts=counts)
+
+
+def _misdrawn(
+  kind: str, scene: scenes.Scene, victim: scenes.Object, *, rng: np.random.Generator
+) -> scenes.Scene | None:
+  alike = sum((o.shape, o.color) == (victim.shape, victim.color) for o in scene)
+  rest = tuple(o for o in scene if o != victim)
+  if kind == 'wrong_color':
+    color = stories.choose(rng, [c for c in scenes.COLORS if c != victim.color])
+    return _put(scene, victim, dataclasses.replace(victim, color=color))
+  if kind == 'wrong_shape':
+    shape = stories.choose(rng, [s for s in scenes.SHAPES if s != victim.shape])
+    return _put(scene, victim, dataclasses.replace(victim, shape=shape))
+  cell = stories.choose(rng, stories.free_cells(scene))
+  if kind == 'wrong_place':
+    return _put(scene, victim, dataclasses.replace(victim, cell=cell))
+  if kind == 'wrong_count':
+    return rest if alike > 1 and rng.random() < 0.5 else (*scene, dataclasses.replace(victim, cell=cell))
+  if kind == 'missing':
+    return rest if alike == 1 else None
+  shape, color = stories.choose(rng, tuple(scenes.SHAPES)), stories.choose(rng, tuple(scenes.COLORS))
+  extra = scenes.Object(shape, color, cell, victim.dx, victim.dy)
+  return None if any((o.shape, o.color) == (shape, color) for o in scene) else (*scene, extra)
+
+
+def _put(scene: scenes.Scene, old: scenes.Object, new: scenes.Object) -> scenes.Scene:
+  return tuple(new if o == old else o for o in scene)
+
+
+# --- plans that contradict the prompt: (the wrong new objects, why, what to do), or None ---
+
+
+def _conflict_color(metadata, beat, rng):
+  stated = {i['class']: i['color'] for i in metadata['include'] if 'color' in i}
+  if not beat.new or beat.new[0].shape not in stated:
+    return None
+  right = beat.new[0]
+  others = [c for s, c in stated.items() if s != right.shape and c != right.color]
+  mixed_up = others and rng.random() < 0.4  # the colour of the prompt's other object
+  color = others[0] if mixed_up else stories.choose(rng, [c for c in scenes.COLORS if c != right.color])
+  new = tuple(dataclasses.replace(o, color=color) for o in beat.new)
+  return new, critiques.color_conflict(new[0], right, rng=rng), language.refine(new, right.color, rng=rng)
+
+
+def _conflict_shape(metadata, beat, rng):
+  wanted = {i['class'] for i in metadata['include']}
+  if not beat.new:
+    return None
+  shape = stories.choose(rng, [s for s in scenes.SHAPES if s not in wanted])
+  new = tuple(dataclasses.replace(o, shape=shape) for o in beat.new)
+  return new, critiques.shape_conflict(new, beat.new, rng=rng), language.swap(new, beat.new, rng=rng)
+
+
+def _conflict_count(metadata, beat, rng):
+  include = metadata['include'][0]
+  if beat.missing or not beat.new:
+    return None
+  cell = stories.choose(rng, stories.free_cells(beat.after))
+  surplus = dataclasses.replace(beat.new[0], cell=cell)
+  new = tuple(sorted((*beat.new, surplus), key=lambda o: o.cell))
+  reason = critiques.count_conflict(include['class'], include['count'] + 1, include['count'], rng=rng)
+  return new, reason, language.remove((surplus,), rng=rng)
+
+
+def _conflict_relation(metadata, beat, rng):
+  if not beat.before or not beat.new:
+    return None
+  other, right = beat.before[0], beat.new[0]
+  relation = next(iter(scenes.relations(right.box, other.box)))
+  options = []
+  for cell in stories.free_cells(beat.after):
+    moved = dataclasses.replace(right, cell=cell)
+    found = scenes.relations(moved.box, other.box)
+    if found and relation not in found:
+      options.append((moved, sorted(found)[0]))
+  moved, wrong = stories.choose(rng, options)
+  reason = critiques.relation_conflict(moved, other, wrong, relation, rng=rng)
+  return (moved,), reason, language.move(moved, right, rng=rng)

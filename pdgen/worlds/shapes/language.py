@@ -1,0 +1,157 @@
+"""How the world's plans and inspections are worded: several templates for each thing there is to say.
+
+Text is most of what training costs, so it is kept short: a plan has 20 to 35 words, an inspection 15 to 30, over a
+vocabulary of under 200. The critiques follow the paper's two templates ("The intermediate step is correct. ... The missing
+... is going to be added in the following steps." and "The intermediate step is wrong. ... <refine> ... </refine>").
+The first sentence of every inspection is its verdict.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from pdgen.worlds.shapes import prompts, scenes
+
+RIGHT = ('The intermediate step is correct.', 'The current step is correct.', 'This step is correct.')
+WRONG = ('The intermediate step is wrong.', 'The current step is wrong.', 'This step is wrong.')
+
+_VERBS = ('Add', 'Paint', 'Draw', 'Put')
+_OPENERS = ('The image shows', 'The picture shows', 'The image depicts', 'The scene has')
+_NUMBERS = ('no', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
+
+
+def pick(rng: np.random.Generator, options: Sequence[str], **words: str) -> str:
+  return options[int(rng.integers(len(options)))].format(**words)
+
+
+def number(count: int) -> str:
+  return _NUMBERS[count]
+
+
+def plural(word: str, count: int) -> str:
+  if count == 1:
+    return word
+  return f'{word}es' if word.endswith('s') else f'{word}s'
+
+
+def listed(parts: Sequence[str]) -> str:
+  """`a`, `a and b`, `a, b and c`."""
+  return parts[0] if len(parts) == 1 else f'{", ".join(parts[:-1])} and {parts[-1]}'
+
+
+def at(group: scenes.Scene) -> str:
+  """`at the left and the top`."""
+  return f'at {listed([f"the {o.place}" for o in group])}'
+
+
+def named(group: scenes.Scene) -> str:
+  """`a red ring`, `two red rings`, for objects of one shape and colour."""
+  return prompts.noun(group[0].shape, color=group[0].color, count=len(group))
+
+
+def the(item: scenes.Object) -> str:
+  return f'the {item.color} {item.shape}'
+
+
+def groups(scene: scenes.Scene) -> list[scenes.Scene]:
+  """Objects of the same shape and colour together, in the order of painting."""
+  found: dict[tuple[str, str], list[scenes.Object]] = {}
+  for item in scene:
+    found.setdefault((item.shape, item.color), []).append(item)
+  return [tuple(group) for group in found.values()]
+
+
+# --- plans ---
+
+
+def plan(instruction: str, scene: scenes.Scene, *, rng: np.random.Generator, new: scenes.Scene = ()) -> str:
+  """`<ins>instruction</ins><des>the whole scene</des>`. new: objects that may be described as newly added, if last."""
+  parts = [f'{named(g)} {at(g)}' for g in groups(scene)]
+  if not parts:
+    words = 'The image is empty.'
+  elif len(parts) > 1 and new and set(groups(scene)[-1]) <= set(new) and rng.random() < 0.3:
+    words = f'{pick(rng, _OPENERS)} {listed(parts[:-1])}, and now {parts[-1]}.'
+  else:
+    words = f'{pick(rng, _OPENERS)} {listed(parts)}.'
+  return f'<ins>{instruction}</ins><des>{words}</des>'
+
+
+def add(group: scenes.Scene, *, rng: np.random.Generator, extra: bool = False) -> str:
+  """Adds objects of one shape and colour. extra: not for the prompt; it says that they will not stay."""
+  end = ' for now.' if extra else '.'
+  if rng.random() < 0.25:
+    where = at(group)
+    return f'{where[0].upper()}{where[1:]}, {pick(rng, _VERBS).lower()} {named(group)}{end}'
+  return f'{pick(rng, _VERBS)} {named(group)} {at(group)}{end}'
+
+
+def refine(old: scenes.Scene, color: str, *, rng: np.random.Generator) -> str:
+  """Changes the colour of objects of one shape and colour."""
+  what = f'the {old[0].color} {plural(old[0].shape, len(old))} {at(old)}'
+  return pick(rng, ('Change the color of {what} to {color}.', 'Make {what} {color}.'), what=what, color=color)
+
+
+def swap(old: scenes.Scene, new: scenes.Scene, *, rng: np.random.Generator) -> str:
+  """Replaces objects by others at the same places."""
+  what = f'the {old[0].color} {plural(old[0].shape, len(old))} {at(old)}'
+  return pick(rng, ('Replace {what} with {new}.', 'Swap {what} for {new}.'), what=what, new=named(new))
+
+
+def remove(group: scenes.Scene, *, rng: np.random.Generator) -> str:
+  what = f'the {group[0].color} {plural(group[0].shape, len(group))} {at(group)}'
+  return pick(rng, ('Remove {what}.', 'Erase {what}.'), what=what)
+
+
+def move(item: scenes.Object, to: scenes.Object, *, rng: np.random.Generator) -> str:
+  return pick(
+    rng,
+    ('Move {what} from the {old} to the {new}.', 'Remove {what} at the {old}. Add {it} at the {new}.'),
+    what=the(item), it=named((item,)), old=item.place, new=to.place,
+  )  # fmt: skip
+
+
+# --- inspections that find nothing wrong ---
+
+
+def right(missing: Sequence[tuple[str, int]], *, rng: np.random.Generator, extra: scenes.Object | None = None) -> str:
+  """A right step that is not the last. missing: what the prompt still asks for, as (words, how many).
+
+  extra: an object that the prompt does not ask for and that a later step takes away.
+  """
+  parts = [pick(rng, RIGHT)]
+  if extra is not None:
+    parts.append(
+      pick(
+        rng,
+        (
+          '{what} though does not mention in the prompt, it does not conflict with the prompt.',  # as the paper has it
+          '{what} is not mentioned in the prompt, but it does not conflict with the prompt.',
+        ),
+        what=f'The {extra.color} {extra.shape}',
+      )
+    )
+  if missing:
+    parts.append(_missing(missing, rng=rng))
+  elif extra is not None:
+    parts.append('It is going to be removed in the following steps.')
+  return ' '.join(parts)
+
+
+def _missing(missing: Sequence[tuple[str, int]], *, rng: np.random.Generator) -> str:
+  many = len(missing) > 1 or missing[0][1] > 1
+  short = listed([words if n == 1 else f'{number(n)} {plural(words, n)}' for words, n in missing])
+  options = (
+    'The missing {things} {are} going to be added in the following steps.',
+    'The {things} {are} still missing and will be added in the following steps.',
+    'The missing {things} will be added in the following steps.',
+  )
+  return pick(rng, options, things=short, are='are' if many else 'is')
+
+
+# --- inspections that find something wrong ---
+
+
+def wrong(reasons: Sequence[str], corrections: Sequence[str], *, rng: np.random.Generator) -> str:
+  """Verdict, reasons, and the corrective instruction between `<refine>` and `</refine>`."""
+  lead = pick(rng, ('', '', 'The corrective instruction is: '))
+  return f'{pick(rng, WRONG)} {" ".join(reasons)} {lead}<refine>{" ".join(corrections)}</refine>'

@@ -1,0 +1,213 @@
+"""The six GenEval tasks over the world's shapes, in GenEval's metadata format, and which of them are held out.
+
+A **combination** is what a prompt asks to be put together; the held-out ones are chosen by hash, and no scene of a
+training trajectory, right or wrong, finished or not, holds one (counts: no training prompt asks for one):
+
+| task | combination | all | held out |
+|---|---|---|---|
+| single_object | the shape: nothing is held out, a prompt differs from training by its index (its noise) alone | 6 | 0 |
+| two_object | two shapes | 15 | 3 |
+| counting | shape x count (2 to 4) | 18 | 4 |
+| colors | colour x shape | 60 | 12 |
+| position | shape, relation, shape; of each pair of shapes seen in training one of the four | 60 | 12 |
+| color_attr | (colour, shape), (colour, shape) | 1350 | a tenth |
+
+A prompt is held out if any combination in it is: a position prompt of a held-out pair of shapes is, too, and so more
+than half of color_attr's.
+"""
+
+import functools
+import hashlib
+import itertools
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from pdgen.worlds.shapes import scenes
+
+TASKS = ('single_object', 'two_object', 'counting', 'colors', 'position', 'color_attr')
+COUNTS = {2: 'two', 3: 'three', 4: 'four'}
+RELATIONS = ('left of', 'right of', 'above', 'below')
+_INVERSE = {'right of': 'left of', 'below': 'above', 'left of': 'right of', 'above': 'below'}
+_SALT = 'pdgen shapes 1 '
+
+Metadata = dict[str, Any]
+Combination = tuple
+
+
+def prompts(split: str, *, per_task: int, seed: int = 0) -> list[Metadata]:
+  """GenEval metadata of `per_task` prompts of each task, task after task.
+
+  split: `heldout` or `train`. seed: their order. A task that has fewer distinct prompts gives each of them once, then
+  each of them again; `index` tells them apart. Held out there are 6 (single_object: those of training), 6
+  (two_object), 4 (counting), 12 (colors), 48 (position) and over a thousand (color_attr).
+
+  >>> [p['prompt'] for p in prompts('train', per_task=1)][0]
+  'a photo of a square'
+
+  Raises: ValueError for an unknown split.
+  """
+  if split not in ('heldout', 'train'):
+    raise ValueError(f"Unknown split {split!r}. Known: ['heldout', 'train']")
+  chosen = []
+  for number, task in enumerate(TASKS):
+    pool = task_prompts(split, task)
+    order = np.random.default_rng((seed, number)).permutation(len(pool))
+    chosen += [{**pool[order[i % len(pool)]], 'index': i} for i in range(per_task)]
+  return chosen
+
+
+@functools.cache
+def task_prompts(split: str, task: str) -> tuple[Metadata, ...]:
+  """Every prompt of a task and split, once. The dicts are shared: copy before changing one."""
+  everything = tuple(_everything(task))
+  if task == 'single_object':
+    return everything
+  return tuple(p for p in everything if is_held_out(p) == (split == 'heldout'))
+
+
+def is_held_out(metadata: Metadata) -> bool:
+  return not _HELD_OUT.isdisjoint(_prompt_combinations(metadata)) or any(
+    _hashed_out(c) for c in _prompt_combinations(metadata)
+  )
+
+
+def holds_held_out(scene: scenes.Scene) -> bool:
+  """Whether any two objects of a scene, or one, make a held-out combination."""
+  return any(c in _HELD_OUT or _hashed_out(c) for c in _scene_combinations(scene))
+
+
+def noun(shape: str, *, color: str | None = None, count: int = 1) -> str:
+  """`a red ring`, `an orange ring`, `two rings`, `three red crosses`.
+
+  >>> noun('ring', color='orange'), noun('cross', count=2)
+  ('an orange ring', 'two crosses')
+  """
+  words = f'{color} {shape}' if color else shape
+  if count > 1:
+    return f'{COUNTS.get(count, "five")} {words}{"es" if words.endswith("s") else "s"}'
+  return f'{"an" if words[0] in "aeiou" else "a"} {words}'
+
+
+def _everything(task: str) -> Iterable[Metadata]:
+  shapes, colors = tuple(scenes.SHAPES), tuple(scenes.COLORS)
+  if task == 'single_object':
+    for shape in shapes:
+      yield _metadata(task, noun(shape), _object(shape))
+  elif task == 'two_object':
+    for a, b in itertools.permutations(shapes, 2):
+      yield _metadata(task, f'{noun(a)} and {noun(b)}', _object(a), _object(b))
+  elif task == 'counting':
+    for shape, count in itertools.product(shapes, COUNTS):
+      exclude = [{'class': shape, 'count': count + 1}]
+      yield _metadata(task, noun(shape, count=count), _object(shape, count=count), exclude=exclude)
+  elif task == 'colors':
+    for color, shape in itertools.product(colors, shapes):
+      yield _metadata(task, noun(shape, color=color), _object(shape, color=color))
+  elif task == 'position':
+    for a, b in itertools.permutations(shapes, 2):
+      for relation in RELATIONS:
+        yield _metadata(task, f'{noun(b)} {relation} {noun(a)}', _object(a), _object(b, position=[relation, 0]))
+  elif task == 'color_attr':
+    for a, b in itertools.permutations(shapes, 2):
+      for c, d in itertools.permutations(colors, 2):
+        words = f'{noun(a, color=c)} and {noun(b, color=d)}'
+        yield _metadata(task, words, _object(a, color=c), _object(b, color=d))
+  else:
+    raise ValueError(f'Unknown task {task!r}. Known: {TASKS}')
+
+
+def _metadata(task: str, words: str, *include: dict[str, Any], exclude: list | None = None) -> Metadata:
+  metadata = {'tag': task, 'include': list(include)}
+  if exclude:
+    metadata['exclude'] = exclude
+  return {**metadata, 'prompt': f'a photo of {words}'}
+
+
+def _object(shape: str, *, count: int = 1, **rest: Any) -> dict[str, Any]:
+  return {'class': shape, 'count': count, **rest}
+
+
+# --- combinations ---
+
+
+def _pair(a: str, b: str) -> Combination:
+  return 'pair', *sorted((a, b))
+
+
+def _relation(a: str, relation: str, b: str) -> Combination:
+  """A right of B is B left of A."""
+  return ('relation', a, relation, b) if relation in ('left of', 'above') else ('relation', b, _INVERSE[relation], a)
+
+
+def _colored_pair(a: tuple[str, str], b: tuple[str, str]) -> Combination:
+  return 'colored_pair', *sorted((a, b))
+
+
+def _prompt_combinations(metadata: Metadata) -> list[Combination]:
+  include = metadata['include']
+  found = [('colored', i['color'], i['class']) for i in include if 'color' in i]
+  if metadata['tag'] == 'counting':
+    found.append(('count', include[0]['class'], include[0]['count']))
+  if len(include) == 2:
+    a, b = include
+    found.append(_pair(a['class'], b['class']))
+    if 'position' in b:
+      found.append(_relation(b['class'], b['position'][0], a['class']))
+    if 'color' in a and 'color' in b:
+      found.append(_colored_pair((a['color'], a['class']), (b['color'], b['class'])))
+  return found
+
+
+def _scene_combinations(scene: scenes.Scene) -> Iterable[Combination]:
+  for item in scene:
+    yield 'colored', item.color, item.shape
+  for a, b in itertools.combinations(scene, 2):
+    if a.shape != b.shape:
+      yield _pair(a.shape, b.shape)
+      yield _colored_pair((a.color, a.shape), (b.color, b.shape))
+      for relation in scenes.relations(a.box, b.box):
+        yield _relation(a.shape, relation, b.shape)
+
+
+def _hash(combination: Combination) -> int:
+  return int.from_bytes(hashlib.blake2b((_SALT + repr(combination)).encode(), digest_size=8).digest(), 'big')
+
+
+def _by_hash(combinations: Iterable[Combination]) -> list[Combination]:
+  return sorted(combinations, key=_hash)
+
+
+@functools.cache
+def _hashed_out(combination: Combination) -> bool:
+  """Pairs of coloured shapes are too many for a table: a tenth of them, straight by hash."""
+  return combination[0] == 'colored_pair' and _hash(combination) % 10 == 0
+
+
+def _held_out() -> frozenset[Combination]:
+  """Lowest hashes first, passing over those that would take a second from a shape, a colour or a count too many."""
+  shapes, colors = tuple(scenes.SHAPES), tuple(scenes.COLORS)
+  pairs = _spread([_pair(a, b) for a, b in itertools.combinations(shapes, 2)], limit=3)
+  counts = _spread([('count', s, n) for s in shapes for n in COUNTS], limit=4, twice=COUNTS)
+  colored = _spread([('colored', c, s) for c in colors for s in shapes], limit=12, twice=(*shapes, *colors))
+  taken = set(pairs)
+  relations = [
+    _by_hash(_relation(a, r, b) for r in RELATIONS)[0]
+    for a, b in itertools.combinations(shapes, 2)
+    if _pair(a, b) not in taken
+  ]
+  return frozenset((*pairs, *counts, *colored, *relations))
+
+
+def _spread(combinations: list[Combination], *, limit: int, twice: Iterable = ()) -> list[Combination]:
+  chosen, left = [], {w: 2 if w in twice else 1 for c in combinations for w in c[1:]}
+  for combination in _by_hash(combinations):
+    if len(chosen) < limit and all(left[w] for w in combination[1:]):
+      chosen.append(combination)
+      for word in combination[1:]:
+        left[word] -= 1
+  return chosen
+
+
+_HELD_OUT = _held_out()

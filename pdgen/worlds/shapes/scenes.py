@@ -1,0 +1,143 @@
+"""What a picture of the shapes world is made of: coloured objects on a three by three grid.
+
+A scene is a tuple of `Object`s in the order of painting. Everything random about a picture is in its objects, so two
+equal scenes are equal pictures.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+
+SIZE = 32  # pixels a side of a picture
+CELLS = 9  # cells of the grid, row-major
+PITCH = 11  # pixels from a cell's corner to the next cell's
+EXTENT = 9  # pixels a side of the square that holds every silhouette
+JITTER = 1  # pixels that a scene may be moved to the right and down, at most; more than PITCH - EXTENT would touch
+
+# GenEval's ten colours, in its order. The background is at least 0.48 (of [0, 1] RGB) from each of them.
+COLORS = {
+  'red': (208, 30, 45),
+  'orange': (250, 128, 15),
+  'yellow': (255, 228, 62),
+  'green': (34, 148, 62),
+  'blue': (30, 80, 220),
+  'purple': (125, 40, 165),
+  'pink': (248, 132, 188),
+  'brown': (110, 62, 25),
+  'black': (15, 15, 20),
+  'white': (252, 252, 250),
+}
+BACKGROUND = (126, 176, 186)
+
+PLACES = ('top left', 'top', 'top right', 'left', 'center', 'right', 'bottom left', 'bottom', 'bottom right')
+
+
+def _silhouette(*rows: str) -> np.ndarray:
+  return np.array([[c == '#' for c in row] for row in rows])
+
+
+# Silhouettes, bool[EXTENT, EXTENT]; each pair overlaps with an IoU of at most 0.55 (ours: shapes are learned last, and
+# silhouettes this far apart are learned far faster than star, diamond and circle).
+SHAPES = {
+  'ring': _silhouette(
+    '...###...',
+    '.#######.',
+    '.##...##.',
+    '##.....##',
+    '##.....##',
+    '##.....##',
+    '.##...##.',
+    '.#######.',
+    '...###...',
+  ),
+  'square': np.ones((EXTENT, EXTENT), bool),
+  'triangle': _silhouette(
+    '....#....',
+    '....#....',
+    '...###...',
+    '...###...',
+    '..#####..',
+    '..#####..',
+    '.#######.',
+    '#########',
+    '#########',
+  ),
+  'bar': _silhouette(*['.........'] * 3, *['#########'] * 4, *['.........'] * 2),
+  'cross': _silhouette(
+    '.#.....#.',
+    '###...###',
+    '.###.###.',
+    '..#####..',
+    '...###...',
+    '..#####..',
+    '.###.###.',
+    '###...###',
+    '.#.....#.',
+  ),
+  'pole': _silhouette(*['...####..'] * 9),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Object:
+  """One object: its shape and colour by name, its cell from 0, and where its square's corner is in the cell (pixels)."""
+
+  shape: str
+  color: str
+  cell: int
+  dx: int = 0
+  dy: int = 0
+
+  @property
+  def origin(self) -> tuple[int, int]:
+    """(x, y) of the top left pixel of the square that holds the silhouette."""
+    return PITCH * (self.cell % 3) + self.dx, PITCH * (self.cell // 3) + self.dy
+
+  @property
+  def box(self) -> tuple[int, int, int, int]:
+    """(x0, y0, x1, y1) of the silhouette in pixels, x1 and y1 exclusive."""
+    x, y = self.origin
+    x0, y0, x1, y1 = BOXES[self.shape]
+    return x + x0, y + y0, x + x1, y + y1
+
+  @property
+  def place(self) -> str:
+    return PLACES[self.cell]
+
+
+Scene = tuple[Object, ...]
+
+
+def _box(mask: np.ndarray) -> tuple[int, int, int, int]:
+  ys, xs = np.nonzero(mask)
+  return int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1
+
+
+BOXES = {name: _box(mask) for name, mask in SHAPES.items()}
+
+
+def relations(a: tuple[float, ...], b: tuple[float, ...]) -> set[str]:
+  """Where box `a` is relative to box `b`, by GenEval's rule: {'left of', 'right of', 'above', 'below'} or a part of it.
+
+  Boxes are (x0, y0, x1, y1). The offset of the centres is shortened by a tenth of the summed sizes and divided by its
+  length; more than a half along an axis is a relation (GenEval, `relative_position`).
+
+  >>> relations((0, 0, 9, 9), (11, 0, 20, 9))
+  {'left of'}
+  >>> sorted(relations((0, 0, 9, 9), (11, 11, 20, 20)))
+  ['above', 'left of']
+  """
+  dx, dy = (a[0] + a[2] - b[0] - b[2]) / 2, (a[1] + a[3] - b[1] - b[3]) / 2
+  x = _shorten(dx, 0.1 * (abs(a[2] - a[0]) + abs(b[2] - b[0])))
+  y = _shorten(dy, 0.1 * (abs(a[3] - a[1]) + abs(b[3] - b[1])))
+  if max(abs(x), abs(y)) < 1e-3:
+    return set()
+  length = math.hypot(dx, dy)
+  x, y = x / length, y / length
+  found = {'left of': x < -0.5, 'right of': x > 0.5, 'above': y < -0.5, 'below': y > 0.5}
+  return {name for name, holds in found.items() if holds}
+
+
+def _shorten(offset: float, by: float) -> float:
+  return math.copysign(max(abs(offset) - by, 0.0), offset)

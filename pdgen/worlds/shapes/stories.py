@@ -1,0 +1,240 @@
+"""How a right painter gets from an empty page to a scene that keeps the prompt: a story of beats, without errors.
+
+A beat is one instruction and the scenes before and after it. Most beats add one object, or two alike; a detour changes
+a colour (refine), replaces an object (swap) or takes one away (remove).
+"""
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+
+from pdgen.worlds.shapes import language, prompts, scenes
+
+MAX_BEATS = 5
+DETOURS = ('refine', 'swap', 'remove')
+# Share of each task among the prompts trained on: counting is the hardest, a single object needs little.
+TASK_SHARES = (0.11, 0.18, 0.22, 0.14, 0.18, 0.17)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Beat:
+  """One step of a story.
+
+  instruction: what the plan says to paint.
+  before, after: the scenes. new: the objects of `after` that the instruction adds.
+  missing: (words, how many) of what the prompt still asks for afterwards.
+  extra: an object that the prompt does not ask for and that an inspection should speak of.
+  """
+
+  instruction: str
+  before: scenes.Scene
+  after: scenes.Scene
+  new: scenes.Scene = ()
+  missing: tuple[tuple[str, int], ...] = ()
+  extra: scenes.Object | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Story:
+  """metadata: the prompt in GenEval's format. detour: kind of the story's detour or None."""
+
+  metadata: prompts.Metadata
+  beats: tuple[Beat, ...]
+  detour: str | None = None
+
+  @property
+  def prompt(self) -> str:
+    return self.metadata['prompt']
+
+  @property
+  def scene(self) -> scenes.Scene:
+    return self.beats[-1].after
+
+
+def tell(
+  rng: np.random.Generator, *, split: str, tasks: tuple[str, ...] = prompts.TASKS, detour: str | None = None
+) -> Story:
+  """A story of a prompt of the split and of one of the tasks. In training none of its scenes holds a held-out thing."""
+  shares = np.cumsum([TASK_SHARES[prompts.TASKS.index(t)] for t in tasks])
+  while True:
+    task = tasks[int(np.searchsorted(shares, rng.random() * shares[-1], side='right'))]
+    pool = prompts.task_prompts(split, task)
+    story = _tell(pool[int(rng.integers(len(pool)))], rng=rng, detour=detour)
+    if story is None or (split == 'train' and any(prompts.holds_held_out(b.after) for b in story.beats)):
+      continue
+    return story
+
+
+def choose(rng: np.random.Generator, options):
+  return options[int(rng.integers(len(options)))]
+
+
+def free_cells(scene: scenes.Scene) -> list[int]:
+  taken = {o.cell for o in scene}
+  return [c for c in range(scenes.CELLS) if c not in taken]
+
+
+def _tell(metadata: prompts.Metadata, *, rng: np.random.Generator, detour: str | None) -> Story | None:
+  chunks = _chunks(metadata, rng=rng, single=detour == 'swap')
+  if detour is None:
+    beats = list(_plain(chunks, rng=rng))
+  elif detour == 'refine':
+    beats = list(_with_refine(metadata, chunks, rng=rng))
+  elif detour == 'swap':
+    beats = list(_with_swap(chunks, rng=rng))
+  else:
+    beats = list(_with_remove(chunks, rng=rng))
+  if not 0 < len(beats) <= MAX_BEATS:
+    return None
+  return Story(metadata=metadata, beats=tuple(_annotated(metadata, beats)), detour=detour)
+
+
+# --- what a prompt leaves open: colours, places, order, how many at a time ---
+
+
+def _chunks(metadata: prompts.Metadata, *, rng: np.random.Generator, single: bool) -> list[scenes.Scene]:
+  """The scene that keeps a prompt, in groups of objects alike that are painted together, in the order of painting."""
+  dx, dy = (int(v) for v in rng.integers(scenes.JITTER + 1, size=2))
+  include = metadata['include']
+  if metadata['tag'] == 'counting':
+    shape, count = include[0]['class'], include[0]['count']
+    sizes = choose(rng, _SPLITS_SINGLE[count] if single else _SPLITS[count])
+    alike = rng.random() < 0.8
+    color = _color(rng)
+    cells = [int(c) for c in rng.permutation(scenes.CELLS)[:count]]
+    chunks = []
+    for size in sizes:
+      color = color if alike else _color(rng)
+      taken, cells = sorted(cells[:size]), cells[size:]
+      chunks.append(tuple(scenes.Object(shape, color, c, dx, dy) for c in taken))
+    return chunks
+  if len(include) == 1 or 'position' not in include[1]:
+    cells = [int(c) for c in rng.permutation(scenes.CELLS)[: len(include)]]
+  else:
+    b, a = choose(rng, PLACEMENTS[include[1]['position'][0]])
+    cells = [a, b]
+  chunks = [
+    (scenes.Object(i['class'], i.get('color') or _color(rng), c, dx, dy),) for i, c in zip(include, cells, strict=True)
+  ]
+  return chunks if rng.random() < 0.5 else chunks[::-1]
+
+
+_SPLITS = {2: ((2,), (1, 1)), 3: ((2, 1), (1, 2)) * 3 + ((1, 1, 1),), 4: ((2, 2),) * 4 + ((1, 1, 2), (2, 1, 1))}
+_SPLITS_SINGLE = {2: ((1, 1),), 3: ((2, 1), (1, 2)), 4: ((1, 2, 1), (2, 1, 1))}
+
+
+def _color(rng: np.random.Generator) -> str:
+  return choose(rng, tuple(scenes.COLORS))
+
+
+def _placements(relation: str) -> list[tuple[int, int]]:
+  """(cell of the object, cell of the target) that keep a relation alone; same row or column five times as often.
+
+  A diagonal keeps two relations, by a margin that a pixel can undo; it is left out.
+  """
+  found = []
+  for b in range(scenes.CELLS):
+    for a in range(scenes.CELLS):
+      boxes = [scenes.Object('square', 'red', cell).box for cell in (b, a)]
+      if a != b and scenes.relations(*boxes) == {relation}:
+        found += [(b, a)] * (5 if b % 3 == a % 3 or b // 3 == a // 3 else 1)
+  return found
+
+
+PLACEMENTS = {relation: _placements(relation) for relation in prompts.RELATIONS}
+
+
+# --- beats ---
+
+
+def _plain(chunks: list[scenes.Scene], *, rng: np.random.Generator, before: scenes.Scene = ()) -> Iterator[Beat]:
+  for chunk in chunks:
+    after = before + chunk
+    yield Beat(instruction=language.add(chunk, rng=rng), before=before, after=after, new=chunk)
+    before = after
+
+
+def _with_refine(metadata: prompts.Metadata, chunks: list[scenes.Scene], *, rng: np.random.Generator) -> Iterator[Beat]:
+  """One group is painted in another colour first, and changed before the last group comes. Needs two groups."""
+  if len(chunks) < 2 or any('color' in i for i in metadata['include']):
+    return
+  at = int(rng.integers(len(chunks) - 1))
+  final = chunks[at]
+  color = _other(rng, final[0].color)
+  first = tuple(dataclasses.replace(o, color=color) for o in final)
+  beats = list(_plain([*chunks[:at], first], rng=rng))
+  yield from beats
+  before = beats[-1].after
+  after = tuple(final[first.index(o)] if o in first else o for o in before)
+  yield Beat(instruction=language.refine(first, final[0].color, rng=rng), before=before, after=after)
+  yield from _plain(chunks[at + 1 :], rng=rng, before=after)
+
+
+def _with_swap(chunks: list[scenes.Scene], *, rng: np.random.Generator) -> Iterator[Beat]:
+  """Something else stands where an object of the prompt will be, until it is replaced."""
+  at = choose(rng, [i for i, chunk in enumerate(chunks) if len(chunk) == 1])
+  start = int(rng.integers(at + 1))
+  target = chunks[at][0]
+  extra = _extra(chunks, target.cell, rng=rng)
+  scene: scenes.Scene = ()
+  for i, chunk in enumerate(chunks):
+    if i == start:
+      yield _add_extra(scene, extra, rng=rng)
+      scene = (*scene, extra)
+    if i == at:
+      after = tuple(o for o in scene if o != extra) + chunk
+      yield Beat(instruction=language.swap((extra,), chunk, rng=rng), before=scene, after=after, new=chunk)
+    else:
+      after = scene + chunk
+      yield Beat(instruction=language.add(chunk, rng=rng), before=scene, after=after, new=chunk)
+    scene = after
+
+
+def _with_remove(chunks: list[scenes.Scene], *, rng: np.random.Generator) -> Iterator[Beat]:
+  """Something that the prompt does not ask for is painted, and taken away later."""
+  start = int(rng.integers(len(chunks)))
+  end = int(rng.integers(start, len(chunks) + 1))
+  extra = _extra(chunks, choose(rng, free_cells(sum(chunks, ()))), rng=rng)
+  scene: scenes.Scene = ()
+  for i in range(len(chunks) + 1):
+    if i == start:
+      yield _add_extra(scene, extra, rng=rng)
+      scene = (*scene, extra)
+    if i == end:
+      after = tuple(o for o in scene if o != extra)
+      yield Beat(instruction=language.remove((extra,), rng=rng), before=scene, after=after)
+      scene = after
+    if i < len(chunks):
+      yield from _plain([chunks[i]], rng=rng, before=scene)
+      scene += chunks[i]
+
+
+def _add_extra(before: scenes.Scene, extra: scenes.Object, *, rng: np.random.Generator) -> Beat:
+  instruction = language.add((extra,), rng=rng, extra=True)
+  return Beat(instruction=instruction, before=before, after=(*before, extra), new=(extra,), extra=extra)
+
+
+def _extra(chunks: list[scenes.Scene], cell: int, *, rng: np.random.Generator) -> scenes.Object:
+  used = {o.shape for chunk in chunks for o in chunk}
+  shape = choose(rng, [s for s in scenes.SHAPES if s not in used])
+  return scenes.Object(shape, _color(rng), cell, chunks[0][0].dx, chunks[0][0].dy)
+
+
+def _other(rng: np.random.Generator, color: str) -> str:
+  return choose(rng, [c for c in scenes.COLORS if c != color])
+
+
+def _annotated(metadata: prompts.Metadata, beats: list[Beat]) -> Iterator[Beat]:
+  """Adds what is missing after each beat, and names an extra object again where nothing is missing but it is there."""
+  wanted = {i['class'] for i in metadata['include']}
+  for beat in beats:
+    missing = []
+    for item in metadata['include']:
+      count = item['count'] - sum(o.shape == item['class'] for o in beat.after)
+      if count > 0:
+        missing.append((f'{item["color"]} {item["class"]}' if 'color' in item else item['class'], count))
+    extra = beat.extra
+    if extra is None and not missing:
+      extra = next((o for o in beat.after if o.shape not in wanted), None)
+    yield dataclasses.replace(beat, missing=tuple(missing), extra=extra)

@@ -1,0 +1,174 @@
+"""Training trajectories, made on the fly: the same (kind, seed, index) is always the same trajectory."""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from pdgen.core import config, trajectory as trajectories
+from pdgen.worlds.shapes import errors, language, prompts, renderer, scenes, stories
+
+KINDS = ('multi_turn', 'conflict', 'misalignment', 'direct')
+DETOUR_SHARE = 0.1  # of the multi-turn trajectories
+# Of the misalignments: a second error at another step, so that each of the seven kinds is in 5 % of the standard
+# mixture (a quarter of it is misalignments).
+SECOND_ERROR_SHARE = 0.65
+
+
+def trajectory(kind: str, *, seed: int, index: int) -> trajectories.Trajectory:
+  """One finished training trajectory; no scene in it holds a held-out combination (see `prompts`).
+
+  kind: `multi_turn` has no error, one in ten takes a detour (refine, swap, remove); `conflict`: one plan contradicts the
+  prompt; `misalignment`: a draft, or two, does not show its plan; `direct`: one picture without words.
+  metadata: the prompt in GenEval's format, `kind`, `errors` (kind of each error in order), `error` (the first or None),
+  `detour`, and `scene`: (shape, colour, cell) of each object of the last picture.
+
+  Raises: ValueError for an unknown kind.
+  """
+  if kind not in KINDS:
+    raise ValueError(f'Unknown kind {kind!r}. Known: {KINDS}')
+  rng = np.random.default_rng((seed, index, KINDS.index(kind)))
+  if kind == 'conflict':
+    return _conflict(rng)
+  if kind == 'misalignment':
+    return _misalignment(rng)
+  detour = stories.choose(rng, stories.DETOURS) if kind == 'multi_turn' and rng.random() < DETOUR_SHARE else None
+  story = stories.tell(rng, split='train', detour=detour)
+  if kind == 'direct':
+    step = trajectories.Step(draft=renderer.render(story.scene))
+    return finished(story, [step], kind=kind)
+  return finished(story, steps(story, rng=rng), kind=kind)
+
+
+def corpus(*, seed: int, count: int) -> Iterator[str]:
+  """Texts to train a tokenizer on: those of `count` trajectories, tags left out and split there; prompts opened."""
+  kinds = ('multi_turn', 'conflict', 'misalignment')
+  opening = config.SequenceConfig().opening
+  for index in range(count):
+    made = trajectory(kinds[index % len(kinds)], seed=seed, index=index)
+    yield opening + made.prompt
+    for step in made.steps:
+      for text in (step.plan, step.inspection, step.corrected_plan):
+        yield from (part for part in _TAG.split(text or '') if part)
+
+
+_TAG = re.compile(r'<[/\\]?(?:ins|des|refine)>')
+
+
+def finished(
+  story: stories.Story, made: list[trajectories.Step], *, kind: str, error_kinds: tuple[str, ...] = (), **more: Any
+) -> trajectories.Trajectory:
+  metadata = {
+    **story.metadata,
+    'kind': kind,
+    'errors': list(error_kinds),
+    'error': error_kinds[0] if error_kinds else None,
+    'detour': story.detour,
+    'scene': [(o.shape, o.color, o.cell) for o in story.scene],
+    **more,
+  }
+  return trajectories.Trajectory(prompt=story.prompt, steps=tuple(made), metadata=metadata)
+
+
+def steps(
+  story: stories.Story,
+  *,
+  rng: np.random.Generator,
+  wrong: Mapping[int, errors.Wrong] | None = None,
+  start: int = 0,
+  stop: int | None = None,
+) -> list[trajectories.Step]:
+  """The steps of beats `start` to `stop`, some of which went wrong at first. The story's last ends the trajectory."""
+  stop = len(story.beats) if stop is None else stop
+  made = []
+  for i in range(start, stop):
+    beat, error = story.beats[i], (wrong or {}).get(i)
+    if error is not None:
+      made.append(rejected(beat, error, rng=rng))
+      continue
+    text = plan(beat, rng=rng)
+    inspection = None if i == len(story.beats) - 1 else approval(beat, rng=rng)
+    made.append(trajectories.Step(plan=text, draft=renderer.render(beat.after), inspection=inspection))
+  return made
+
+
+def plan(beat: stories.Beat, *, rng: np.random.Generator) -> str:
+  return language.plan(beat.instruction, beat.after, new=beat.new, rng=rng)
+
+
+def wrong_plan(error: errors.Wrong, *, rng: np.random.Generator) -> str:
+  return language.plan(error.instruction, error.scene, rng=rng)
+
+
+def approval(beat: stories.Beat, *, rng: np.random.Generator) -> str:
+  return language.right(beat.missing, extra=beat.extra, rng=rng)
+
+
+def rejected(
+  beat: stories.Beat, error: errors.Wrong, *, rng: np.random.Generator, plan_text: str | None = None, **more: Any
+) -> trajectories.Step:
+  """A step whose draft is wrong: its inspection says why, and the refined picture is the beat's.
+
+  plan_text: the plan, where it is already written. more: other fields of the step.
+  """
+  inspection = language.wrong(error.reasons, error.corrections, rng=rng)
+  corrected = None
+  if error.instruction is not None:
+    corrected = language.plan(' '.join(error.corrections), beat.after, rng=rng)
+    plan_text = plan_text or wrong_plan(error, rng=rng)
+  return trajectories.Step(
+    plan=plan_text or plan(beat, rng=rng),
+    draft=error.picture,
+    inspection=inspection,
+    corrected_plan=corrected,
+    refined=renderer.render(beat.after),
+    **more,
+  )
+
+
+def conflict_at(kind: str, *, split: str, rng: np.random.Generator) -> tuple[stories.Story, int, errors.Wrong]:
+  """A story, a beat of it that a conflict of that kind applies to, and the conflict."""
+  while True:
+    story = stories.tell(rng, split=split, tasks=errors.CONFLICT_TASKS[kind])
+    for i in (int(i) for i in rng.permutation(len(story.beats))):
+      error = errors.conflict(kind, story.metadata, story.beats[i], rng=rng)
+      if error is not None and may_show(error.scene, split=split):
+        return story, i, error
+
+
+def misalignment_at(
+  kind: str, story: stories.Story, i: int, *, split: str, rng: np.random.Generator
+) -> errors.Wrong | None:
+  error = errors.misalignment(kind, story.beats[i], rng=rng)
+  return error if error is not None and may_show(error.scene, split=split) else None
+
+
+def may_show(scene: scenes.Scene, *, split: str) -> bool:
+  return split != 'train' or not prompts.holds_held_out(tuple(o for o in scene if o.shape is not None))
+
+
+def _conflict(rng: np.random.Generator) -> trajectories.Trajectory:
+  kind = stories.choose(rng, errors.CONFLICTS)
+  story, i, error = conflict_at(kind, split='train', rng=rng)
+  return finished(story, steps(story, rng=rng, wrong={i: error}), kind='conflict', error_kinds=(kind,))
+
+
+def _misalignment(rng: np.random.Generator) -> trajectories.Trajectory:
+  kind = stories.choose(rng, errors.MISALIGNMENTS)
+  error = None
+  while error is None:
+    story = stories.tell(rng, split='train')
+    i = int(rng.integers(len(story.beats)))
+    error = misalignment_at(kind, story, i, split='train', rng=rng)
+  wrong, kinds = {i: error}, {i: kind}
+  others = [j for j in range(len(story.beats)) if j != i]
+  if others and rng.random() < SECOND_ERROR_SHARE:
+    j = stories.choose(rng, others)
+    second = None
+    while second is None:
+      kinds[j] = stories.choose(rng, errors.MISALIGNMENTS)
+      second = misalignment_at(kinds[j], story, j, split='train', rng=rng)
+    wrong[j] = second
+  error_kinds = tuple(kinds[k] for k in sorted(kinds))
+  return finished(story, steps(story, rng=rng, wrong=wrong), kind='misalignment', error_kinds=error_kinds)
