@@ -1,0 +1,163 @@
+"""Trajectories to look at: a self-contained HTML page, a fragment for notebooks, a strip of pictures for logs."""
+
+import base64
+import html
+import io
+import pathlib
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from pdgen.core import trajectory as trajectory_lib
+from pdgen.viewing import transcript
+
+# Pictures up to this many pixels a side are shown as pixels, bigger ones smoothed.
+_PIXEL_ART = 64
+_REFINE = re.compile(r'&lt;refine&gt;\s*(.*?)\s*&lt;[/\\]refine&gt;', re.DOTALL)
+_STYLE = (pathlib.Path(__file__).parent / 'gallery.css').read_text()
+# Bars under the pictures of a strip.
+_ACCEPTED, _REJECTED, _REFINED, _LAST = (43, 138, 62), (214, 51, 40), (59, 91, 219), (160, 160, 160)
+
+Verdict = tuple[bool, str]
+
+
+def page(
+  trajectories: Sequence[trajectory_lib.Trajectory],
+  *,
+  title: str = 'pdgen',
+  notes: str = '',
+  verdicts: Sequence[Verdict | None] | None = None,
+) -> str:
+  """A whole HTML document without a link to anything: styles inline, pictures as data.
+
+  Args:
+    trajectories: shown in their order, partial ones too.
+    title: of the page.
+    notes: text under the title; a blank line starts a paragraph.
+    verdicts: one a trajectory: is the final picture right, and in words why; None = not judged.
+  """
+  paragraphs = ''.join(f'<p>{_text(p.strip())}</p>' for p in notes.split('\n\n') if p.strip())
+  return (
+    '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+    '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+    f'<title>{_text(title)}</title>\n<style>body{{margin:0}}\n{_STYLE}</style>\n</head>\n<body class="pdgen">\n'
+    f'<header class="top"><h1>{_text(title)}</h1>{paragraphs}</header>\n'
+    f'<main>{_articles(trajectories, verdicts)}</main>\n</body>\n</html>\n'
+  )
+
+
+def fragment(
+  trajectories: Sequence[trajectory_lib.Trajectory], *, verdicts: Sequence[Verdict | None] | None = None
+) -> str:
+  """The trajectories alone, with their style, to stand inside another page (`IPython.display.HTML`)."""
+  return f'<div class="pdgen"><style>{_STYLE}</style>{_articles(trajectories, verdicts)}</div>'
+
+
+def png(picture: np.ndarray, *, scale: int = 1) -> bytes:
+  """PNG file of uint8[H, W, 3], every pixel `scale` pixels a side."""
+  picture = picture.repeat(scale, axis=0).repeat(scale, axis=1)
+  file = io.BytesIO()
+  Image.fromarray(picture).save(file, format='png', optimize=True)
+  return file.getvalue()
+
+
+def strip(trajectories: Sequence[trajectory_lib.Trajectory], *, scale: int = 2, gap: int = 4) -> np.ndarray:
+  """One row of pictures a trajectory, left to right as painted: uint8[rows, columns, 3].
+
+  A bar under each picture: green where its inspection accepts it, red where it rejects it, blue for a refined
+  picture, grey where nothing was written about it. All pictures must be of one size.
+  """
+  rows = [_bars(t) for t in trajectories]
+  pictures = [picture for row in rows for picture, _ in row]
+  if not pictures:
+    raise ValueError('A strip needs at least one picture; these trajectories hold none.')
+  height, width = (side * scale for side in pictures[0].shape[:2])
+  canvas = np.full((len(rows) * (height + 2 * gap), max(map(len, rows)) * (width + gap), 3), 255, np.uint8)
+  for y, row in enumerate(rows):
+    top = y * (height + 2 * gap)
+    for x, (picture, color) in enumerate(row):
+      left = x * (width + gap)
+      canvas[top : top + height, left : left + width] = picture.repeat(scale, axis=0).repeat(scale, axis=1)
+      canvas[top + height : top + height + gap // 2, left : left + width] = color
+  return canvas
+
+
+def _bars(trajectory: trajectory_lib.Trajectory) -> list[tuple[np.ndarray, tuple[int, int, int]]]:
+  row = []
+  for step in trajectory.steps:
+    if step.draft is not None:
+      judged = _REJECTED if step.rejected else _ACCEPTED
+      row.append((step.draft, _LAST if step.inspection is None else judged))
+    if step.refined is not None:
+      row.append((step.refined, _REFINED))
+  return row
+
+
+def _articles(trajectories: Sequence[trajectory_lib.Trajectory], verdicts: Sequence[Verdict | None] | None) -> str:
+  verdicts = [None] * len(trajectories) if verdicts is None else verdicts
+  return '\n'.join(_article(t, v) for t, v in zip(trajectories, verdicts, strict=True))
+
+
+def _article(trajectory: trajectory_lib.Trajectory, verdict: Verdict | None) -> str:
+  tags = []
+  if verdict is not None:
+    right, reason = verdict
+    tags.append(f'<li class="{"yes" if right else "no"}">{"✓" if right else "✗"} {_text(reason)}</li>')
+  if 'tag' in trajectory.metadata:
+    tags.append(f'<li>{_text(str(trajectory.metadata["tag"]).replace("_", " "))}</li>')
+  tags.append(f'<li>{_text(transcript.stop(trajectory))}</li>')
+  final = _image(trajectory.final, f'Final picture of: {trajectory.prompt}') if trajectory.pictures else ''
+  # Direct mode has one picture and no words: it stands in the head already.
+  steps = ''.join(_step(number, step) for number, step in enumerate(trajectory.steps, 1) if step.plan is not None)
+  return (
+    f'<article><div class="head">{final}<div><h2>{_text(trajectory.prompt)}</h2>'
+    f'<ul class="tags">{"".join(tags)}</ul></div></div>\n{steps and f"<ol>{steps}</ol>"}</article>'
+  )
+
+
+def _step(number: int, step: trajectory_lib.Step) -> str:
+  cells = [f'<div class="plan">{_plan(f"Plan {number}", step.plan)}</div>']
+  if step.draft is not None:
+    state = ' rejected' if step.rejected else ''
+    cells.append(_figure(f'sketch{state}', step.draft, f'Sketch {number}'))
+  if step.inspection is not None or step.corrected_plan is not None:
+    again = f'<div class="again">{_plan("New plan", step.corrected_plan)}</div>' if step.corrected_plan else ''
+    cells.append(f'<div class="inspect">{_inspection(step)}{again}</div>')
+  if step.refined is not None:
+    cells.append(_figure('refined', step.refined, f'Refined {number}'))
+  return f'<li class="step{"" if step.refined is not None else " kept"}">{"".join(cells)}</li>'
+
+
+def _plan(name: str, plan: str) -> str:
+  try:
+    instruction, description = trajectory_lib.plan_parts(plan)
+  except ValueError:  # written without the grammar: shown as it is
+    return f'<p class="name">{name}</p><p class="does">{_text(plan)}</p>'
+  return f'<p class="name">{name}</p><p class="does">{_text(instruction)}</p><p class="scene">{_text(description)}</p>'
+
+
+def _inspection(step: trajectory_lib.Step) -> str:
+  if step.inspection is None:
+    return ''
+  # The brackets of the tag go, its instruction stays, marked. Everything else is escaped first.
+  shown = re.sub(
+    r'&lt;refine&gt;\s*(.*?)\s*&lt;[/\\]refine&gt;', r'<mark>\1</mark>', _text(step.inspection), flags=re.S
+  )
+  state, name = ('wrong', 'Inspect: to be refined') if step.rejected else ('right', 'Inspect: kept')
+  return f'<div class="verdict {state}"><p class="name">{name}</p><p>{shown}</p></div>'
+
+
+def _figure(kind: str, picture: np.ndarray, caption: str) -> str:
+  return f'<figure class="{kind}">{_image(picture, caption)}<figcaption>{caption}</figcaption></figure>'
+
+
+def _image(picture: np.ndarray, alt: str) -> str:
+  data = base64.b64encode(png(picture)).decode()
+  kind = ' class="pixels"' if max(picture.shape[:2]) <= _PIXEL_ART else ''
+  return f'<img{kind} alt="{_text(alt)}" src="data:image/png;base64,{data}">'
+
+
+def _text(words: str) -> str:
+  return html.escape(words)

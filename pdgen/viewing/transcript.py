@@ -1,0 +1,69 @@
+"""A trajectory as plain text, for terminals and logs."""
+
+import textwrap
+from collections.abc import Callable
+
+import numpy as np
+
+from pdgen.core import trajectory as trajectory_lib
+
+_WIDTH = 110
+_STOPS = {
+  trajectory_lib.FINISHED: 'finished by itself',
+  'picture_cap': 'stopped: as many pictures as allowed',
+  'text_cap': 'stopped: a text reached its limit',
+  'cache_cap': 'stopped: the sequence is full',
+  None: 'to be continued',
+}
+
+
+def text(trajectory: trajectory_lib.Trajectory, *, describe: Callable[[np.ndarray], str] | None = None) -> str:
+  """Everything the painter wrote, in order; a picture is its number and what `describe` says of it.
+
+  >>> step = trajectory_lib.Step(plan='<ins>Add a ring.</ins><des>A ring.</des>', draft=np.zeros((2, 2, 3), np.uint8))
+  >>> print(text(trajectory_lib.Trajectory(prompt='a ring', steps=(step,)), describe=lambda picture: 'all black'))
+  prompt   a ring
+  plan     Add a ring.
+           A ring.
+  sketch   [picture 1: all black]
+  (finished by itself after 1 picture)
+  """
+  lines = [_paragraph('prompt', trajectory.prompt)]
+  count = 0
+
+  def picture(name: str, pixels: np.ndarray) -> str:
+    nonlocal count
+    count += 1
+    return _paragraph(name, f'[picture {count}{": " + describe(pixels) if describe else ""}]')
+
+  for step in trajectory.steps:
+    if step.plan is not None:
+      lines.extend(_plan('plan', step.plan))
+    if step.draft is not None:
+      lines.append(picture('sketch', step.draft))
+    if step.inspection is not None:
+      lines.append(_paragraph('inspect', step.inspection))
+    if step.corrected_plan is not None:
+      lines.extend(_plan('replan', step.corrected_plan))
+    if step.refined is not None:
+      lines.append(picture('refine', step.refined))
+  lines.append(f'({stop(trajectory)})')
+  return '\n'.join(lines)
+
+
+def stop(trajectory: trajectory_lib.Trajectory) -> str:
+  """How the trajectory ended, in words."""
+  count = len(trajectory.pictures)
+  return f'{_STOPS[trajectory.stop]} after {count} picture{"s" * (count != 1)}'
+
+
+def _plan(name: str, plan: str) -> list[str]:
+  try:
+    instruction, description = trajectory_lib.plan_parts(plan)
+  except ValueError:  # written without the grammar
+    return [_paragraph(name, plan)]
+  return [_paragraph(name, instruction), _paragraph('', description)]
+
+
+def _paragraph(name: str, words: str) -> str:
+  return textwrap.fill(words, _WIDTH, initial_indent=f'{name:9}', subsequent_indent=' ' * 9)

@@ -1,0 +1,154 @@
+"""The page holds everything that was painted and written, safely, and needs nothing from outside."""
+
+import base64
+import html.parser
+import io
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pdgen.core.trajectory import Step, Trajectory
+from pdgen.viewing import gallery, transcript
+
+PICTURES = [np.random.default_rng(i).integers(0, 256, (32, 32, 3), np.uint8) for i in range(4)]
+PLAN = '<ins>Add a {0}.</ins><des>A page with a {0}.</des>'
+
+
+def process() -> Trajectory:
+  return Trajectory(
+    prompt='a red <ring> & a "pole"',
+    steps=(
+      Step(plan=PLAN.format('ring'), draft=PICTURES[0], inspection='The intermediate step is correct.'),
+      Step(
+        plan=PLAN.format('square'),
+        draft=PICTURES[1],
+        inspection='It is <b>wrong</b>: <refine> Remove the <square>. </refine> Really.',
+        corrected_plan=PLAN.format('pole'),
+        refined=PICTURES[2],
+      ),
+      Step(plan=PLAN.format('shadow'), draft=PICTURES[3]),
+    ),
+    metadata={'tag': 'two_object'},
+  )
+
+
+DIRECT = Trajectory(prompt='a pole', steps=(Step(draft=PICTURES[0]),), stop='picture_cap')
+PARTIAL = Trajectory(prompt='a bar', steps=(Step(plan=PLAN.format('bar')),), stop=None)
+
+
+class Tree(html.parser.HTMLParser):
+  """Checks that tags nest; keeps the pictures, links, class names and the text outside of the style."""
+
+  def __init__(self, source: str):
+    super().__init__()
+    self.open, self.images, self.classes, self.text, self.links = [], [], [], '', []
+    self.feed(source)
+    self.close()
+    assert not self.open
+
+  def handle_starttag(self, tag, attributes):
+    values = dict(attributes)
+    self.classes += (values.get('class') or '').split()
+    self.links += [v for k, v in attributes if k in ('src', 'href')]
+    if tag == 'img':
+      self.images.append(values)
+    if tag not in ('img', 'meta'):
+      self.open.append(tag)
+
+  def handle_endtag(self, tag):
+    assert self.open.pop() == tag
+
+  def handle_data(self, data):
+    if 'style' not in self.open:
+      self.text += data
+
+
+def test_the_page_needs_nothing_from_outside_and_is_well_formed():
+  page = gallery.page([process(), DIRECT, PARTIAL], title='A <title>', notes='One.\n\nTwo & three.')
+  tree = Tree(page)
+  assert all(link.startswith('data:image/png;base64,') for link in tree.links)
+  assert 'http' not in page and '@import' not in page and 'url(' not in page
+  assert 'A <title>' in tree.text and '<p>Two &amp; three.</p>' in page
+
+
+def test_every_picture_stands_in_the_page_pixel_by_pixel():
+  images = Tree(gallery.page([process()])).images
+  shown = [np.asarray(Image.open(io.BytesIO(base64.b64decode(i['src'].partition(',')[2])))) for i in images]
+  # The last picture stands twice: in the head and in its step.
+  np.testing.assert_array_equal(shown, [PICTURES[3], *PICTURES])
+  assert all(i['alt'] for i in images)
+  assert all(i['class'] == 'pixels' for i in images)
+
+
+def test_big_pictures_are_not_shown_as_pixels():
+  big = Trajectory(prompt='big', steps=(Step(draft=np.zeros((65, 65, 3), np.uint8)),))
+  assert 'class' not in Tree(gallery.page([big])).images[0]
+
+
+def test_words_are_escaped_and_the_refinement_is_marked():
+  page = gallery.page([process()])
+  text = Tree(page).text
+  assert 'a red <ring> & a "pole"' in text
+  assert 'It is <b>wrong</b>: Remove the <square>. Really.' in text
+  assert re.findall('<mark>(.*?)</mark>', page) == ['Remove the &lt;square&gt;.']
+  assert '<b>' not in page and '<ring>' not in page
+  for name in ('ring', 'square', 'pole', 'shadow'):
+    assert f'Add a {name}.' in text and f'A page with a {name}.' in text
+
+
+def test_verdicts_of_inspections_and_of_the_score_are_told_apart():
+  classes = Tree(gallery.page([process()])).classes
+  assert (classes.count('right'), classes.count('wrong'), classes.count('rejected')) == (1, 1, 1)
+  assert 'yes' not in classes and 'no' not in classes
+  scored = Tree(gallery.page([process(), DIRECT], verdicts=[(False, 'found 3 <poles>'), (True, 'matches')]))
+  assert (scored.classes.count('yes'), scored.classes.count('no')) == (1, 1)
+  assert '✗ found 3 <poles>' in scored.text and '✓ matches' in scored.text
+
+
+def test_verdicts_must_be_as_many_as_the_trajectories():
+  with pytest.raises(ValueError):
+    gallery.page([process(), DIRECT], verdicts=[None])
+
+
+def test_how_it_stopped_is_said():
+  text = Tree(gallery.page([process(), DIRECT, PARTIAL])).text
+  assert 'finished by itself after 4 pictures' in text
+  assert 'stopped: as many pictures as allowed after 1 picture' in text
+  assert 'to be continued after 0 pictures' in text
+
+
+def test_a_plan_written_without_the_grammar_is_shown_as_it_is():
+  odd = Trajectory(prompt='odd', steps=(Step(plan='<ins>half', draft=PICTURES[0]),))
+  assert '<ins>half' in Tree(gallery.page([odd])).text
+  assert '<ins>half' in transcript.text(odd)
+
+
+def test_the_fragment_is_the_same_articles():
+  fragment = gallery.fragment([process()])
+  Tree(fragment)
+  assert re.search('<article>.*</article>', fragment, re.S)[0] in gallery.page([process()])
+
+
+def test_the_strip_shows_each_picture_over_a_bar_that_says_what_became_of_it():
+  strip = gallery.strip([process(), DIRECT], scale=2, gap=4)
+  assert strip.shape == (2 * (64 + 8), 4 * (64 + 4), 3) and strip.dtype == np.uint8
+  for i, picture in enumerate(PICTURES):
+    np.testing.assert_array_equal(strip[0:64:2, i * 68 : i * 68 + 64 : 2], picture)
+  np.testing.assert_array_equal(strip[72:136, 68:], 255)  # DIRECT has one picture: nothing to its right
+  kept, rejected, refined, last = (strip[64, i * 68].astype(int) for i in range(4))
+  assert kept.argmax() == 1 and rejected.argmax() == 0 and refined.argmax() == 2 and np.ptp(last) == 0
+
+
+def test_a_strip_of_nothing_is_an_error():
+  with pytest.raises(ValueError, match='at least one picture'):
+    gallery.strip([PARTIAL])
+
+
+def test_the_transcript_says_everything_in_order():
+  text = transcript.text(process(), describe=lambda picture: f'sum {picture.sum()}')
+  wanted = [process().prompt, 'Add a ring.', 'picture 1: sum', 'is correct', 'Add a square.', 'picture 2', '<refine>']
+  wanted += ['replan   Add a pole.', f'picture 3: sum {PICTURES[2].sum()}', 'Add a shadow.', 'picture 4', 'finished']
+  places = [text.index(words) for words in wanted]
+  assert places == sorted(places)
