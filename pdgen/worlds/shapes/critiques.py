@@ -1,7 +1,7 @@
 """Why a step is wrong and what to do about it, in words. The plan or the prompt is named: whose fault it is matters.
 
-A conflict (the plan contradicts the prompt) is followed by a corrected plan, a misalignment (the draft does not show the
-plan) by the picture; the sentence that says "the prompt" or "the plan" is what tells them apart.
+A conflict (the plan contradicts the prompt) is followed by a corrected plan, a misalignment (the draft does not show
+the plan) by the picture; the sentence that says "the prompt" or "the plan" is what tells them apart.
 """
 
 import dataclasses
@@ -48,19 +48,19 @@ def _reason(fault: Fault, *, rng: np.random.Generator) -> str:
   if fault.kind == 'wrong_color':
     options = (
       'The {shape} at the {place} is {other}, but the plan asks for {color}.',
-      'The {other} {shape} at the {place} does not match the plan, which asks for {color}.',
+      'The {other} {shape} does not match the plan, which asks for {color}.',
     )
     return language.pick(rng, options, other=seen.color, **words)
   if fault.kind == 'wrong_shape':
     options = (
-      'There is {other} at the {place}, but the plan asks for {what}.',
-      'The object at the {place} does not match the plan, because it is {other}, not {what}.',
+      'There is a {other} at the {place}, but the plan asks for a {shape}.',
+      'The {other} does not match the plan, which asks for {what}.',
     )
-    return language.pick(rng, options, other=language.named((seen,)), what=language.named((wanted,)), **words)
+    return language.pick(rng, options, other=seen.shape, what=language.named((wanted,)), **words)
   if fault.kind == 'wrong_place':
     options = (
-      'The {color} {shape} is at the {other}, but the plan puts it at the {place}.',
-      'The {color} {shape} at the {other} does not match the plan, which puts it at the {place}.',
+      'The {shape} is at the {other}, but the plan puts it at the {place}.',
+      'The {color} {shape} does not match the plan, which puts it at the {place}.',
     )
     return language.pick(rng, options, other=seen.place, **words)
   if fault.kind == 'wrong_count':
@@ -81,21 +81,21 @@ def _reason(fault: Fault, *, rng: np.random.Generator) -> str:
     )
   if fault.kind == 'missing':
     options = (
-      'The {color} {shape} at the {place} is missing, but the plan asks for it.',
-      'The plan asks for {what}, but there is nothing at the {place}.',
+      'The {shape} at the {place} is missing, but the plan asks for it.',
+      'The plan asks for {what}, but it is missing.',
     )
     return language.pick(rng, options, what=language.named((wanted,)), **words)
   if fault.kind == 'extra':
     if seen.shape is None:
-      return language.pick(rng, ('There is a broken object at the {place}, which is not in the plan.',), **words)
+      return f'There is a broken object at the {item.place}, which is not in the plan.'
     options = (
       'The {color} {shape} at the {place} is not in the plan.',
-      'There is {what} at the {place}, which is not in the plan.',
+      'There is {what}, which is not in the plan.',
     )
     return language.pick(rng, options, what=language.named((seen,)), **words)
   options = (
     'The object at the {place} is broken, but the plan asks for {what}.',
-    'The object at the {place} does not match the plan, because it does not look like {what}.',
+    'The object at the {place} does not look like {what}, as the plan asks.',
   )
   return language.pick(rng, options, what=language.named((wanted,)), **words)
 

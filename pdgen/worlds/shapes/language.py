@@ -1,9 +1,9 @@
 """How the world's plans and inspections are worded: several templates for each thing there is to say.
 
-Text is most of what training costs, so it is kept short: a plan has 20 to 35 words, an inspection 15 to 30, over a
-vocabulary of under 200. The critiques follow the paper's two templates ("The intermediate step is correct. ... The missing
-... is going to be added in the following steps." and "The intermediate step is wrong. ... <refine> ... </refine>").
-The first sentence of every inspection is its verdict.
+Text is most of what training costs, so it is kept short: a plan has 15 to 35 words, an inspection 15 to 30, over a
+vocabulary of under 200. The critiques follow the paper's two templates ("The intermediate step is correct. ... The
+missing ... is going to be added in the following steps." and "The intermediate step is wrong. ... <refine> ...
+</refine>"). The first sentence of every inspection is its verdict.
 """
 
 from collections.abc import Sequence
@@ -67,9 +67,7 @@ def groups(scene: scenes.Scene) -> list[scenes.Scene]:
 def plan(instruction: str, scene: scenes.Scene, *, rng: np.random.Generator, new: scenes.Scene = ()) -> str:
   """`<ins>instruction</ins><des>the whole scene</des>`. new: objects that may be described as newly added, if last."""
   parts = [f'{named(g)} {at(g)}' for g in groups(scene)]
-  if not parts:
-    words = 'The image is empty.'
-  elif len(parts) > 1 and new and set(groups(scene)[-1]) <= set(new) and rng.random() < 0.3:
+  if len(parts) > 1 and new and set(groups(scene)[-1]) <= set(new) and rng.random() < 0.3:
     words = f'{pick(rng, _OPENERS)} {listed(parts[:-1])}, and now {parts[-1]}.'
   else:
     words = f'{pick(rng, _OPENERS)} {listed(parts)}.'
@@ -138,14 +136,17 @@ def right(missing: Sequence[tuple[str, int]], *, rng: np.random.Generator, extra
 
 
 def _missing(missing: Sequence[tuple[str, int]], *, rng: np.random.Generator) -> str:
-  many = len(missing) > 1 or missing[0][1] > 1
+  are = 'are' if len(missing) > 1 or missing[0][1] > 1 else 'is'
   short = listed([words if n == 1 else f'{number(n)} {plural(words, n)}' for words, n in missing])
-  options = (
-    'The missing {things} {are} going to be added in the following steps.',
-    'The {things} {are} still missing and will be added in the following steps.',
-    'The missing {things} will be added in the following steps.',
+  full = listed(
+    [f'{prompts.article(words)} {words}' if n == 1 else f'{number(n)} {plural(words, n)}' for words, n in missing]
   )
-  return pick(rng, options, things=short, are='are' if many else 'is')
+  options = (
+    'The missing {short} {are} going to be added in the following steps.',
+    'The missing {short} will be added in the following steps.',
+    '{full} {are} still missing and will be added in the following steps.',
+  )
+  return pick(rng, options, short=short, full=full[0].upper() + full[1:], are=are)
 
 
 # --- inspections that find something wrong ---
@@ -153,5 +154,5 @@ def _missing(missing: Sequence[tuple[str, int]], *, rng: np.random.Generator) ->
 
 def wrong(reasons: Sequence[str], corrections: Sequence[str], *, rng: np.random.Generator) -> str:
   """Verdict, reasons, and the corrective instruction between `<refine>` and `</refine>`."""
-  lead = pick(rng, ('', '', 'The corrective instruction is: '))
+  lead = pick(rng, ('', '', '', '', '', 'The corrective instruction is: '))
   return f'{pick(rng, WRONG)} {" ".join(reasons)} {lead}<refine>{" ".join(corrections)}</refine>'

@@ -5,7 +5,7 @@ training trajectory, right or wrong, finished or not, holds one (counts: no trai
 
 | task | combination | all | held out |
 |---|---|---|---|
-| single_object | the shape: nothing is held out, a prompt differs from training by its index (its noise) alone | 6 | 0 |
+| single_object | the shape; nothing is held out, only the index (the noise) is new | 6 | 0 |
 | two_object | two shapes | 15 | 3 |
 | counting | shape x count (2 to 4) | 18 | 4 |
 | colors | colour x shape | 60 | 12 |
@@ -87,7 +87,11 @@ def noun(shape: str, *, color: str | None = None, count: int = 1) -> str:
   words = f'{color} {shape}' if color else shape
   if count > 1:
     return f'{COUNTS.get(count, "five")} {words}{"es" if words.endswith("s") else "s"}'
-  return f'{"an" if words[0] in "aeiou" else "a"} {words}'
+  return f'{article(words)} {words}'
+
+
+def article(words: str) -> str:
+  return 'an' if words[0] in 'aeiou' else 'a'
 
 
 def _everything(task: str) -> Iterable[Metadata]:

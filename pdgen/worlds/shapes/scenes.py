@@ -81,7 +81,7 @@ SHAPES = {
 
 @dataclasses.dataclass(frozen=True)
 class Object:
-  """One object: its shape and colour by name, its cell from 0, and where its square's corner is in the cell (pixels)."""
+  """One object: its shape and colour by name, its cell from 0, and its square's corner in the cell (pixels)."""
 
   shape: str
   color: str

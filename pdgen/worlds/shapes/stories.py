@@ -56,14 +56,19 @@ def tell(
   rng: np.random.Generator, *, split: str, tasks: tuple[str, ...] = prompts.TASKS, detour: str | None = None
 ) -> Story:
   """A story of a prompt of the split and of one of the tasks. In training none of its scenes holds a held-out thing."""
+  if detour == 'refine':
+    tasks = tuple(t for t in tasks if t in _REFINABLE)
   shares = np.cumsum([TASK_SHARES[prompts.TASKS.index(t)] for t in tasks])
+  task = tasks[int(np.searchsorted(shares, rng.random() * shares[-1], side='right'))]
+  pool = prompts.task_prompts(split, task)
   while True:
-    task = tasks[int(np.searchsorted(shares, rng.random() * shares[-1], side='right'))]
-    pool = prompts.task_prompts(split, task)
     story = _tell(pool[int(rng.integers(len(pool)))], rng=rng, detour=detour)
     if story is None or (split == 'train' and any(prompts.holds_held_out(b.after) for b in story.beats)):
       continue
     return story
+
+
+_REFINABLE = ('two_object', 'counting', 'position')  # several objects, whose colours the prompt leaves open
 
 
 def choose(rng: np.random.Generator, options):
@@ -80,7 +85,7 @@ def _tell(metadata: prompts.Metadata, *, rng: np.random.Generator, detour: str |
   if detour is None:
     beats = list(_plain(chunks, rng=rng))
   elif detour == 'refine':
-    beats = list(_with_refine(metadata, chunks, rng=rng))
+    beats = list(_with_refine(chunks, rng=rng))
   elif detour == 'swap':
     beats = list(_with_swap(chunks, rng=rng))
   else:
@@ -155,9 +160,9 @@ def _plain(chunks: list[scenes.Scene], *, rng: np.random.Generator, before: scen
     before = after
 
 
-def _with_refine(metadata: prompts.Metadata, chunks: list[scenes.Scene], *, rng: np.random.Generator) -> Iterator[Beat]:
+def _with_refine(chunks: list[scenes.Scene], *, rng: np.random.Generator) -> Iterator[Beat]:
   """One group is painted in another colour first, and changed before the last group comes. Needs two groups."""
-  if len(chunks) < 2 or any('color' in i for i in metadata['include']):
+  if len(chunks) < 2:
     return
   at = int(rng.integers(len(chunks) - 1))
   final = chunks[at]
@@ -194,7 +199,7 @@ def _with_swap(chunks: list[scenes.Scene], *, rng: np.random.Generator) -> Itera
 def _with_remove(chunks: list[scenes.Scene], *, rng: np.random.Generator) -> Iterator[Beat]:
   """Something that the prompt does not ask for is painted, and taken away later."""
   start = int(rng.integers(len(chunks)))
-  end = int(rng.integers(start, len(chunks) + 1))
+  end = int(rng.integers(start + 1, len(chunks) + 1))
   extra = _extra(chunks, choose(rng, free_cells(sum(chunks, ()))), rng=rng)
   scene: scenes.Scene = ()
   for i in range(len(chunks) + 1):

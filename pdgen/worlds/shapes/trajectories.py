@@ -6,21 +6,23 @@ from typing import Any
 
 import numpy as np
 
-from pdgen.core import config, trajectory as trajectories
+from pdgen.core import config
+from pdgen.core import trajectory as trajectories
 from pdgen.worlds.shapes import errors, language, prompts, renderer, scenes, stories
 
 KINDS = ('multi_turn', 'conflict', 'misalignment', 'direct')
 DETOUR_SHARE = 0.1  # of the multi-turn trajectories
 # Of the misalignments: a second error at another step, so that each of the seven kinds is in 5 % of the standard
 # mixture (a quarter of it is misalignments).
-SECOND_ERROR_SHARE = 0.65
+SECOND_ERROR_SHARE = 0.75
+_TRIES = 8  # to find an error whose scene holds nothing held out
 
 
 def trajectory(kind: str, *, seed: int, index: int) -> trajectories.Trajectory:
   """One finished training trajectory; no scene in it holds a held-out combination (see `prompts`).
 
-  kind: `multi_turn` has no error, one in ten takes a detour (refine, swap, remove); `conflict`: one plan contradicts the
-  prompt; `misalignment`: a draft, or two, does not show its plan; `direct`: one picture without words.
+  kind: `multi_turn` has no error, one in ten takes a detour (refine, swap, remove); `conflict`: one plan contradicts
+  the prompt; `misalignment`: a draft, or two, does not show its plan; `direct`: one picture without words.
   metadata: the prompt in GenEval's format, `kind`, `errors` (kind of each error in order), `error` (the first or None),
   `detour`, and `scene`: (shape, colour, cell) of each object of the last picture.
 
@@ -140,8 +142,12 @@ def conflict_at(kind: str, *, split: str, rng: np.random.Generator) -> tuple[sto
 def misalignment_at(
   kind: str, story: stories.Story, i: int, *, split: str, rng: np.random.Generator
 ) -> errors.Wrong | None:
-  error = errors.misalignment(kind, story.beats[i], rng=rng)
-  return error if error is not None and may_show(error.scene, split=split) else None
+  """A draft of beat `i` that is wrong in that way; None where the kind does not apply there."""
+  for _ in range(_TRIES):
+    error = errors.misalignment(kind, story.beats[i], rng=rng)
+    if error is not None and may_show(error.scene, split=split):
+      return error
+  return None
 
 
 def may_show(scene: scenes.Scene, *, split: str) -> bool:
@@ -165,10 +171,10 @@ def _misalignment(rng: np.random.Generator) -> trajectories.Trajectory:
   others = [j for j in range(len(story.beats)) if j != i]
   if others and rng.random() < SECOND_ERROR_SHARE:
     j = stories.choose(rng, others)
-    second = None
-    while second is None:
-      kinds[j] = stories.choose(rng, errors.MISALIGNMENTS)
-      second = misalignment_at(kinds[j], story, j, split='train', rng=rng)
-    wrong[j] = second
+    for other in (errors.MISALIGNMENTS[int(k)] for k in rng.permutation(len(errors.MISALIGNMENTS))):
+      second = misalignment_at(other, story, j, split='train', rng=rng) if other != kind else None
+      if second is not None:
+        wrong[j], kinds[j] = second, other
+        break
   error_kinds = tuple(kinds[k] for k in sorted(kinds))
   return finished(story, steps(story, rng=rng, wrong=wrong), kind='misalignment', error_kinds=error_kinds)
