@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pdgen.core import trajectory
 from pdgen.core.trajectory import Step, Trajectory
 from pdgen.viewing import gallery, transcript
 
@@ -117,6 +118,10 @@ def test_how_it_stopped_is_said():
   assert 'finished by itself after 4 pictures' in text
   assert 'stopped: as many pictures as allowed after 1 picture' in text
   assert 'to be continued after 0 pictures' in text
+
+
+def test_every_way_to_stop_has_its_words():
+  assert set(transcript.STOPS) == {trajectory.FINISHED, *trajectory.CAPS, None}
 
 
 def test_a_plan_written_without_the_grammar_is_shown_as_it_is():

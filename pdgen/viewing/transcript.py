@@ -8,11 +8,10 @@ import numpy as np
 from pdgen.core import trajectory as trajectory_lib
 
 _WIDTH = 110
-_STOPS = {
+STOPS = {
   trajectory_lib.FINISHED: 'finished by itself',
   'picture_cap': 'stopped: as many pictures as allowed',
-  'text_cap': 'stopped: a text reached its limit',
-  'cache_cap': 'stopped: the sequence is full',
+  'token_cap': 'stopped: no room for another round',
   None: 'to be continued',
 }
 
@@ -54,7 +53,7 @@ def text(trajectory: trajectory_lib.Trajectory, *, describe: Callable[[np.ndarra
 def stop(trajectory: trajectory_lib.Trajectory) -> str:
   """How the trajectory ended, in words."""
   count = len(trajectory.pictures)
-  return f'{_STOPS[trajectory.stop]} after {count} picture{"s" * (count != 1)}'
+  return f'{STOPS[trajectory.stop]} after {count} picture{"s" * (count != 1)}'
 
 
 def _plan(name: str, plan: str) -> list[str]:

@@ -1,0 +1,99 @@
+"""Does the model notice what is wrong in a picture, and does it mend it? Not reported by the paper or anyone (ours).
+
+Every question is a partial trajectory whose last draft is to be inspected; the sampler goes on by one picture. It has
+**found** something when its inspection asks to refine, and **fixed** it when the refined picture shows what the step
+should show. An inspection of a right draft that asks to refine is a **false alarm**.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from pdgen.core import trajectory as trajectory_lib
+from pdgen.evals import intervals
+
+# (partial trajectories, seed) -> the same trajectories, each gone on by at most one picture.
+Sampler = Callable[[Sequence[trajectory_lib.Trajectory], int], Sequence[trajectory_lib.Trajectory]]
+# (kind of error or None, seed, index) -> a partial trajectory whose last step has a plan and a draft. Its metadata
+# holds `scene`: (shape, colour, cell) of every object that the step should show.
+Drafts = Callable[[str | None, int, int], trajectory_lib.Trajectory]
+# uint8[H, W, 3] -> detections with `shape`, `color` and `cell`.
+Detector = Callable[[np.ndarray], Sequence[Any]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report:
+  """Rates by name. `found`, `fixed` (of those found) a kind of error; `false alarms` of right drafts."""
+
+  found: dict[str, intervals.Rate]
+  fixed: dict[str, intervals.Rate]
+  false_alarms: intervals.Rate
+
+  def table(self) -> str:
+    """One line a kind of error, with 95 % intervals."""
+    lines = [f'{"":20} {"found":28} fixed, of those found']
+    lines += [f'{kind:20} {str(self.found[kind]):28} {self.fixed[kind]}' for kind in self.found]
+    return '\n'.join([*lines, f'{"false alarms":20} {self.false_alarms}'])
+
+  def to_json(self) -> dict[str, Any]:
+    return dataclasses.asdict(self)
+
+
+def injected(
+  sample: Sampler, drafts: Drafts, detect: Detector, *, kinds: Iterable[str], per_kind: int, seed: int = 0
+) -> Report:
+  """Errors made on purpose, `per_kind` of each kind, and as many right drafts."""
+  kinds = list(kinds)
+  questions = [drafts(kind, seed, index) for kind in (*kinds, None) for index in range(per_kind)]
+  answers = sample(questions, seed)
+  outcomes = [_outcome(q, a, detect) for q, a in zip(questions, answers, strict=True)]
+  return _report(kinds, [q.metadata['error'] for q in questions], outcomes)
+
+
+def own(sample: Sampler, drafts: Drafts, detect: Detector, *, count: int, seed: int = 0) -> Report:
+  """Drafts that the model paints itself: `count` steps, right before it, are painted, judged, and inspected.
+
+  The only kind of error is `own`. The steps before and the plan are the world's, and right; the draft is compared with
+  the scene that the plan describes.
+  """
+  right = [drafts(None, seed, index) for index in range(count)]
+  painted = sample([_without_draft(t) for t in right], seed)
+  questions = [_with_draft(t, p.steps[len(t.steps) - 1].draft) for t, p in zip(right, painted, strict=True)]
+  kinds = [None if _shows(q.steps[-1].draft, q, detect) else 'own' for q in questions]
+  answers = sample(questions, seed + 1)
+  return _report(['own'], kinds, [_outcome(q, a, detect) for q, a in zip(questions, answers, strict=True)])
+
+
+def _outcome(
+  question: trajectory_lib.Trajectory, answer: trajectory_lib.Trajectory, detect: Detector
+) -> tuple[bool, bool]:
+  """(found something wrong, and refined it into what the step should show)."""
+  step = answer.steps[len(question.steps) - 1]
+  return step.rejected, step.rejected and step.refined is not None and _shows(step.refined, question, detect)
+
+
+def _shows(picture: np.ndarray, question: trajectory_lib.Trajectory, detect: Detector) -> bool:
+  seen = [(d.shape, d.color, d.cell) for d in detect(picture)]
+  return sorted(map(str, seen)) == sorted(str(tuple(o)) for o in question.metadata['scene'])
+
+
+def _report(kinds: Sequence[str], errors: Sequence[str | None], outcomes: Sequence[tuple[bool, bool]]) -> Report:
+  def of(kind: str | None) -> list[tuple[bool, bool]]:
+    return [o for e, o in zip(errors, outcomes, strict=True) if e == kind]
+
+  return Report(
+    found={k: intervals.rate(found for found, _ in of(k)) for k in kinds},
+    fixed={k: intervals.rate(fixed for found, fixed in of(k) if found) for k in kinds},
+    false_alarms=intervals.rate(found for found, _ in of(None)),
+  )
+
+
+def _without_draft(trajectory: trajectory_lib.Trajectory) -> trajectory_lib.Trajectory:
+  return _with_draft(trajectory, None)
+
+
+def _with_draft(trajectory: trajectory_lib.Trajectory, draft: np.ndarray | None) -> trajectory_lib.Trajectory:
+  *before, last = trajectory.steps
+  return dataclasses.replace(trajectory, steps=(*before, dataclasses.replace(last, draft=draft)))
