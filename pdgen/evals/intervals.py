@@ -51,4 +51,5 @@ def wilson(hits: int, total: int) -> tuple[float, float]:
   share, z2 = hits / total, Z * Z / total
   middle = (share + z2 / 2) / (1 + z2)
   reach = Z / (1 + z2) * math.sqrt(share * (1 - share) / total + z2 / (4 * total))
-  return max(0.0, middle - reach), min(1.0, middle + reach)
+  # Exact at the ends, where rounding would leave a share of 1 outside of its own interval.
+  return (middle - reach if hits else 0.0), (middle + reach if hits < total else 1.0)
