@@ -32,6 +32,11 @@ class Detection:
   score: float
 
   @property
+  def name(self) -> str | None:
+    """The class of the object, by the word that scorers use."""
+    return self.shape
+
+  @property
   def cell(self) -> int:
     """Cell of the grid that the centre lies in, 0 to 8."""
     x0, y0, x1, y1 = self.box

@@ -8,6 +8,7 @@ import dataclasses
 
 import numpy as np
 
+from pdgen.core import boxes
 from pdgen.worlds.shapes import critiques, damage, language, prompts, renderer, scenes, stories
 
 CONFLICTS = ('conflict_color', 'conflict_shape', 'conflict_count', 'conflict_relation')
@@ -197,11 +198,11 @@ def _conflict_relation(metadata, beat, rng):
   if not beat.before or not beat.new:
     return None
   other, right = beat.before[0], beat.new[0]
-  relation = next(iter(scenes.relations(right.box, other.box)))
+  relation = next(iter(boxes.relations(right.box, other.box)))
   options = []
   for cell in stories.free_cells(beat.after):
     moved = dataclasses.replace(right, cell=cell)
-    found = scenes.relations(moved.box, other.box)
+    found = boxes.relations(moved.box, other.box)
     if found and relation not in found:
       options.append((moved, sorted(found)[0]))
   moved, wrong = stories.choose(rng, options)

@@ -24,11 +24,11 @@ from typing import Any
 
 import numpy as np
 
+from pdgen.core import boxes
 from pdgen.worlds.shapes import scenes
 
 TASKS = ('single_object', 'two_object', 'counting', 'colors', 'position', 'color_attr')
 COUNTS = {2: 'two', 3: 'three', 4: 'four'}
-RELATIONS = ('left of', 'right of', 'above', 'below')
 _INVERSE = {'right of': 'left of', 'below': 'above', 'left of': 'right of', 'above': 'below'}
 _SALT = 'pdgen shapes 1 '
 
@@ -111,7 +111,7 @@ def _everything(task: str) -> Iterable[Metadata]:
       yield _metadata(task, noun(shape, color=color), _object(shape, color=color))
   elif task == 'position':
     for a, b in itertools.permutations(shapes, 2):
-      for relation in RELATIONS:
+      for relation in boxes.RELATIONS:
         yield _metadata(task, f'{noun(b)} {relation} {noun(a)}', _object(a), _object(b, position=[relation, 0]))
   elif task == 'color_attr':
     for a, b in itertools.permutations(shapes, 2):
@@ -171,7 +171,7 @@ def _scene_combinations(scene: scenes.Scene) -> Iterable[Combination]:
     if a.shape != b.shape:
       yield _pair(a.shape, b.shape)
       yield _colored_pair((a.color, a.shape), (b.color, b.shape))
-      for relation in scenes.relations(a.box, b.box):
+      for relation in boxes.relations(a.box, b.box):
         yield _relation(a.shape, relation, b.shape)
 
 
@@ -197,7 +197,7 @@ def _held_out() -> frozenset[Combination]:
   colored = _spread([('colored', c, s) for c in colors for s in shapes], limit=12, twice=(*shapes, *colors))
   taken = set(pairs)
   relations = [
-    _by_hash(_relation(a, r, b) for r in RELATIONS)[0]
+    _by_hash(_relation(a, r, b) for r in boxes.RELATIONS)[0]
     for a, b in itertools.combinations(shapes, 2)
     if _pair(a, b) not in taken
   ]

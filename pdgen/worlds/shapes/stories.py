@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from pdgen.core import boxes
 from pdgen.worlds.shapes import language, prompts, scenes
 
 MAX_BEATS = 5
@@ -141,13 +142,13 @@ def _placements(relation: str) -> list[tuple[int, int]]:
   found = []
   for b in range(scenes.CELLS):
     for a in range(scenes.CELLS):
-      boxes = [scenes.Object('square', 'red', cell).box for cell in (b, a)]
-      if a != b and scenes.relations(*boxes) == {relation}:
+      laid = [scenes.Object('square', 'red', cell).box for cell in (b, a)]
+      if a != b and boxes.relations(*laid) == {relation}:
         found += [(b, a)] * (5 if b % 3 == a % 3 or b // 3 == a // 3 else 1)
   return found
 
 
-PLACEMENTS = {relation: _placements(relation) for relation in prompts.RELATIONS}
+PLACEMENTS = {relation: _placements(relation) for relation in boxes.RELATIONS}
 
 
 # --- beats ---
