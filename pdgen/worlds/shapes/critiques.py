@@ -1,7 +1,7 @@
-"""Why a step is wrong and what to do about it, in words. The plan or the prompt is named: whose fault it is matters.
+"""Why a step is wrong and what to do about it, in words.
 
 A conflict (the plan contradicts the prompt) is followed by a corrected plan, a misalignment (the draft does not show
-the plan) by the picture; the sentence that says "the prompt" or "the plan" is what tells them apart.
+the plan) by the picture; only a conflict's reason speaks of the prompt.
 """
 
 import dataclasses
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pdgen.worlds.shapes import language, prompts, scenes
+from pdgen.worlds.shapes import language, prompt_space, scenes
 
 _MOST = 3  # faults that one inspection speaks of
 
@@ -45,22 +45,25 @@ def _reason(fault: Fault, *, rng: np.random.Generator) -> str:
   item = wanted or seen
   shape = item.shape or 'object'
   words = {'color': item.color, 'shape': shape, 'place': item.place}
+  what = language.named((wanted,)) if wanted else ''
   if fault.kind == 'wrong_color':
     options = (
       'The {shape} at the {place} is {other}, but the plan asks for {color}.',
       'The {other} {shape} does not match the plan, which asks for {color}.',
+      'The plan asks for {what}, not {other}.',
     )
-    return language.pick(rng, options, other=seen.color, **words)
+    return language.pick(rng, options, other=seen.color, what=what, **words)
   if fault.kind == 'wrong_shape':
     options = (
       'There is a {other} at the {place}, but the plan asks for a {shape}.',
       'The {other} does not match the plan, which asks for {what}.',
+      'The plan asks for {what}, not a {other}.',
     )
-    return language.pick(rng, options, other=seen.shape, what=language.named((wanted,)), **words)
+    return language.pick(rng, options, other=seen.shape, what=what, **words)
   if fault.kind == 'wrong_place':
     options = (
       'The {shape} is at the {other}, but the plan puts it at the {place}.',
-      'The {color} {shape} does not match the plan, which puts it at the {place}.',
+      'The plan puts the {color} {shape} at the {place}, not the {other}.',
     )
     return language.pick(rng, options, other=seen.place, **words)
   if fault.kind == 'wrong_count':
@@ -80,24 +83,19 @@ def _reason(fault: Fault, *, rng: np.random.Generator) -> str:
       **words,
     )
   if fault.kind == 'missing':
-    options = (
-      'The {shape} at the {place} is missing, but the plan asks for it.',
-      'The plan asks for {what}, but it is missing.',
-    )
-    return language.pick(rng, options, what=language.named((wanted,)), **words)
+    options = ('The {color} {shape} at the {place} is missing.', 'The plan asks for {what}, but it is missing.')
+    return language.pick(rng, options, what=what, **words)
   if fault.kind == 'extra':
     if seen.shape is None:
       return f'There is a broken object at the {item.place}, which is not in the plan.'
-    options = (
-      'The {color} {shape} at the {place} is not in the plan.',
-      'There is {what}, which is not in the plan.',
-    )
+    options = ('The {color} {shape} at the {place} is not in the plan.', 'There is {what}, which is not in the plan.')
     return language.pick(rng, options, what=language.named((seen,)), **words)
   options = (
-    'The object at the {place} is broken, but the plan asks for {what}.',
-    'The object at the {place} does not look like {what}, as the plan asks.',
+    'The object at the {place} is broken.',
+    'The object at the {place} does not look like {what}.',
+    'The plan asks for {what}, but it is broken.',
   )
-  return language.pick(rng, options, what=language.named((wanted,)), **words)
+  return language.pick(rng, options, what=what, **words)
 
 
 def _correction(fault: Fault, *, rng: np.random.Generator) -> str:
@@ -141,20 +139,21 @@ def shape_conflict(new: scenes.Scene, right: scenes.Scene, *, rng: np.random.Gen
     rng,
     options,
     There='There is' if count == 1 else 'There are',
-    wrong=prompts.noun(new[0].shape, count=count),
+    wrong=prompt_space.noun(new[0].shape, count=count),
     wrongs=language.plural(new[0].shape, count),
     verb='contradicts' if count == 1 else 'contradict',
-    what=prompts.noun(right[0].shape) if count == 1 else language.plural(right[0].shape, count),
+    what=prompt_space.noun(right[0].shape) if count == 1 else language.plural(right[0].shape, count),
   )
 
 
 def count_conflict(shape: str, have: int, want: int, *, rng: np.random.Generator) -> str:
   options = (
     'There are {have} {shapes}, but the prompt asks for {want}.',
-    'The number of {shapes} is {have}, which contradicts the prompt, which asks for {want}.',
+    '{have} {shapes} contradict the prompt, which asks for {want}.',
   )
   words = {'have': language.number(have), 'want': language.number(want), 'shapes': language.plural(shape, have)}
-  return language.pick(rng, options, **words)
+  text = language.pick(rng, options, **words)
+  return text[0].upper() + text[1:]
 
 
 def relation_conflict(

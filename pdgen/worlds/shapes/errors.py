@@ -9,7 +9,7 @@ import dataclasses
 import numpy as np
 
 from pdgen.core import boxes
-from pdgen.worlds.shapes import critiques, damage, language, prompts, renderer, scenes, stories
+from pdgen.worlds.shapes import critiques, damage, language, prompt_space, renderer, scenes, stories
 
 CONFLICTS = ('conflict_color', 'conflict_shape', 'conflict_count', 'conflict_relation')
 MISALIGNMENTS = ('wrong_color', 'wrong_shape', 'wrong_place', 'wrong_count', 'missing', 'extra', 'malformed')
@@ -18,7 +18,7 @@ ERROR_KINDS = CONFLICTS + MISALIGNMENTS
 # The tasks whose prompts a plan can contradict in that way.
 CONFLICT_TASKS = {
   'conflict_color': ('colors', 'color_attr'),
-  'conflict_shape': prompts.TASKS,
+  'conflict_shape': prompt_space.TASKS,
   'conflict_count': ('counting',),
   'conflict_relation': ('position',),
 }
@@ -40,7 +40,9 @@ class Wrong:
   corrections: tuple[str, ...] = ()
 
 
-def conflict(kind: str, metadata: prompts.Metadata, beat: stories.Beat, *, rng: np.random.Generator) -> Wrong | None:
+def conflict(
+  kind: str, metadata: prompt_space.Metadata, beat: stories.Beat, *, rng: np.random.Generator
+) -> Wrong | None:
   """A plan in place of the beat's that contradicts the prompt, and its draft; None where the kind does not apply."""
   made = {
     'conflict_color': _conflict_color,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pdgen.worlds.shapes import prompts, scenes
+from pdgen.worlds.shapes import prompt_space, scenes
 
 RIGHT = ('The intermediate step is correct.', 'The current step is correct.', 'This step is correct.')
 WRONG = ('The intermediate step is wrong.', 'The current step is wrong.', 'This step is wrong.')
@@ -46,7 +46,7 @@ def at(group: scenes.Scene) -> str:
 
 def named(group: scenes.Scene) -> str:
   """`a red ring`, `two red rings`, for objects of one shape and colour."""
-  return prompts.noun(group[0].shape, color=group[0].color, count=len(group))
+  return prompt_space.noun(group[0].shape, color=group[0].color, count=len(group))
 
 
 def the(item: scenes.Object) -> str:
@@ -103,7 +103,7 @@ def remove(group: scenes.Scene, *, rng: np.random.Generator) -> str:
 def move(item: scenes.Object, to: scenes.Object, *, rng: np.random.Generator) -> str:
   return pick(
     rng,
-    ('Move {what} from the {old} to the {new}.', 'Remove {what} at the {old}. Add {it} at the {new}.'),
+    (*['Move {what} from the {old} to the {new}.'] * 2, 'Remove {what} at the {old}. Add {it} at the {new}.'),
     what=the(item), it=named((item,)), old=item.place, new=to.place,
   )  # fmt: skip
 
@@ -139,7 +139,7 @@ def _missing(missing: Sequence[tuple[str, int]], *, rng: np.random.Generator) ->
   are = 'are' if len(missing) > 1 or missing[0][1] > 1 else 'is'
   short = listed([words if n == 1 else f'{number(n)} {plural(words, n)}' for words, n in missing])
   full = listed(
-    [f'{prompts.article(words)} {words}' if n == 1 else f'{number(n)} {plural(words, n)}' for words, n in missing]
+    [f'{prompt_space.article(words)} {words}' if n == 1 else f'{number(n)} {plural(words, n)}' for words, n in missing]
   )
   options = (
     'The missing {short} {are} going to be added in the following steps.',

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from pdgen.core import boxes
-from pdgen.worlds.shapes import language, prompts, scenes
+from pdgen.worlds.shapes import language, prompt_space, scenes
 
 MAX_BEATS = 5
 DETOURS = ('refine', 'swap', 'remove')
@@ -40,7 +40,7 @@ class Beat:
 class Story:
   """metadata: the prompt in GenEval's format. detour: kind of the story's detour or None."""
 
-  metadata: prompts.Metadata
+  metadata: prompt_space.Metadata
   beats: tuple[Beat, ...]
   detour: str | None = None
 
@@ -54,17 +54,17 @@ class Story:
 
 
 def tell(
-  rng: np.random.Generator, *, split: str, tasks: tuple[str, ...] = prompts.TASKS, detour: str | None = None
+  rng: np.random.Generator, *, split: str, tasks: tuple[str, ...] = prompt_space.TASKS, detour: str | None = None
 ) -> Story:
   """A story of a prompt of the split and of one of the tasks. In training none of its scenes holds a held-out thing."""
   if detour == 'refine':
     tasks = tuple(t for t in tasks if t in _REFINABLE)
-  shares = np.cumsum([TASK_SHARES[prompts.TASKS.index(t)] for t in tasks])
+  shares = np.cumsum([TASK_SHARES[prompt_space.TASKS.index(t)] for t in tasks])
   task = tasks[int(np.searchsorted(shares, rng.random() * shares[-1], side='right'))]
-  pool = prompts.task_prompts(split, task)
+  pool = prompt_space.task_prompts(split, task)
   while True:
     story = _tell(pool[int(rng.integers(len(pool)))], rng=rng, detour=detour)
-    if story is None or (split == 'train' and any(prompts.holds_held_out(b.after) for b in story.beats)):
+    if story is None or (split == 'train' and any(prompt_space.holds_held_out(b.after) for b in story.beats)):
       continue
     return story
 
@@ -81,7 +81,7 @@ def free_cells(scene: scenes.Scene) -> list[int]:
   return [c for c in range(scenes.CELLS) if c not in taken]
 
 
-def _tell(metadata: prompts.Metadata, *, rng: np.random.Generator, detour: str | None) -> Story | None:
+def _tell(metadata: prompt_space.Metadata, *, rng: np.random.Generator, detour: str | None) -> Story | None:
   chunks = _chunks(metadata, rng=rng, single=detour == 'swap')
   if detour is None:
     beats = list(_plain(chunks, rng=rng))
@@ -99,7 +99,7 @@ def _tell(metadata: prompts.Metadata, *, rng: np.random.Generator, detour: str |
 # --- what a prompt leaves open: colours, places, order, how many at a time ---
 
 
-def _chunks(metadata: prompts.Metadata, *, rng: np.random.Generator, single: bool) -> list[scenes.Scene]:
+def _chunks(metadata: prompt_space.Metadata, *, rng: np.random.Generator, single: bool) -> list[scenes.Scene]:
   """The scene that keeps a prompt, in groups of objects alike that are painted together, in the order of painting."""
   dx, dy = (int(v) for v in rng.integers(scenes.JITTER + 1, size=2))
   include = metadata['include']
@@ -231,7 +231,7 @@ def _other(rng: np.random.Generator, color: str) -> str:
   return choose(rng, [c for c in scenes.COLORS if c != color])
 
 
-def _annotated(metadata: prompts.Metadata, beats: list[Beat]) -> Iterator[Beat]:
+def _annotated(metadata: prompt_space.Metadata, beats: list[Beat]) -> Iterator[Beat]:
   """Adds what is missing after each beat, and names an extra object again where nothing is missing but it is there."""
   wanted = {i['class'] for i in metadata['include']}
   for beat in beats:

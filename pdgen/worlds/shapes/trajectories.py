@@ -8,7 +8,7 @@ import numpy as np
 
 from pdgen.core import config
 from pdgen.core import trajectory as trajectories
-from pdgen.worlds.shapes import errors, language, prompts, renderer, scenes, stories
+from pdgen.worlds.shapes import errors, language, prompt_space, renderer, scenes, stories
 
 KINDS = ('multi_turn', 'conflict', 'misalignment', 'direct')
 DETOUR_SHARE = 0.1  # of the multi-turn trajectories
@@ -19,7 +19,7 @@ _TRIES = 8  # to find an error whose scene holds nothing held out
 
 
 def trajectory(kind: str, *, seed: int, index: int) -> trajectories.Trajectory:
-  """One finished training trajectory; no scene in it holds a held-out combination (see `prompts`).
+  """One finished training trajectory; no scene in it holds a held-out combination (see `prompt_space`).
 
   kind: `multi_turn` has no error, one in ten takes a detour (refine, swap, remove); `conflict`: one plan contradicts
   the prompt; `misalignment`: a draft, or two, does not show its plan; `direct`: one picture without words.
@@ -151,7 +151,7 @@ def misalignment_at(
 
 
 def may_show(scene: scenes.Scene, *, split: str) -> bool:
-  return split != 'train' or not prompts.holds_held_out(tuple(o for o in scene if o.shape is not None))
+  return split != 'train' or not prompt_space.holds_held_out(tuple(o for o in scene if o.shape is not None))
 
 
 def _conflict(rng: np.random.Generator) -> trajectories.Trajectory:

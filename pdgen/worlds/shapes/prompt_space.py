@@ -43,8 +43,8 @@ def prompts(split: str, *, per_task: int, seed: int = 0) -> list[Metadata]:
   each of them again; `index` tells them apart. Held out there are 6 (single_object: those of training), 6
   (two_object), 4 (counting), 12 (colors), 48 (position) and over a thousand (color_attr).
 
-  >>> [p['prompt'] for p in prompts('train', per_task=1)][0]
-  'a photo of a square'
+  >>> prompts('train', per_task=1)[0]
+  {'tag': 'single_object', 'include': [{'class': 'bar', 'count': 1}], 'prompt': 'a photo of a bar', 'index': 0}
 
   Raises: ValueError for an unknown split.
   """
