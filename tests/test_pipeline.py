@@ -26,6 +26,20 @@ def _config(**data):
   return dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, **data))
 
 
+@pytest.fixture
+def opened():
+  """Makes iterators and closes them, so that no prefetching thread outlives its test."""
+  iterators = []
+
+  def make(*args, **options):
+    iterators.append(pipeline.batches(*args, **options))
+    return iterators[-1]
+
+  yield make
+  for iterator in iterators:
+    iterator.close()
+
+
 def _take(iterator, count):
   return [next(iterator) for _ in range(count)]
 
@@ -46,9 +60,9 @@ def _prompts(batch):
   return found
 
 
-def test_batches_fit_the_config():
+def test_batches_fit_the_config(opened):
   cfg = _config(batch_size=3)
-  batch = next(pipeline.batches(cfg))
+  batch = next(opened(cfg))
   assert isinstance(batch, packed.PackedBatch) and isinstance(batch.gen.tokens, packed.Tokens)
   packed.check(batch)
   assert batch.und.label.shape == (3, cfg.data.und_tokens)
@@ -58,34 +72,31 @@ def test_batches_fit_the_config():
   assert batch.und.weight.max() > 0 and batch.gen.weight.max() == 1
 
 
-def test_same_seed_same_data_other_seed_other_data():
+def test_same_seed_same_data_other_seed_other_data(opened):
   cfg = _config()
-  first = _take(pipeline.batches(cfg), 3)
-  assert _same(first, _take(pipeline.batches(cfg), 3))
-  assert not _same(first[0], next(pipeline.batches(dataclasses.replace(cfg, seed=1))))
+  first = _take(opened(cfg), 3)
+  assert _same(first, _take(opened(cfg), 3))
+  assert not _same(first[0], next(opened(dataclasses.replace(cfg, seed=1))))
 
 
 @pytest.mark.parametrize('prefetch', [0, 1, 4])
-def test_resuming_sees_the_same_batches(prefetch):
+def test_resuming_sees_the_same_batches(opened, prefetch):
   cfg = _config(batch_size=2, prefetch=prefetch)
-  iterator = pipeline.batches(cfg)
+  iterator = opened(cfg)
   _take(iterator, 3)
   state = json.loads(json.dumps(iterator.get_state()))
   want = _take(iterator, 4)
-  fresh = pipeline.batches(cfg)
+  fresh = opened(cfg)
   next(fresh)
   fresh.set_state(state)
   assert _same(_take(fresh, 4), want)
   assert fresh.get_state() == iterator.get_state()
   assert not _same(want[0], want[1])
-  iterator.close()
-  fresh.close()
 
 
-def test_processes_share_the_index_out():
+def test_processes_share_the_index_out(opened):
   cfg = _config(batch_size=4, packing_bins=4)
-  parts = [pipeline.dataset(cfg, process_index=i, process_count=2) for i in range(2)]
-  batches = [next(iter(part)) for part in parts]
+  batches = [next(opened(cfg, process_index=i, process_count=2)) for i in range(2)]
   assert all(batch.und.label.shape[0] == 2 for batch in batches)
   places = [pipeline.Samples(cfg)(index).row for index in range(6)]
   # The oldest sample opens a row: process 0 starts with index 0, process 1 with index 1.
@@ -111,37 +122,36 @@ def test_a_wrong_mixture_is_named(mixture, message):
     pipeline.dataset(_config(mixture=mixture))
 
 
-def test_a_sample_over_the_budget_is_named():
+def test_a_sample_over_the_budget_is_named(opened):
   with pytest.raises(ValueError, match=r"Trajectory 'multi_turn' \d+ .*config\.data\.und_tokens to at least"):
-    next(pipeline.batches(_config(und_tokens=40, mixture=(('multi_turn', 1.0),), prefetch=0)))
+    next(opened(_config(und_tokens=40, mixture=(('multi_turn', 1.0),), prefetch=0)))
 
 
-def test_self_sampled_trajectories_take_their_share(tmp_path):
-  own = [dataclasses.replace(shapes.trajectory('direct', seed=9, index=i), prompt=f'own {i}') for i in range(5)]
+def test_self_sampled_trajectories_take_their_share(opened, tmp_path):
+  # The packer keeps samples waiting, awkward ones longer: few wait here, and many are counted.
+  own = [dataclasses.replace(shapes.trajectory('multi_turn', seed=9, index=i), prompt=f'own {i}') for i in range(5)]
   store.save(tmp_path / 'own.npz', own)
-  cfg = _config(self_share=0.5)
-  iterator = pipeline.batches(cfg, sources=[store.load(tmp_path / 'own.npz'), []])
-  prompts = [prompt for batch in _take(iterator, 8) for prompt in _prompts(batch)]
-  mine = [prompt for prompt in prompts if prompt.startswith('own ')]
+  cfg = _config(self_share=0.5, packing_bins=4)
+  iterator = opened(cfg, sources=[store.load(tmp_path / 'own.npz'), []])
+  prompts = [prompt for batch in _take(iterator, 25) for prompt in _prompts(batch)]
+  mine = [prompt.removeprefix(cfg.data.sequence.opening) for prompt in prompts if ': own ' in prompt]
   assert set(mine) == {f'own {i}' for i in range(5)}
-  # Short samples: counted by the packer's rows they are as frequent as drawn, up to the few that wait.
   assert abs(len(mine) / len(prompts) - 0.5) < 0.15
-  iterator.close()
 
 
-def test_sources_may_change_in_the_middle_of_a_run():
+def test_sources_may_change_in_the_middle_of_a_run(opened):
   cfg = _config(batch_size=2)
-  own = [trajectory_lib.Trajectory(prompt='own', steps=shapes.trajectory('direct', seed=9, index=0).steps)]
-  iterator = pipeline.batches(cfg)
+  own = [trajectory_lib.Trajectory(prompt='own', steps=shapes.trajectory('conflict', seed=9, index=0).steps)]
+  iterator = opened(cfg)
   _take(iterator, 2)
   runs = []
   for _ in range(2):
-    changed = pipeline.batches(cfg, sources=[own])
+    changed = opened(cfg, sources=[own])
     changed.set_state(iterator.get_state())
     first = next(changed)
     state = changed.get_state()
     runs.append([first, next(changed)])
-    resumed = pipeline.batches(cfg, sources=[own])
+    resumed = opened(cfg, sources=[own])
     resumed.set_state(state)
     assert _same(next(resumed), runs[-1][1])
   assert _same(*runs)
@@ -149,13 +159,17 @@ def test_sources_may_change_in_the_middle_of_a_run():
 
 WORKERS_SCRIPT = """
 import dataclasses, json, zlib
-import jax, numpy as np
+import numpy as np
 from pdgen.core import config
 from pdgen.data import pipeline
 
 
+def content(part):
+  return part.tobytes() if isinstance(part, np.ndarray) else b''.join(map(content, part))
+
+
 def digest(batch):
-  return zlib.crc32(b''.join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(batch)))
+  return zlib.crc32(content(batch))
 
 
 def main():
@@ -167,14 +181,12 @@ def main():
     digests.append(digest(next(iterator)))
     if i == 2:
       state = json.loads(json.dumps(iterator.get_state()))
-  iterator.set_state(state)
-  again = [digest(next(iterator)) for _ in range(3)]
   iterator.close()
   fresh = pipeline.batches(cfg)
   fresh.set_state(state)
   resumed = [digest(next(fresh)) for _ in range(3)]
   fresh.close()
-  print(json.dumps(dict(digests=digests, again=again, resumed=resumed)))
+  print(json.dumps(dict(digests=digests, resumed=resumed)))
 
 
 if __name__ == '__main__':
@@ -195,10 +207,18 @@ def test_worker_processes_resume_exactly(tmp_path):
   assert done.returncode == 0, done.stderr
   out = json.loads(done.stdout.splitlines()[-1])
   assert len(set(out['digests'])) == 6, 'the workers repeat each other'
-  assert out['again'] == out['resumed'] == out['digests'][3:]
+  assert out['resumed'] == out['digests'][3:]
 
 
-def test_both_budgets_are_used():
-  figures = pipeline.report(_config(), batches=30)
+@pytest.mark.parametrize(
+  'noised_copies, und_tokens, gen_tokens', [(1, 512, 272), (3, 512, 480), (3, 448, 416)], ids=lambda v: str(v)
+)
+def test_both_budgets_are_used(noised_copies, und_tokens, gen_tokens):
+  sequence = config_lib.SequenceConfig(noised_copies=noised_copies)
+  cfg = _config(und_tokens=und_tokens, gen_tokens=gen_tokens, pictures=20, sequence=sequence)
+  figures = pipeline.report(cfg, batches=30)
   print(figures)
   assert figures['und budget used'] >= 0.95 and figures['gen budget used'] >= 0.95
+  assert abs(figures['gen_tokens that fit und_tokens'] / gen_tokens - 1) < 0.08
+  # Far below what this machine does, so that a busy one passes too.
+  assert figures['trajectories a second'] > 100

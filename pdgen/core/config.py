@@ -181,8 +181,9 @@ class DataConfig:
     mixture: (kind, share) of the world's trajectory kinds; shares are normalised.
     sequence: see SequenceConfig.
     batch_size: packed rows a step, over all processes.
-    und_tokens, gen_tokens, pictures: budgets of a row.
-    packing_bins: rows held open at once by the packer; more bins, fuller rows, more latency on the first batch.
+    und_tokens, gen_tokens, pictures: budgets of a row. Both token budgets fill up only when their ratio is that of the
+      data: `python -m pdgen.data.pipeline` prints it.
+    packing_bins: rows' worth of samples that wait for the packer; more, fuller rows, more latency on the first batch.
     workers: worker processes; 0 makes the data in a thread of the main process.
     prefetch: batches made ahead.
     self_share: share of self-sampled trajectories once there are some (see TrainConfig.self_sample_steps).
@@ -194,8 +195,8 @@ class DataConfig:
   sequence: SequenceConfig = SequenceConfig()
   batch_size: int = 4
   und_tokens: int = 512
-  gen_tokens: int = 512
-  pictures: int = 32
+  gen_tokens: int = 272
+  pictures: int = 20
   packing_bins: int = 16
   workers: int = 0
   prefetch: int = 4

@@ -129,7 +129,7 @@ def batches(config: config_lib.Config, **options: Any) -> grain.DatasetIterator:
 def report(config: config_lib.Config, *, batches: int = 50, **options: Any) -> dict[str, float]:
   """Measures the data of a config: fill of both budgets, tokens a trajectory, speed on one thread."""
   samples = Samples(config, **options)
-  sizes = np.array([packing.lengths(samples(i).row) for i in range(200)])
+  sizes = np.array([packing.lengths(samples(i).row) for i in range(500)])
   single = dataclasses.replace(config.data, workers=0, prefetch=0)
   iterator = iter(dataset(dataclasses.replace(config, data=single), **options))
   next(iterator)  # Fills the pool.
@@ -145,6 +145,7 @@ def report(config: config_lib.Config, *, batches: int = 50, **options: Any) -> d
     'pictures a trajectory': float(sizes[:, 2].mean()),
     'most und tokens': float(sizes[:, 0].max()),
     'most gen tokens': float(sizes[:, 1].max()),
+    'gen_tokens that fit und_tokens': float(config.data.und_tokens * sizes[:, 1].mean() / sizes[:, 0].mean()),
     'und budget used': float(np.mean([fill['und'] for fill in fills])),
     'gen budget used': float(np.mean([fill['gen'] for fill in fills])),
     'trajectories a row': trajectories / batches / config.data.batch_size,
@@ -161,7 +162,7 @@ def main():
 
   def run(_):
     for name, value in report(config_lib.from_config_dict(flag.value)).items():
-      print(f'{name:<26}{value:10.3f}')
+      print(f'{name:<32}{value:10.3f}')
 
   app.run(run)
 
