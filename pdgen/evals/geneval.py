@@ -121,7 +121,8 @@ def wilson(correct: int, total: int, *, z: float = 1.959964) -> tuple[float, flo
   share, spread = correct / total, z * z / total
   centre = (share + spread / 2) / (1 + spread)
   half = z * math.sqrt(share * (1 - share) / total + spread / (4 * total)) / (1 + spread)
-  return max(0.0, centre - half), min(1.0, centre + half)
+  # Rounding must not part the interval from a share of 0 or 1.
+  return min(max(0.0, centre - half), share), max(min(1.0, centre + half), share)
 
 
 # --- the official folder ---

@@ -1,0 +1,155 @@
+"""GenEval's rules, folder and summary, against hand-worked cases and the official position rule as it is written."""
+
+import dataclasses
+import doctest
+import json
+
+import numpy as np
+import pytest
+
+from pdgen.core import boxes
+from pdgen.evals import geneval
+from pdgen.worlds import shapes
+
+
+@dataclasses.dataclass(frozen=True)
+class Thing:
+  name: str | None
+  color: str = 'red'
+  box: tuple = (0, 0, 9, 9)
+  score: float = 0.95
+
+
+def _official_relative_position(box_a, box_b):
+  """`relative_position` of the official evaluate_images.py, on bare boxes."""
+  laid = np.array([box_a, box_b])[:, :4].reshape(2, 2, 2)
+  center_a, center_b = laid.mean(axis=-2)
+  dim_a, dim_b = np.abs(np.diff(laid, axis=-2))[..., 0, :]
+  offset = center_a - center_b
+  revised_offset = np.maximum(np.abs(offset) - 0.1 * (dim_a + dim_b), 0) * np.sign(offset)
+  if np.all(np.abs(revised_offset) < 1e-3):
+    return set()
+  dx, dy = revised_offset / np.linalg.norm(offset)
+  held = {'left of': dx < -0.5, 'right of': dx > 0.5, 'above': dy < -0.5, 'below': dy > 0.5}
+  return {name for name, holds in held.items() if holds}
+
+
+def test_examples_in_docstrings_hold():
+  result = doctest.testmod(geneval)
+  assert result.attempted > 0 and result.failed == 0
+
+
+def test_positions_follow_the_official_rule():
+  rng = np.random.default_rng(0)
+  counts = dict.fromkeys(boxes.RELATIONS, 0)
+  for _ in range(5000):
+    a, b = ((*corner, *(corner + rng.uniform(2, 12, 2))) for corner in rng.uniform(0, 25, (2, 2)))
+    found = boxes.relations(a, b)
+    assert found == _official_relative_position(a, b)
+    for name in found:
+      counts[name] += 1
+  assert min(counts.values()) > 500
+  assert boxes.relations((3, 3, 9, 9), (3, 3, 9, 9)) == set()
+
+
+def _counting(count):
+  include, exclude = {'class': 'ring', 'count': count}, {'class': 'ring', 'count': count + 1}
+  return {'tag': 'counting', 'include': [include], 'exclude': [exclude], 'prompt': ''}
+
+
+def _pair(tag, **second):
+  include = [{'class': 'ring', 'count': 1}, {'class': 'bar', 'count': 1, **second}]
+  return {'tag': tag, 'include': include, 'prompt': ''}
+
+
+RED_RING = {'tag': 'colors', 'include': [{'class': 'ring', 'count': 1, 'color': 'red'}], 'prompt': ''}
+BAR_RIGHT = _pair('position', position=['right of', 0])
+
+
+@pytest.mark.parametrize(
+  'metadata, things, reason',
+  [
+    (_pair('two_object'), [Thing('ring'), Thing('bar')], ''),
+    (_pair('two_object'), [Thing('ring'), Thing(None)], 'expected bar>=1, found 0'),
+    (_pair('two_object'), [], 'expected ring>=1, found 0\nexpected bar>=1, found 0'),
+    (_pair('two_object'), [Thing('ring'), Thing('bar', score=0.3)], 'expected bar>=1, found 0'),
+    (_counting(2), [Thing('ring')] * 2, ''),
+    (_counting(2), [Thing('ring')] * 3, 'expected ring<3, found 3'),
+    (_counting(2), [Thing('ring'), Thing('ring', score=0.9)], 'expected ring>=2, found 1'),
+    (_counting(2), [*[Thing('ring')] * 2, Thing('ring', score=0.9)], ''),
+    (RED_RING, [Thing('ring', 'red')], ''),
+    (RED_RING, [Thing('ring', 'blue')], 'expected red ring>=1, found 0 red; and 1 blue'),
+    # Only the best-scored object is looked at.
+    (
+      RED_RING,
+      [Thing('ring', 'red', score=0.5), Thing('ring', 'blue', score=0.6)],
+      'expected red ring>=1, found 0 red; and 1 blue',
+    ),
+    (RED_RING, [Thing('ring', 'blue', score=0.5), Thing('ring', 'red', score=0.6)], ''),
+    (BAR_RIGHT, [Thing('ring'), Thing('bar', box=(11, 0, 20, 9))], ''),
+    (BAR_RIGHT, [Thing('ring'), Thing('bar', box=(0, 11, 9, 20))], 'expected bar right of target, found below target'),
+    (BAR_RIGHT, [Thing('bar')], 'expected ring>=1, found 0\nno target for bar to be right of'),
+  ],
+)
+def test_rules(metadata, things, reason):
+  assert geneval.evaluate(metadata, things) == (reason == '', reason)
+
+
+def test_score_is_the_mean_over_tasks_with_intervals():
+  prompts = [RED_RING] * 4 + [_counting(2)] * 2
+  pictures = [np.full((2, 2, 3), i, np.uint8) for i in range(6)]
+  seen = {0: [Thing('ring')], 1: [Thing('ring')], 2: [Thing('ring')], 3: [], 4: [Thing('ring')] * 2, 5: []}
+  report = geneval.score(prompts, pictures, lambda p: seen[int(p[0, 0, 0])])
+  assert {t: (s.correct, s.total) for t, s in report.tasks.items()} == {'colors': (3, 4), 'counting': (1, 2)}
+  assert report.overall == pytest.approx((0.75 + 0.5) / 2)
+  assert (report.tasks['colors'].low, report.tasks['colors'].high) == geneval.wilson(3, 4)
+  low, high = geneval.wilson(3, 4)
+  low2, high2 = geneval.wilson(1, 2)
+  assert report.overall - report.low == pytest.approx(np.hypot(0.75 - low, 0.5 - low2) / 2)
+  assert report.high - report.overall == pytest.approx(np.hypot(high - 0.75, high2 - 0.5) / 2)
+  assert [f['filename'] for f in report.failures] == ['00003/samples/0000.png', '00005/samples/0000.png']
+  assert [f['reason'] for f in report.failures] == ['expected ring>=1, found 0', 'expected ring>=2, found 0']
+  assert 'overall' in str(report) and '62.50%' in str(report)
+
+
+def test_wilson_interval():
+  """Its ends are the shares p from which the one seen is z standard errors of p away."""
+  z = 1.959964
+  for correct, total in ((85, 100), (1, 7), (0, 10), (10, 10)):
+    low, high = geneval.wilson(correct, total)
+    assert 0 <= low <= correct / total <= high <= 1
+    for end in (low, high):
+      assert abs(end - correct / total) == pytest.approx(z * np.sqrt(end * (1 - end) / total), abs=1e-9)
+
+
+def test_score_names_a_mismatch():
+  with pytest.raises(ValueError, match='2 prompts but 1 pictures'):
+    geneval.score([RED_RING] * 2, [np.zeros((2, 2, 3), np.uint8)], lambda p: [])
+  with pytest.raises(ValueError, match='No pictures'):
+    geneval.score([], [], lambda p: [])
+
+
+def test_folder_is_the_official_one_and_scores_alike(tmp_path):
+  made = [shapes.trajectory('direct', seed=0, index=i) for i in range(12)]
+  prompts = [{k: t.metadata[k] for k in ('tag', 'include', 'exclude', 'prompt') if k in t.metadata} for t in made]
+  pictures = [t.final for t in made]
+  pictures[5] = np.stack([pictures[5], pictures[6]])
+  geneval.write_folder(tmp_path, prompts, pictures)
+  assert json.loads((tmp_path / '00003' / 'metadata.jsonl').read_text()) == prompts[3]
+  assert sorted(p.name for p in (tmp_path / '00005' / 'samples').iterdir()) == ['0000.png', '0001.png']
+  read_prompts, read_pictures, names = geneval.read_folder(tmp_path)
+  assert len(names) == 13 and names[5:7] == ['00005/samples/0000.png', '00005/samples/0001.png']
+  assert read_prompts[:6] == prompts[:6] and read_prompts[6] == prompts[5]
+  assert all(np.array_equal(a, b) for a, b in zip(read_pictures[:5], pictures[:5], strict=True))
+  report = geneval.score_folder(tmp_path, shapes.detect)
+  rows = [json.loads(line) for line in (tmp_path / 'results.jsonl').read_text().splitlines()]
+  assert list(rows[0]) == ['filename', 'tag', 'prompt', 'correct', 'reason', 'metadata', 'details']
+  assert json.loads(rows[0]['metadata']) == prompts[0]
+  assert [r['filename'] for r in report.failures] == ['00005/samples/0001.png']
+  again = geneval.read_results(tmp_path)
+  assert again.overall == report.overall and again.results == report.results
+
+
+def test_reading_an_empty_folder_says_what_is_missing(tmp_path):
+  with pytest.raises(FileNotFoundError, match='No GenEval pictures'):
+    geneval.read_folder(tmp_path)

@@ -1,0 +1,224 @@
+"""Trajectories of the shapes world: texts parse, pictures keep them, errors are there, nothing held out is."""
+
+import collections
+import functools
+import re
+
+import numpy as np
+import pytest
+
+from pdgen.core import trajectory as trajectories
+from pdgen.evals import geneval
+from pdgen.worlds import shapes
+from pdgen.worlds.shapes import drafts, errors, language, prompt_space, scenes
+
+MIXTURE = ('multi_turn', 'multi_turn', 'conflict', 'misalignment')  # the standard mixture, 50/25/25
+SPOKEN = re.compile(r'[A-Za-z]+')
+VERDICTS = {**dict.fromkeys(language.RIGHT, True), **dict.fromkeys(language.WRONG, False)}
+
+
+@functools.cache
+def _made(count: int = 1200) -> tuple[trajectories.Trajectory, ...]:
+  return tuple(shapes.trajectory(MIXTURE[i % 4], seed=11, index=i) for i in range(count))
+
+
+def _texts(made: trajectories.Trajectory) -> list[str]:
+  steps = ((s.plan, s.inspection, s.corrected_plan) for s in made.steps)
+  return [text for step in steps for text in step if text]
+
+
+def _right_pictures(made: trajectories.Trajectory):
+  """(plan that describes it, picture) of every picture that no inspection rejects."""
+  for step in made.steps:
+    yield (step.corrected_plan or step.plan, step.refined) if step.rejected else (step.plan, step.draft)
+
+
+def _described(plan: str) -> list[tuple[str, str, int]]:
+  """(shape, colour, cell) of each object that a plan's description names: the text fixes the scene."""
+  description = trajectories.plan_parts(plan)[1]
+  found, group = [], None
+  places = sorted(scenes.PLACES, key=len, reverse=True)
+  tokens = re.findall('|'.join(places) + r'|[a-z]+', description)
+  for token in tokens:
+    single = token[:-2] if token == 'crosses' else token[:-1] if token.endswith('s') and token != 'cross' else token
+    if token in scenes.COLORS:
+      group = (None, token)
+    elif single in scenes.SHAPES:
+      group = (single, group[1])
+    elif token in scenes.PLACES:
+      found.append((*group, scenes.PLACES.index(token)))
+  return sorted(found)
+
+
+def _seen(picture: np.ndarray) -> list[tuple]:
+  return sorted((str(d.shape), d.color, d.cell) for d in shapes.detect(picture))
+
+
+@pytest.mark.parametrize('kind', shapes.KINDS)
+def test_same_seed_and_index_same_trajectory(kind):
+  for index in range(5):
+    a, b = (shapes.trajectory(kind, seed=3, index=index) for _ in range(2))
+    assert a.prompt == b.prompt and a.metadata == b.metadata and _texts(a) == _texts(b)
+    assert all(np.array_equal(p, q) for p, q in zip(a.pictures, b.pictures, strict=True))
+  prompts = [shapes.trajectory(kind, seed=s, index=i).prompt for s, i in ((3, 0), (3, 1), (4, 0), (4, 1))]
+  assert len(set(prompts)) > 1
+
+
+def test_unknown_kinds_are_named():
+  with pytest.raises(ValueError, match="Unknown kind 'video'"):
+    shapes.trajectory('video', seed=0, index=0)
+  with pytest.raises(ValueError, match="Unknown error kind 'typo'"):
+    shapes.injected('typo', seed=0, index=0)
+
+
+def test_layout_of_steps():
+  for made in _made():
+    assert made.stop == trajectories.FINISHED and 1 <= len(made.steps)
+    for i, step in enumerate(made.steps):
+      last = i == len(made.steps) - 1
+      assert step.plan is not None and step.draft is not None and step.draft_is_target
+      assert (step.inspection is None) <= last
+      assert (step.refined is not None) == step.rejected
+      assert step.corrected_plan is None or step.rejected
+      if last and not step.rejected:
+        assert step.inspection is None
+
+
+def test_texts_parse_and_begin_with_their_verdict():
+  for made in _made():
+    for step in made.steps:
+      for plan in (step.plan, step.corrected_plan):
+        assert plan is None or all(trajectories.plan_parts(plan))
+      if step.inspection is not None:
+        first = step.inspection[: step.inspection.index('.') + 1]
+        assert VERDICTS[first] == (not step.rejected)
+        assert step.inspection.count('<refine>') == step.inspection.count('</refine>') == int(step.rejected)
+
+
+def test_every_right_picture_shows_what_its_plan_describes():
+  """So text alone fixes a picture up to the scene's jitter."""
+  for made in _made():
+    for plan, picture in _right_pictures(made):
+      if plan is not None:
+        assert _seen(picture) == _described(plan), plan
+
+
+def test_every_right_step_leaves_what_was_there_pixel_identical():
+  """Ink of a right picture stays in the next one, unless the next plan changes, replaces or removes something."""
+  checked = 0
+  for made in _made():
+    if made.metadata['detour'] is not None:
+      continue
+    right = [picture for _, picture in _right_pictures(made)]
+    for before, after in zip(right[:-1], right[1:], strict=True):
+      ink = np.any(before != scenes.BACKGROUND, axis=-1)
+      assert np.array_equal(before[ink], after[ink]) and not np.array_equal(before, after)
+      checked += 1
+  assert checked > 500
+
+
+def test_final_pictures_keep_their_prompts():
+  made = [*_made(), *(shapes.trajectory('direct', seed=11, index=i) for i in range(400))]
+  report = geneval.score([t.metadata for t in made], [t.final for t in made], shapes.detect)
+  assert report.overall == 1.0 and set(report.tasks) == set(shapes.TASKS)
+  assert min(s.total for s in report.tasks.values()) > 50
+
+
+def test_rejected_drafts_are_wrong_and_approved_ones_are_not():
+  for made in _made():
+    for step in made.steps:
+      if step.rejected:
+        right = _described(step.corrected_plan or step.plan)
+        assert _seen(step.draft) != right and _seen(step.refined) == right
+
+
+def test_conflicts_show_their_plan_and_misalignments_do_not():
+  for made in _made():
+    for step in made.steps:
+      if step.rejected:
+        assert (_seen(step.draft) == _described(step.plan)) == step.plan_rejected
+        assert ('prompt' in step.inspection) == step.plan_rejected
+
+
+def test_conflicting_plans_contradict_the_prompt():
+  """The wrong scene itself could not be finished into the prompt's: its error is in what the prompt fixes."""
+  for made in _made():
+    (kind, *_) = made.metadata['errors'] or [None]
+    if kind not in errors.CONFLICTS:
+      continue
+    (step,) = (s for s in made.steps if s.plan_rejected)
+    wrong, right = _described(step.plan), _described(step.corrected_plan)
+    wanted = {i['class']: i for i in made.metadata['include']}
+    if kind == 'conflict_color':
+      assert any(s in wanted and c != wanted[s]['color'] for s, c, _ in wrong)
+    elif kind == 'conflict_shape':
+      assert any(s not in wanted for s, _, _ in wrong) and all(s in wanted for s, _, _ in right)
+    elif kind == 'conflict_count':
+      assert len(wrong) == made.metadata['exclude'][0]['count']
+    else:
+      ok, reason = geneval.evaluate(made.metadata, shapes.detect(step.draft))
+      assert not ok and 'target' in reason
+
+
+def test_shares_of_errors_detours_tasks_and_pictures():
+  made = _made(4000)
+  share = collections.Counter(e for t in made for e in set(t.metadata['errors']))
+  for kind in shapes.ERROR_KINDS:
+    assert share[kind] / len(made) >= 0.045, kind  # 5 % in the long run; three standard errors of 4,000 below it
+  detours = collections.Counter(t.metadata['detour'] for t in made if t.metadata['kind'] == 'multi_turn')
+  assert set(detours) == {None, 'refine', 'swap', 'remove'}
+  assert 0.07 < 1 - detours[None] / detours.total() < 0.13
+  tasks = collections.Counter(t.metadata['tag'] for t in made)
+  assert all(0.07 < tasks[t] / len(made) < 0.26 for t in shapes.TASKS)
+  pictures = [len(t.pictures) for t in made]
+  assert 2.0 < np.mean(pictures) < 2.6
+  assert max(len(t.steps) for t in made) <= 5
+
+
+def test_texts_are_short_and_their_vocabulary_small():
+  words = collections.defaultdict(list)
+  vocabulary = set()
+  for made in _made():
+    for step in made.steps:
+      for name in ('plan', 'inspection', 'corrected_plan'):
+        text = re.sub(r'</?(ins|des|refine)>', ' ', getattr(step, name) or '')
+        vocabulary |= set(SPOKEN.findall(text))
+        if text:
+          words[name].append(len(SPOKEN.findall(text)))
+  assert len(vocabulary) <= 200
+  assert np.mean(words['plan']) < 25 and np.mean(words['inspection']) < 25
+  assert max(max(v) for v in words.values()) < 60
+
+
+def test_nothing_held_out_is_in_a_training_trajectory():
+  """Neither its prompt nor, in any picture, right or wrong, a held-out pair, colour, relation or coloured pair."""
+  made = [*_made(), *(shapes.trajectory('direct', seed=5, index=i) for i in range(800))]
+  made += [shapes.review(r, _blank()) for r in (shapes.draft_request(seed=5, index=i) for i in range(300))]
+  held = {p['prompt'] for t in shapes.TASKS[1:] for p in prompt_space.task_prompts('heldout', t)}
+  for trajectory in made:
+    assert trajectory.prompt not in held
+    for picture in trajectory.pictures:
+      seen = tuple(o for o in drafts.observed(picture) if o.shape is not None)
+      assert not prompt_space.holds_held_out(seen), (trajectory.prompt, seen)
+
+
+def test_the_scan_for_held_out_things_can_fail():
+  prompts = [p for t in ('colors', 'two_object') for p in prompt_space.task_prompts('heldout', t)]
+  assert all(prompt_space.is_held_out(p) for p in prompts)
+  found = 0
+  for index in range(200):
+    made = shapes.injected(None, seed=0, index=index)
+    found += prompt_space.holds_held_out(tuple(o for o in drafts.observed(made.final) if o.shape is not None))
+  assert found > 50
+
+
+def test_corpus_is_plain_text_of_the_world():
+  texts = list(shapes.corpus(seed=0, count=30))
+  assert texts == list(shapes.corpus(seed=0, count=30))
+  assert sum(t.startswith('Please create the image step-by-step: a photo of') for t in texts) == 30
+  assert not any('<' in t or '>' in t for t in texts)
+  assert any('The corrective' in t or 'wrong' in t for t in texts) and any(t.startswith('The image') for t in texts)
+
+
+def _blank() -> np.ndarray:
+  return np.full((scenes.SIZE, scenes.SIZE, 3), scenes.BACKGROUND, np.uint8)
