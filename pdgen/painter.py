@@ -181,7 +181,7 @@ def load(name_or_path: str) -> Painter:
   from pdgen.training import checkpoints
 
   config, params, tokenizer = checkpoints.load_for_sampling(name_or_path)
-  return Painter(config=config, params=params, tokenizer=tokenizer)
+  return Painter(config=config, params=params, tokenizer=tokenizer_lib.load(tokenizer))
 
 
 def knobs(sampling: config_lib.SamplingConfig) -> flow.Knobs:
