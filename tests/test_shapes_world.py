@@ -72,7 +72,7 @@ def test_every_shape_in_every_color_and_cell_is_detected_with_its_box():
     item = scenes.Object(name, color, cell, cell % 2, (cell + 1) % 2)
     (found,) = shapes.detect(renderer.render((item,)))
     assert (found.shape, found.color, found.cell, found.box) == (name, color, cell, item.box)
-    assert found.score > 0.97
+    assert found.score == pytest.approx(1.0)
 
 
 def test_detector_is_exact_on_clean_scenes():

@@ -53,7 +53,7 @@ def detect(picture: np.ndarray) -> list[Detection]:
   picture = np.asarray(picture)
   if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3:
     raise ValueError(f'detect wants uint8[H, W, 3], not {picture.dtype}{list(picture.shape)}.')
-  smooth = _median(picture).astype(np.float32)
+  smooth = _median(picture, scenes.BACKGROUND).astype(np.float32)
   best = None
   for linear, offset in _FOREGROUNDS:
     found = _pieces(picture, smooth, (smooth @ linear + offset).argmax(-1) > 0)
@@ -103,10 +103,15 @@ _REACH = 2  # pixels that a silhouette's centre may lie from the piece's
 _WINDOW = scenes.EXTENT + 2 * _REACH
 
 
-def _median(picture: np.ndarray) -> np.ndarray:
-  """3x3 median of every channel by Paeth's exchange network; the border is repeated."""
-  padded = np.pad(picture, ((1, 1), (1, 1), (0, 0)), mode='edge')
-  h, w = picture.shape[:2]
+def _median(picture: np.ndarray, border: tuple[int, ...]) -> np.ndarray:
+  """3x3 median of every channel by Paeth's exchange network; `border` is the colour outside the page.
+
+  Background outside, as around the silhouettes: an object at the edge of the page fits as well as one in the middle.
+  """
+  h, w, channels = picture.shape
+  padded = np.empty((h + 2, w + 2, channels), picture.dtype)
+  padded[:] = border
+  padded[1:-1, 1:-1] = picture
   p = [padded[i : i + h, j : j + w] for i in range(3) for j in range(3)]
   for i, j in _EXCHANGES:
     p[i], p[j] = np.minimum(p[i], p[j]), np.maximum(p[i], p[j])
@@ -138,7 +143,7 @@ def _templates() -> tuple[np.ndarray, list[tuple[str, int, int]]]:
   for name, mask in scenes.SHAPES.items():
     # The pieces come from a median-filtered picture, so the silhouettes are filtered too.
     padded = np.pad(mask, _REACH).astype(np.uint8)
-    smooth = _median(padded[..., None])[..., 0]
+    smooth = _median(padded[..., None], (0,))[..., 0]
     for dy in range(-_REACH, _REACH + 1):
       for dx in range(-_REACH, _REACH + 1):
         rows.append(np.roll(smooth, (dy, dx), axis=(0, 1)).ravel())
