@@ -1,0 +1,164 @@
+"""Paints prompts with a checkpoint, as a command and as a call.
+
+    python -m pdgen.sample --checkpoint=shapes --prompt='a photo of a red ring and a blue square' --out=out/sample
+
+prints what was planned, seen and mended, and writes a page to look at, the pictures and the texts. In Python
+`pdgen.sample(painter, prompts)` does the same without files: this module is callable.
+"""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import sys
+import types
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from pdgen import command_line
+from pdgen import painter as painter_lib
+from pdgen.core import trajectory as trajectory_lib
+from pdgen.evals import geneval
+from pdgen.viewing import gallery, transcript
+
+
+def sample(
+  painter: painter_lib.Painter | str,
+  prompts: painter_lib.Prompt | Sequence[painter_lib.Prompt],
+  **settings: Any,
+) -> painter_lib.Result:
+  """Paints every prompt. painter: one that is loaded, or what `pdgen.load` takes. settings: of `Painter.sample`."""
+  painter = painter_lib.load(painter) if isinstance(painter, str) else painter
+  return painter.sample(prompts, **settings)
+
+
+_SIGNS = {True: '✓', False: '✗', None: '·'}
+_ALL_PROMPTS = 3000  # a task; more than any task has
+
+
+class _CallableModule(types.ModuleType):
+  """`pdgen.sample` names this module (for `python -m`) and the function (for Python) at once: calling the one calls the
+  other, whichever of the two was imported first."""
+
+  def __call__(self, *arguments: Any, **settings: Any) -> painter_lib.Result:
+    return sample(*arguments, **settings)
+
+
+sys.modules[__name__].__class__ = _CallableModule
+
+
+def main(arguments: Sequence[str] | None = None):
+  """The command line."""
+  parser = _parser()
+  flags = parser.parse_args(arguments)
+  if not flags.prompt and not flags.heldout:
+    parser.error('nothing to paint: give --prompt=... (as often as you like) or --heldout=1')
+  painter, world = command_line.load(parser, flags)
+  wanted = [_metadata(prompt, world) for prompt in flags.prompt]
+  wanted += world.prompts('heldout', per_task=flags.heldout) if flags.heldout else []
+  asked = [trajectory_lib.Trajectory(prompt=m['prompt'], steps=(), metadata=m, stop=None) for m in wanted]
+  result = painter.sample(asked, mode=flags.mode, seed=flags.seed, batch_size=flags.batch_size)
+  verdicts = [_verdict(t, world.detect) for t in result.trajectories]
+  _report(result, verdicts, world.detect)
+  if flags.out:
+    page = _write(pathlib.Path(flags.out), result.trajectories, verdicts, title=f'Painted by {flags.checkpoint}')
+    print(f'\nTo look at: {page}')
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(prog='python -m pdgen.sample', description=__doc__, allow_abbrev=False)
+  parser.formatter_class = argparse.RawDescriptionHelpFormatter
+  parser.add_argument('--prompt', action='append', default=[], help='what to paint; as often as you like')
+  parser.add_argument(
+    '--heldout', type=int, default=0, metavar='N', help="N prompts a task that the model's world kept from training"
+  )
+  parser.add_argument(
+    '--mode', choices=painter_lib.MODES, default='process', help='process: with words; direct: without'
+  )
+  parser.add_argument('--seed', type=int, default=0, help='of the first prompt; the next prompts take the next numbers')
+  parser.add_argument('--batch_size', type=int, help='trajectories painted together')
+  parser.add_argument('--out', help='folder for index.html, trajectories.json and pictures/')
+  command_line.add_arguments(parser)
+  return parser
+
+
+def _metadata(prompt: str, world: types.ModuleType) -> dict[str, Any]:
+  """What a typed prompt asks for, if it is one of the world's own; else the prompt alone, which cannot be judged."""
+  known = (m for split in ('train', 'heldout') for m in world.prompts(split, per_task=_ALL_PROMPTS))
+  return next((m for m in known if m['prompt'] == prompt), {'prompt': prompt})
+
+
+def _verdict(trajectory: trajectory_lib.Trajectory, detect: Callable) -> gallery.Verdict | None:
+  """Whether the last picture shows what the prompt asks for; None where that is not known."""
+  if 'include' not in trajectory.metadata:
+    return None
+  if not trajectory.pictures:
+    return False, 'no picture'
+  right, reason = geneval.evaluate(trajectory.metadata, detect(trajectory.final))
+  return right, 'shows what is asked for' if right else reason
+
+
+def _report(result: painter_lib.Result, verdicts: Sequence[gallery.Verdict | None], detect: Callable):
+  trajectories, timings = result.trajectories, result.timings
+  # The one that shows most of what there is to see: most refined pictures, then most pictures.
+  shown = max(trajectories, key=lambda t: (sum(s.rejected for s in t.steps), len(t.pictures)))
+  print(transcript.text(shown, describe=lambda picture: _seen(picture, detect)), end='\n\n')
+  for trajectory, verdict in zip(trajectories, verdicts, strict=True):
+    sign, reason = (
+      ('·', ' [not judged]') if verdict is None else ('✓✗'[not verdict[0]], '' if verdict[0] else f': {verdict[1]}')
+    )
+    print(f'{sign} {trajectory.prompt} ({transcript.stop(trajectory)}){reason}')
+  judged = [v[0] for v in verdicts if v is not None]
+  if judged:
+    print(f'\n{sum(judged)} of {len(judged)} prompts painted right, by the exact detector.')
+  compiling = ', compiling included' if timings['compile_calls'] else ''
+  print(
+    f'{len(trajectories)} trajectories, {timings["pictures"]} pictures and {timings["tokens"]} tokens '
+    f'in {timings["seconds"]:.1f} s{compiling}.'
+  )
+
+
+def _seen(picture: np.ndarray, detect: Callable) -> str:
+  """What the detector sees, in reading order, by the centres in pixels."""
+  found = sorted(detect(picture), key=lambda d: (d.box[1] + d.box[3], d.box[0]))
+  words = [f'{d.color} {d.name or "something"} at {_center(d.box)}' for d in found]
+  return ', '.join(words) or 'nothing'
+
+
+def _center(box: Sequence[int]) -> str:
+  return f'({(box[0] + box[2]) // 2}, {(box[1] + box[3]) // 2})'
+
+
+def _write(
+  out: pathlib.Path,
+  trajectories: Sequence[trajectory_lib.Trajectory],
+  verdicts: Sequence[gallery.Verdict | None],
+  *,
+  title: str,
+) -> pathlib.Path:
+  """index.html, trajectories.json (texts, and files of pictures), pictures/*.png. Returns the page's path."""
+  (out / 'pictures').mkdir(parents=True, exist_ok=True)
+  records = []
+  for number, (trajectory, verdict) in enumerate(zip(trajectories, verdicts, strict=True)):
+    record = dataclasses.asdict(trajectory)
+    for place, step in enumerate(record['steps'], 1):
+      for name in ('draft', 'refined'):
+        if step[name] is not None:
+          file = f'pictures/{number:05d}_{place}_{name}.png'
+          (out / file).write_bytes(gallery.png(step[name]))
+          step[name] = file
+    records.append({**record, 'verdict': verdict})
+  (out / 'trajectories.json').write_text(json.dumps(records, indent=2, ensure_ascii=False) + '\n', encoding='utf-8')
+  notes = (
+    'The model plans a step, sketches it, looks at its sketch, and paints it again where it finds something wrong.'
+    '\n\nA red frame: a sketch that the model itself rejected. Verdicts on whole pictures come from an exact detector.'
+  )
+  page = out / 'index.html'
+  page.write_text(gallery.page(trajectories, title=title, notes=notes, verdicts=verdicts), encoding='utf-8')
+  return page
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,223 @@
+"""The commands, from arguments to files, on a tiny model with random weights."""
+
+import dataclasses
+import io
+import json
+import pathlib
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+
+import pdgen
+from pdgen import benchmark, command_line, evaluate
+from pdgen import painter as painter_lib
+from pdgen.core import config
+from pdgen.core.trajectory import Step, Trajectory
+from pdgen.data import tokenizer as tokenizer_lib
+from pdgen.evals import geneval
+from pdgen.training import export
+from pdgen.worlds import shapes
+from pdgen.worlds.shapes import renderer, scenes
+
+ROOT = pathlib.Path(__file__).parents[1]
+KNOWN = 'a photo of a red ring'
+RING = renderer.render((scenes.Object('ring', 'red', 4),))
+
+
+# Batches are of 1 and of 3 throughout: each size compiles once for all tests.
+
+
+@pytest.fixture(scope='module')
+def checkpoint(tmp_path_factory):
+  """An exported model of the shapes world that paints at most two pictures and writes little."""
+  experiment = config.Config(
+    model=config.ModelConfig(width=32, depth=1, num_heads=2, num_kv_heads=1, head_dim=16, mlp_dim=32),
+    sampling=config.SamplingConfig(max_pictures=2, max_text_tokens=24, max_tokens=200, flow_steps=2, text_guidance=1.0),
+  )
+  return str(
+    export.export_ema(
+      tmp_path_factory.mktemp('model') / 'tiny',
+      tiny.params(experiment.model),
+      config=experiment,
+      tokenizer=tokenizer_lib.ASSETS / 'shapes.model',
+    )
+  )
+
+
+class Rings:
+  """A painter that paints a red ring whatever is asked for, approves of everything, and records its calls."""
+
+  config = config.Config()
+
+  def __init__(self):
+    self.calls = []
+
+  def sample(self, prompts, **settings):
+    self.calls.append((prompts, settings))
+    timings = dict(seconds=1.5, compile_calls=0, text_steps=1, rounds=1, tokens=9, pictures=len(prompts))
+    return painter_lib.Result([self.paint(p) for p in prompts], timings)
+
+  def paint(self, prompt):
+    t = Trajectory(prompt=prompt, steps=()) if isinstance(prompt, str) else prompt
+    *before, last = t.steps or [Step(plan='<ins>Add it.</ins><des>It.</des>')]
+    # A draft that stands is approved of, whatever it shows; the next one is a red ring.
+    changes = dict(draft=RING) if last.draft is None else dict(inspection='The intermediate step is correct.')
+    return dataclasses.replace(t, steps=(*before, dataclasses.replace(last, **changes)), stop='finished')
+
+
+@pytest.fixture
+def rings(monkeypatch):
+  """Stands for every checkpoint."""
+  painter = Rings()
+
+  def load(parser, flags):
+    return painter, shapes
+
+  monkeypatch.setattr(command_line, 'load', load)
+  return painter
+
+
+def test_sample_as_a_command_prints_and_writes_and_warns_of_nothing(checkpoint, tmp_path):
+  command = [sys.executable, '-W', 'error::RuntimeWarning', '-m', 'pdgen.sample', f'--checkpoint={checkpoint}']
+  command += [f'--prompt={KNOWN}', '--prompt=a <cat>', '--seed=3', f'--out={tmp_path}']
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  assert 'Warning' not in done.stderr
+  assert 'sketch   [picture 1: ' in done.stdout and f'✗ {KNOWN}' in done.stdout
+  assert '· a <cat>' in done.stdout and '0 of 1 prompts painted right' in done.stdout
+  assert f'To look at: {tmp_path}/index.html' in done.stdout
+  page = (tmp_path / 'index.html').read_text(encoding='utf-8')
+  assert KNOWN in page and 'a &lt;cat&gt;' in page
+  first, second = json.loads((tmp_path / 'trajectories.json').read_text(encoding='utf-8'))
+  assert (first['prompt'], second['prompt'], second['verdict']) == (KNOWN, 'a <cat>', None)
+  assert first['metadata']['include'] == [{'class': 'ring', 'count': 1, 'color': 'red'}] and not first['verdict'][0]
+  named = {step[name] for t in (first, second) for step in t['steps'] for name in ('draft', 'refined')} - {None}
+  assert named == {f'pictures/{p.name}' for p in (tmp_path / 'pictures').iterdir()}
+  assert all(np.asarray(Image.open(tmp_path / file)).shape == (32, 32, 3) for file in named)
+
+
+def test_sample_as_a_call_by_either_name(checkpoint):
+  import pdgen.sample as module
+
+  assert pdgen.sample is module
+  painter = pdgen.load(checkpoint)
+  assert isinstance(painter, pdgen.Painter)
+  a = pdgen.sample(painter, [KNOWN], seed=3)
+  b = module(checkpoint, KNOWN, seed=3)
+  np.testing.assert_array_equal(a.trajectories[0].final, b.trajectories[0].final)
+
+
+def test_held_out_prompts_are_scored_and_the_flags_arrive(rings, capsys):
+  pdgen.sample.main(['--heldout=1', f'--prompt={KNOWN}', '--mode=direct', '--seed=5', '--batch_size=7'])
+  (prompts, settings), out = rings.calls[0], capsys.readouterr().out
+  assert settings == dict(mode='direct', seed=5, batch_size=7)
+  assert [p.prompt for p in prompts] == [KNOWN, *(m['prompt'] for m in shapes.prompts('heldout', per_task=1))]
+  assert '[picture 1: red ring at (15, 15)]' in out and f'✓ {KNOWN}' in out
+  right = sum(geneval.evaluate(p.metadata, shapes.detect(RING))[0] for p in prompts)
+  assert f'{right} of 7 prompts painted right' in out and 0 < right < 7
+
+
+@pytest.mark.parametrize(
+  'arguments, words',
+  [
+    ([], 'nothing to paint'),
+    ([f'--prompt={KNOWN}', '--checkpoint=nowhere'], "No model 'nowhere'"),
+    ([f'--prompt={KNOWN}', '--sampling.grammar=maybe'], 'neither true nor false'),
+    ([f'--prompt={KNOWN}', '--sampling.renorm=loud'], "Unknown renorm 'loud'"),
+    ([f'--prompt={KNOWN}', '--sampling.flow_steps=many'], 'invalid int value'),
+    ([f'--prompt={KNOWN}', '--promp=x'], 'unrecognized arguments'),
+  ],
+)
+def test_what_cannot_be_is_said_with_the_usage(checkpoint, arguments, words, capsys):
+  with pytest.raises(SystemExit) as error:
+    pdgen.sample.main([f'--checkpoint={checkpoint}', *arguments])
+  assert error.value.code == 2 and words in capsys.readouterr().err
+
+
+def test_sampling_options_are_laid_over_the_checkpoints_own(checkpoint):
+  parser = pdgen.sample._parser()
+  flags = parser.parse_args([f'--checkpoint={checkpoint}', '--sampling.text_guidance=3', '--sampling.flow_steps=5'])
+  painter, world = command_line.load(parser, flags)
+  own = pdgen.load(checkpoint).config.sampling
+  assert painter.config.sampling == dataclasses.replace(own, text_guidance=3.0, flow_steps=5)
+  assert world is shapes
+
+
+def test_every_field_of_the_sampling_config_is_an_option():
+  given = pdgen.sample._parser().parse_args(
+    [
+      f'--sampling.{f.name}={",".join(map(str, f.default)) if isinstance(f.default, tuple) else f.default}'
+      for f in dataclasses.fields(config.SamplingConfig)
+    ]
+  )
+  assert config.SamplingConfig(**command_line.sampling_given(given)) == config.SamplingConfig()
+
+
+def test_geneval_writes_the_official_folder_and_prints_what_is_in_it(checkpoint, tmp_path, capsys):
+  out = tmp_path / 'geneval'
+  command = ['geneval', f'--checkpoint={checkpoint}', '--per_task=2', '--batch_size=3', f'--out={out}']
+  evaluate.main(command)
+  printed = capsys.readouterr().out
+  assert sorted(p.name for p in out.iterdir()) == [*(f'{i:05}' for i in range(12)), 'results.jsonl']
+  assert (out / '00011' / 'samples' / '0000.png').is_file()
+  report = geneval.read_results(out)
+  assert tuple(report.tasks) == shapes.TASKS and all(s.total == 2 for s in report.tasks.values())
+  assert str(report) in printed and '12 trajectories' in printed
+  with pytest.raises(SystemExit):
+    evaluate.main(command)
+  assert 'is not empty' in capsys.readouterr().err
+
+
+def test_geneval_scores_right_pictures_as_right(rings, capsys):
+  evaluate.main(['geneval', '--per_task=6', '--mode=direct', '--seed=4'])
+  (prompts, settings), out = rings.calls[0], capsys.readouterr().out
+  assert settings == dict(mode='direct', seed=4, batch_size=64)
+  assert prompts == [m['prompt'] for m in shapes.prompts('heldout', per_task=6, seed=4)]
+  # A red ring is one of the six single objects, and no two objects.
+  single, two = (next(line for line in out.splitlines() if line.startswith(t)) for t in ('single_object', 'two_object'))
+  assert '(1 / 6)' in single and '(0 / 6)' in two
+
+
+def test_inspection_asks_about_every_kind_and_about_own_drafts(rings, tmp_path, capsys):
+  evaluate.main(['inspection', '--per_kind=2', '--drafts=30', '--seed=1', f'--out={tmp_path / "o"}'])
+  out = capsys.readouterr().out
+  assert all(f'\n{kind} ' in out for kind in (*shapes.ERROR_KINDS, 'own'))
+  counts = json.loads((tmp_path / 'o' / 'inspection.json').read_text())
+  assert counts['injected']['found'] == {kind: {'hits': 0, 'total': 2} for kind in shapes.ERROR_KINDS}
+  assert counts['injected']['false_alarms'] == {'hits': 0, 'total': 2}
+  # Drafts of its own are all red rings, right as often as a red ring in the middle is what is asked for.
+  asked = [shapes.injected(None, seed=1, index=i).metadata['scene'] for i in range(30)]
+  right = sum([tuple(o) for o in scene] == [('ring', 'red', 4)] for scene in asked)
+  assert counts['own']['found'] == {'own': {'hits': 0, 'total': 30 - right}}
+  assert counts['own']['false_alarms'] == {'hits': 0, 'total': right}
+  # Injected drafts in one call; its own in one that paints and one that inspects, with other noise.
+  assert [len(prompts) for prompts, _ in rings.calls] == [2 * len(shapes.ERROR_KINDS) + 2, 30, 30]
+  assert [s['pictures'] for _, s in rings.calls] == [1, 1, 1] and [s['seed'] for _, s in rings.calls] == [1, 1, 2]
+
+
+def test_benchmark_splits_the_time_and_compiles_once(checkpoint, tmp_path, capsys):
+  file = tmp_path / 'figures.json'
+  benchmark.main([f'--checkpoint={checkpoint}', '--batch_sizes=1,3', '--repeats=1', f'--out={file}'])
+  printed = io.StringIO(capsys.readouterr().out)
+  rows = json.loads(file.read_text())
+  assert [r['batch_size'] for r in rows] == [r['trajectories'] for r in rows] == [1, 3]
+  for row in rows:
+    assert row['compiled_again'] == 0 and row['text'] > 0 and row['denoising'] > 0
+    assert row['text'] + row['denoising'] + row['other'] == pytest.approx(row['seconds'])
+    assert row['rounds'] >= 1 and row['pictures'] >= row['batch_size']
+  assert len(printed.read().splitlines()) == 4
+
+
+def test_a_painter_that_compiles_every_time_is_told():
+  row = dict(batch_size=1, trajectories=1, pictures=1, seconds=1.0, text=0.5, denoising=0.25, other=0.25, compile=2.0)
+  assert 'COMPILED AGAIN: 2' in benchmark._line({**row, 'compiled_again': 2})
+  assert 'AGAIN' not in benchmark._line({**row, 'compiled_again': 0})
+
+
+def test_pdgen_names_arrive_when_used():
+  assert isinstance(pdgen.sample, types.ModuleType) and callable(pdgen.sample)
