@@ -1,0 +1,291 @@
+"""Trains a model from a config file, resuming where the workdir's newest checkpoint stands.
+
+    python -m pdgen.train --config=configs/shapes.py --workdir=out/shapes --config.train.steps=1000
+
+The workdir afterwards: `final/` (the exported model), `checkpoints/`, `metrics.jsonl`, `tensorboard/`, `strips/` (what
+the model paints for held-out prompts, one picture an evaluation), `self_sampled/` (its own drafts, judged).
+"""
+
+import contextlib
+import importlib
+import json
+import pathlib
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+from absl import app, flags
+from ml_collections import config_flags
+
+from pdgen.core import config as config_lib
+from pdgen.core import sharding
+from pdgen.data import pipeline, store
+from pdgen.data import tokenizer as tokenizer_lib
+from pdgen.training import checkpoints, export, flops, metrics
+from pdgen.training import state as state_lib
+from pdgen.training import step as step_lib
+
+
+def train(config: config_lib.Config, workdir: pathlib.Path) -> state_lib.TrainState:
+  """Runs to config.train.steps, or to a SIGTERM, which saves and returns. Returns the last state.
+
+  Raises: FloatingPointError after max_bad_steps steps in a row whose loss or gradient was not finite; CheckpointError
+  when the workdir holds a damaged checkpoint or one of another configuration.
+  """
+  cfg = config.train
+  with contextlib.ExitStack() as stack:
+    # 1. Machine and step. The first call compiles.
+    mesh = sharding.make_mesh(config.mesh)
+    train_step = step_lib.make(config, mesh)
+
+    # 2. State: resumed or new.
+    saved = stack.enter_context(checkpoints.Checkpointer(workdir / checkpoints.CHECKPOINTS, keep=cfg.keep_checkpoints))
+    if saved.latest is None:
+      state, start, position = state_lib.create(config, mesh), 0, None
+    else:
+      restored = saved.restore(state_lib.abstract(config, mesh), config=config)
+      state, start, position = restored.state, restored.step, restored.data
+      print(f'Resuming from step {start} of {workdir}.', flush=True)
+    (workdir / 'config.json').write_text(json.dumps(export.as_json(config), indent=2) + '\n')
+
+    # 3. Data, with the self-sampled sources that the run had before this step.
+    data = _Data(config, workdir, before=start, position=position)
+    stack.callback(lambda: data.close())
+
+    # 4. What is written.
+    reports = _Reports(config, workdir, step=start)
+    stack.callback(reports.close)
+    terminated = stack.enter_context(_sigterm())
+    print(_overview(config, state, mesh), flush=True)
+
+    # 5. The loop: evaluate, save, take data, step. Metrics are read one step late, so that a step is always running.
+    for step in range(start, cfg.steps):
+      if step > start and _due(step, cfg.eval_every):
+        with reports.paused():
+          reports.evaluation(step, *_evaluate(config, state, step))
+      if step > start and _due(step, cfg.checkpoint_every) or terminated.is_set():
+        with reports.paused():
+          saved.save(state, data=data.position(), config=config)
+      if terminated.is_set():
+        print(f'SIGTERM: saved step {step}. The same command goes on from there.', flush=True)
+        return state
+      if step in cfg.self_sample_steps:
+        with reports.paused():
+          _self_sample(config, state, step, workdir)
+          data.reload(before=step + 1)
+      state, step_metrics = train_step(state, sharding.put_batch(next(data), mesh))
+      reports.step(step_metrics)
+
+    # 6. The end: score, save, export.
+    with reports.paused():
+      if cfg.eval_every and start < cfg.steps:
+        reports.evaluation(cfg.steps, *_evaluate(config, state, cfg.steps))
+      saved.save(state, data=data.position(), config=config)
+    final = export.export_ema(
+      workdir / 'final', state.averaged(), config=config, tokenizer=_tokenizer_file(config.data.tokenizer)
+    )
+    print(f'Finished {cfg.steps} steps: {final}', flush=True)
+    return state
+
+
+class _Data:
+  """The batches, from the world and from what the model has painted itself so far."""
+
+  def __init__(self, config: config_lib.Config, workdir: pathlib.Path, *, before: int, position: Any = None):
+    """before: self-sampled files of earlier steps are sources. position: of an iterator to go on from."""
+    self._config, self._workdir = config, workdir
+    self._batches = self._open(before, position)
+
+  def __next__(self):
+    return next(self._batches)
+
+  def position(self) -> Any:
+    """JSON; where the next batch stands."""
+    return self._batches.get_state()
+
+  def reload(self, *, before: int):
+    """Goes on at the same place with the sources of all steps before that one."""
+    position = self.position()
+    self.close()
+    self._batches = self._open(before, position)
+
+  def close(self):
+    self._batches.close()
+
+  def _open(self, before: int, position: Any) -> grain.DatasetIterator:
+    steps = sorted(s for s in self._config.train.self_sample_steps if s < before)
+    sources = [store.load(_self_sampled_file(self._workdir, s)) for s in steps]
+    batches = pipeline.batches(
+      self._config, sources=sources, process_index=jax.process_index(), process_count=jax.process_count()
+    )
+    if position is not None:
+      batches.set_state(position)
+    return batches
+
+
+class _Reports:
+  """Metric files, progress lines and picture strips. Only process 0 writes."""
+
+  def __init__(self, config: config_lib.Config, workdir: pathlib.Path, *, step: int):
+    self._cfg, self._workdir = config.train, workdir
+    self._writer = metrics.Writer(workdir, step=step) if jax.process_index() == 0 else None
+    self._progress = metrics.Progress(step=step, steps=config.train.steps)
+    self._pending: dict[str, jax.Array] | None = None
+
+  def step(self, step_metrics: dict[str, jax.Array]):
+    """Keeps the metrics of the step just launched, and reports those of the one before it."""
+    self._flush()
+    self._pending = step_metrics
+
+  @contextlib.contextmanager
+  def paused(self) -> Iterator[None]:
+    """What happens inside is not training: the step under way is reported first, and the clock stands still."""
+    self._flush()
+    with self._progress.paused():
+      yield
+
+  def evaluation(self, step: int, scalars: dict[str, float], strip: np.ndarray):
+    """Writes scores, and the strip uint8[H, W, 3] as a PNG."""
+    if self._writer is None:
+      return
+    from pdgen.viewing import gallery
+
+    self._writer.write(step, scalars)
+    folder = self._workdir / 'strips'
+    folder.mkdir(exist_ok=True)
+    (folder / f'{step:07d}.png').write_bytes(gallery.png(strip))
+    print(f'step {step}  ' + '  '.join(f'{name} {value:.3f}' for name, value in scalars.items()), flush=True)
+
+  def close(self):
+    if self._writer is not None:
+      self._writer.close()
+
+  def _flush(self):
+    if self._pending is None:
+      return
+    now = self._progress.add(self._pending)
+    self._pending = None
+    step, cfg = self._progress.step, self._cfg
+    if now['bad_steps'] >= cfg.max_bad_steps:
+      raise FloatingPointError(
+        f'Step {step}: {cfg.max_bad_steps} steps in a row had a loss or gradient that is not finite (loss '
+        f'{now["loss"]}, gradient norm {now["grad_norm"]}). Lower config.train.learning_rate, or look at the data.'
+      )
+    if self._writer is not None and (_due(step, cfg.log_every) or step == cfg.steps):
+      summary = self._progress.summary()
+      self._writer.write(step, summary)
+      print(self._progress.line(summary), flush=True)
+
+
+def _evaluate(config: config_lib.Config, state: state_lib.TrainState, step: int) -> tuple[dict[str, float], np.ndarray]:
+  """GenEval scores of the fixed held-out prompts, and a strip of the first of each task: uint8[H, W, 3]."""
+  from pdgen.evals import geneval
+  from pdgen.viewing import gallery
+
+  world = _world(config)
+  mode = 'direct' if all(kind == 'direct' for kind, _ in config.data.mixture) else 'process'
+  prompts = world.prompts('heldout', per_task=config.train.eval_prompts)
+  result = _painter(config, state).sample([p['prompt'] for p in prompts], mode=mode, seed=0)
+  # A text that never came to a picture scores as an empty one.
+  size = config.model.image_size
+  empty = np.zeros((size, size, 3), np.uint8)
+  pictures = [t.final if t.pictures else empty for t in result.trajectories]
+  report = geneval.score(prompts, pictures, world.detect)
+  scalars = {f'geneval/{task}': float(s.mean) for task, s in report.tasks.items()}
+  scalars['geneval/overall'] = float(report.overall)
+  scalars['eval/finished'] = float(np.mean([t.stop == 'finished' for t in result.trajectories]))
+  scalars['eval/pictures'] = float(np.mean([len(t.pictures) for t in result.trajectories]))
+  firsts = {p['tag']: t for p, t in reversed(list(zip(prompts, result.trajectories, strict=True)))}
+  shown = [t for t in reversed(firsts.values()) if t.pictures]
+  return scalars, gallery.strip(shown) if shown else empty
+
+
+def _self_sample(config: config_lib.Config, state: state_lib.TrainState, step: int, workdir: pathlib.Path):
+  """The model paints drafts, the world judges them; the file is a function of config, seed and step.
+
+  An existing file is kept: it was made by the same weights, before a stop between this step and the next checkpoint.
+  """
+  from pdgen.construction import self_sampled
+
+  file = _self_sampled_file(workdir, step)
+  if file.is_file():
+    return
+  seed = int(np.random.SeedSequence((config.seed, step)).generate_state(1)[0] >> 1)
+  painter = _painter(config, state)
+  trajectories = self_sampled.collect(painter, _world(config), count=config.train.self_samples, seed=seed)
+  file.parent.mkdir(exist_ok=True)
+  store.save(file, trajectories)
+  wrong = sum(t.metadata['error'] is not None for t in trajectories)
+  print(f'step {step}  of {config.train.self_samples} drafts of its own {wrong} are wrong: {file}', flush=True)
+
+
+def _painter(config: config_lib.Config, state: state_lib.TrainState):
+  from pdgen import painter
+
+  words = tokenizer_lib.load(config.data.tokenizer)
+  return painter.Painter(config=config, params=state.averaged(), tokenizer=words)
+
+
+def _self_sampled_file(workdir: pathlib.Path, step: int) -> pathlib.Path:
+  return workdir / 'self_sampled' / f'{step:07d}.npz'
+
+
+def _world(config: config_lib.Config) -> Any:
+  return importlib.import_module(f'pdgen.worlds.{config.data.world}')
+
+
+def _tokenizer_file(name_or_path: str) -> pathlib.Path:
+  shipped = tokenizer_lib.ASSETS / f'{name_or_path}.model'
+  return shipped if shipped.is_file() else pathlib.Path(name_or_path)
+
+
+def _overview(config: config_lib.Config, state: state_lib.TrainState, mesh: jax.sharding.Mesh) -> str:
+  learn, fixed = (sum(x.size for x in jax.tree.leaves(tree)) for tree in (state.trainable, state.frozen))
+  work = flops.train_flops(config)
+  shares = ', '.join(f'{name} {part / work["total"]:.0%}' for name, part in work.items() if part and name != 'total')
+  return (
+    f'{config.name}: {learn / 1e6:.2f}M parameters learn, {fixed / 1e6:.2f}M are frozen; mesh {dict(mesh.shape)}; '
+    f'{work["total"] / 1e9:.1f} GFLOP a step ({shares})'
+  )
+
+
+def _due(step: int, every: int) -> bool:
+  return every > 0 and step % every == 0
+
+
+@contextlib.contextmanager
+def _sigterm() -> Iterator[threading.Event]:
+  """An event that SIGTERM sets, where signals can be had (in the main thread)."""
+  terminated = threading.Event()
+  if threading.current_thread() is not threading.main_thread():
+    yield terminated
+    return
+  before = signal.signal(signal.SIGTERM, lambda *_: terminated.set())
+  try:
+    yield terminated
+  finally:
+    signal.signal(signal.SIGTERM, before)
+
+
+def main():
+  """The command line."""
+  config_flag = config_flags.DEFINE_config_file('config', None, 'File with get_config().')
+  workdir_flag = flags.DEFINE_string('workdir', None, 'Folder of the run: what is written, and what is resumed from.')
+  flags.mark_flags_as_required(['config', 'workdir'])
+
+  def run(_):
+    workdir = pathlib.Path(workdir_flag.value)
+    workdir.mkdir(parents=True, exist_ok=True)
+    config = config_lib.from_config_dict(config_flag.value)
+    jax.config.update('jax_num_cpu_devices', config.mesh.cpu_devices)
+    train(config, workdir)
+
+  app.run(run)
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,51 @@
+"""How many floating point operations a train step takes, counted by hand from the configuration.
+
+Two a multiply-add. Padding is included: shapes are static and every slot of a row is computed. Backward is twice the
+forward of each matmul, but once where the input needs no gradient (the first layer on latents, time and patches).
+Elementwise work is counted only where it is of the order of a matmul: the softmax of attention (reference
+implementation, which computes every pair of tokens whether visible or not) and of the vocabulary.
+"""
+
+from pdgen.core import config as config_lib
+
+# Elementwise operations of one attention score: forward scale, mask, max, subtract, exp, sum, divide; backward the
+# product and sum of softmax, mask and scale.
+_PER_SCORE = 12
+# Of one logit: max, subtract, exp, sum; backward normalise, scale, subtract the label.
+_PER_LOGIT = 8
+
+
+def train_flops(config: config_lib.Config) -> dict[str, float]:
+  """FLOPs of one step over the global batch, by part, and their `total`."""
+  cfg, data = config.model, config.data
+  und, gen = data.batch_size * data.und_tokens, data.batch_size * data.gen_tokens
+  length = data.und_tokens + data.gen_tokens
+  width, channels = cfg.width, 3 * cfg.codec.patch**2
+  inner, kv = cfg.num_heads * cfg.head_dim, cfg.num_kv_heads * cfg.head_dim
+  pairs = data.batch_size * cfg.num_heads * length**2
+  parts = {
+    'projections': cfg.depth * 6 * (und + gen) * width * 2 * (inner + kv),
+    'mlp': cfg.depth * 6 * (und + gen) * width * 3 * cfg.mlp_dim,
+    'attention': cfg.depth * 3 * pairs * 4 * cfg.head_dim,
+    'softmax': cfg.depth * pairs * _PER_SCORE,
+    'vocabulary': und * (6 * width * cfg.vocab_size + _PER_LOGIT * cfg.vocab_size),
+    'latents': gen * (4 + 6) * channels * width,
+    'time': gen * (4 * 256 + 6 * width) * width,
+    'vit': _vit(config),
+  }
+  parts = {name: float(flops) for name, flops in parts.items()}
+  return {**parts, 'total': sum(parts.values())}
+
+
+def _vit(config: config_lib.Config) -> int:
+  vit = config.model.vit
+  if vit is None:
+    return 0
+  pictures = config.data.batch_size * config.data.pictures
+  patches = pictures * config.model.vit_tokens
+  layer = 6 * patches * vit.width * (4 * vit.width + 2 * vit.mlp_dim)
+  pairs = pictures * vit.num_heads * config.model.vit_tokens**2
+  attention = pairs * (12 * vit.width // vit.num_heads + _PER_SCORE)
+  width = config.model.width
+  outside = 4 * patches * 3 * vit.patch**2 * vit.width + 6 * patches * (vit.width + width) * width
+  return vit.depth * (layer + attention) + outside

@@ -1,0 +1,57 @@
+"""AdamW in two halves: optax gives the direction, the step scales it by a learning rate that follows the step count."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from pdgen.core import config as config_lib
+from pdgen.core import sharding
+
+
+def direction(cfg: config_lib.TrainConfig) -> optax.GradientTransformation:
+  """Gradients to the AdamW direction, without the learning rate: clip by global norm, Adam, decoupled decay.
+
+  The learning rate is left to `apply`, which reads it off the step of the run: a skipped update then delays nothing.
+  """
+  return optax.chain(
+    optax.clip_by_global_norm(cfg.clip_norm) if cfg.clip_norm else optax.identity(),
+    optax.scale_by_adam(b1=cfg.b1, b2=cfg.b2),
+    optax.add_decayed_weights(cfg.weight_decay, mask=decayed) if cfg.weight_decay else optax.identity(),
+  )
+
+
+def decayed(params) -> dict:
+  """Which parameters decay: the kernels of matmuls. Not embeddings, position tables, norms and biases.
+
+  By name, not by rank: in stacked layers a bias has two dimensions too.
+  """
+  return sharding.map_named(lambda name, _: name.split('/')[-1] == 'kernel', params)
+
+
+def learning_rate(cfg: config_lib.TrainConfig, step: jax.Array) -> jax.Array:
+  """Linear warm-up from learning_rate / warmup_steps, then one cosine to final_lr_fraction at the last step. f32[].
+
+  >>> cfg = config_lib.TrainConfig(steps=12, warmup_steps=2, learning_rate=1.0, final_lr_fraction=0.5)
+  >>> [round(float(learning_rate(cfg, jnp.int32(step))), 3) for step in (0, 1, 2, 6, 11)]
+  [0.5, 1.0, 0.988, 0.75, 0.5]
+  """
+  done = step.astype(jnp.float32) + 1.0  # The first step already learns, the last one takes the final rate.
+  warm = done / max(cfg.warmup_steps, 1)
+  progress = jnp.clip((done - cfg.warmup_steps) / max(cfg.steps - cfg.warmup_steps, 1), 0.0, 1.0)
+  cosine = cfg.final_lr_fraction + (1.0 - cfg.final_lr_fraction) * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+  return cfg.learning_rate * jnp.where(done <= cfg.warmup_steps, warm, cosine)
+
+
+def apply(params, updates, rate: jax.Array):
+  """params - rate * updates, leaf by leaf."""
+  return jax.tree.map(lambda p, u: p - rate * u, params, updates)
+
+
+def average(ema, params, cfg: config_lib.TrainConfig, step: jax.Array):
+  """Exponential moving average after `step` steps, with decay min(ema_decay, (1 + step) / (10 + step)).
+
+  The early decays are small, so that the average forgets the initialisation.
+  """
+  step = step.astype(jnp.float32)
+  decay = jnp.minimum(cfg.ema_decay, (1.0 + step) / (10.0 + step))
+  return jax.tree.map(lambda e, p: e + (1.0 - decay) * (p - e), ema, params)
