@@ -14,16 +14,21 @@ from pdgen.core import masks, packed
 
 BLOCK = 128
 _NEVER = -1e30
+_SAMPLE = 2**20  # more than any sample has tokens; 2**11 samples a row stay below 2**31
 
 
 class Plan(NamedTuple):
   """What every layer needs.
 
-  query, key: metadata in blocks, int32[B, blocks, BLOCK] a field; padded with segment 0.
+  query_sort, key_sort: int32[B, T], int32[B, S]; the tokens by sample and order. The trunk keeps the two streams apart;
+    here the tokens of one sample stand together, so that the blocks to visit hug the diagonal.
+  query, key: sorted metadata in blocks, int32[B, blocks, BLOCK] a field; padded with segment 0.
   order: int32[B, query blocks, key blocks]; for each query block the key blocks, those it may see first.
   count: int32[query blocks]; key blocks to visit, the most that any row needs.
   """
 
+  query_sort: jax.Array
+  key_sort: jax.Array
   query: packed.Tokens
   key: packed.Tokens
   order: jax.Array
@@ -32,20 +37,44 @@ class Plan(NamedTuple):
 
 def prepare(query: packed.Tokens, key: packed.Tokens) -> Plan:
   """Finds the blocks to visit from bounds on each block's metadata: never misses one, rarely visits an empty one."""
-  query, key = (packed.Tokens(*(_blocks(f) for f in tokens)) for tokens in (query, key))
+  sorts = [_sort(tokens) for tokens in (query, key)]
+  query, key = (
+    packed.Tokens(*(_blocks(_permute(f, sort)) for f in tokens))
+    for tokens, sort in zip((query, key), sorts, strict=True)
+  )
   sees = _may_see(query, key)
   order = jnp.argsort(~sees, axis=-1, stable=True).astype(jnp.int32)
-  return Plan(query, key, order, jnp.max(jnp.sum(sees, axis=-1), axis=0).astype(jnp.int32))
+  return Plan(*sorts, query, key, order, jnp.max(jnp.sum(sees, axis=-1), axis=0).astype(jnp.int32))
 
 
 def attend(q: jax.Array, keys: tuple[jax.Array, ...], values: tuple[jax.Array, ...], plan: Plan) -> jax.Array:
   """q: [B, T, N, H]; keys, values: tuples of [B, S_i, K, H]. Returns [B, T, N, H]; 0 where a query sees nothing."""
   k, v = (x[0] if len(x) == 1 else jnp.concatenate(x, axis=1) for x in (keys, values))
   t, n, kv_heads = q.shape[1], q.shape[2], k.shape[2]
-  scale = jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
-  out = _attend(_heads_first(q * scale), *(_heads_first(x, repeat=n // kv_heads) for x in (k, v)), plan)
+  q = _permute(q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype), plan.query_sort)
+  k, v = (_heads_first(_permute(x, plan.key_sort), repeat=n // kv_heads) for x in (k, v))
+  out = _attend(_heads_first(q), k, v, plan)
   b, blocks, _, _, h = out.shape
-  return out.transpose(0, 1, 3, 2, 4).reshape(b, blocks * BLOCK, n, h)[:, :t]
+  out = out.transpose(0, 1, 3, 2, 4).reshape(b, blocks * BLOCK, n, h)[:, :t]
+  return _permute(out, jnp.argsort(plan.query_sort, axis=1))
+
+
+def _sort(tokens: packed.Tokens) -> jax.Array:
+  """int32[B, T]: places of the tokens by segment, then order; padding last."""
+  segment = jnp.where(tokens.segment > 0, tokens.segment, jnp.iinfo(jnp.int32).max)
+  return jnp.lexsort((tokens.order, segment), axis=-1).astype(jnp.int32)
+
+
+@jax.custom_vjp
+def _permute(x: jax.Array, places: jax.Array) -> jax.Array:
+  """x: [B, T, ...]; places: int32[B, T], each row a permutation. The gradient is a gather too, not a scatter."""
+  return jax.vmap(lambda row, p: jnp.take(row, p, axis=0, unique_indices=True))(x, places)
+
+
+_permute.defvjp(
+  lambda x, places: (_permute(x, places), places),
+  lambda places, d: (_permute(d, jnp.argsort(places, axis=1)), None),
+)
 
 
 def _blocks(x: jax.Array) -> jax.Array:
@@ -72,16 +101,18 @@ def _may_see(query: packed.Tokens, key: packed.Tokens) -> jax.Array:
   def overlap(a: tuple[jax.Array, jax.Array], b: tuple[jax.Array, jax.Array]) -> jax.Array:
     return (a[0][:, :, None] <= b[1][:, None]) & (b[0][:, None] <= a[1][:, :, None])
 
-  always = query.segment >= 0
-  q_segment, k_segment = (bounds(t, t.segment, t.segment >= 0) for t in (query, key))
-  same_sample = overlap(q_segment, k_segment)
-  # Inside one sample the orders decide; a block that holds several samples is visited wherever the samples meet.
-  single = (q_segment[0] == q_segment[1])[:, :, None] & (k_segment[0] == k_segment[1])[:, None]
-  _, reach = bounds(query, query.reach, always)
-  order, _ = bounds(key, key.order, key.noised == 0)
-  earlier = order[:, None] <= reach[:, :, None]
-  same_span = overlap(bounds(query, query.span, query.span > 0), bounds(key, key.span, key.span > 0))
-  return same_sample & (~single | earlier | same_span)
+  # One number for (sample, order) and one for (sample, span): bounds stay tight in blocks that hold several samples.
+  def of_sample(tokens: packed.Tokens, field: jax.Array) -> jax.Array:
+    return tokens.segment * _SAMPLE + field
+
+  def every(tokens: packed.Tokens) -> jax.Array:
+    return tokens.segment > 0
+
+  same_sample = overlap(*(bounds(t, t.segment, every(t)) for t in (query, key)))
+  first_key, _ = bounds(key, of_sample(key, key.order), key.noised == 0)
+  _, last_reach = bounds(query, of_sample(query, query.reach), every(query))
+  same_span = overlap(*(bounds(t, of_sample(t, t.span), t.span > 0) for t in (query, key)))
+  return same_sample & ((first_key[:, None] <= last_reach[:, :, None]) | same_span)
 
 
 def _row(x: jax.Array, index: jax.Array) -> jax.Array:
