@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
 
@@ -160,26 +161,35 @@ def load_for_sampling(
 
 
 def digests(named: dict[str, jax.Array]) -> dict[str, str]:
-  """A digest of the bits of every array, computed where the array lies, equal for every sharding of it."""
-  found = jax.device_get({name: _digest(array) for name, array in named.items()})
-  return {name: f'{int(first):08x}{int(second):08x}' for name, (first, second) in found.items()}
+  """A digest of the bits of every array, equal for every sharding of it. Two sums of the words of the array, each word
+  times an odd factor of its place, modulo 2^32: an odd factor keeps every change of a single word in the sum.
+  """
+  found = {}
+  for name, array in named.items():  # Not all at once: XLA's CPU collectives deadlock with several programs in flight.
+    on_cpu = all(device.platform == 'cpu' for device in array.devices()) and array.is_fully_addressable
+    # numpy where the memory is the host's: compiling a program for each shape takes longer than the sums.
+    first, second = digest(np.asarray(array), np) if on_cpu else jax.device_get(_digest_on_device(array))
+    found[name] = f'{int(first):08x}{int(second):08x}'
+  return found
+
+
+def digest(x: Any, numpy: Any) -> tuple[Any, Any]:
+  """The two sums, uint32[] each, in numpy or jax.numpy. Integer sums do not depend on their order or sharding."""
+  words = x.view(f'uint{8 * x.dtype.itemsize}').astype(numpy.uint32)
+  place, stride = numpy.zeros((1,) * x.ndim, numpy.uint32), 1
+  for axis in reversed(range(x.ndim)):
+    along = numpy.arange(x.shape[axis], dtype=numpy.uint32) * numpy.uint32(stride % 2**32)
+    place = place + along.reshape([-1 if a == axis else 1 for a in range(x.ndim)])
+    stride *= x.shape[axis]
+  first = place * numpy.uint32(0x9E3779B1)
+  second = (first ^ (first >> numpy.uint32(15))) * numpy.uint32(0x85EBCA77)
+  one = numpy.uint32(1)
+  return tuple(numpy.sum(words * (factor | one), dtype=numpy.uint32) for factor in (first, second))
 
 
 @jax.jit
-def _digest(x: jax.Array) -> jax.Array:
-  """Two sums of the words of x, each word times an odd factor of its place, modulo 2^32: uint32[2].
-
-  An odd factor keeps every change of a single word in the sum. Integer sums do not depend on their order, and so not
-  on the sharding.
-  """
-  words = jax.lax.bitcast_convert_type(x, jnp.dtype(f'uint{8 * x.dtype.itemsize}')).astype(jnp.uint32)
-  place, stride = jnp.zeros(x.shape, jnp.uint32), 1
-  for axis in reversed(range(x.ndim)):
-    place += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * jnp.uint32(stride % 2**32)
-    stride *= x.shape[axis]
-  first = place * jnp.uint32(0x9E3779B1)
-  second = (first ^ (first >> 15)) * jnp.uint32(0x85EBCA77)
-  return jnp.stack([jnp.sum(words * (f | jnp.uint32(1)), dtype=jnp.uint32) for f in (first, second)])
+def _digest_on_device(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+  return digest(x, jnp)
 
 
 def _describe(named: dict[str, jax.Array]) -> dict[str, dict[str, Any]]:
