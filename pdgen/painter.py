@@ -63,6 +63,10 @@ class Painter:
   params: Any
   tokenizer: tokenizer_lib.Tokenizer
 
+  def __post_init__(self):
+    if self.tokenizer.vocab_size > self.config.model.vocab_size:
+      raise ValueError(f'{self.tokenizer.vocab_size=} exceeds {self.config.model.vocab_size=}.')
+
   @functools.cached_property
   def graphdef(self):
     return state_lib.graphdef(self.config.model)
@@ -89,7 +93,7 @@ class Painter:
       batch_size: trajectories a compiled call; by default all, at most 32. The last batch is filled up with idle rows.
       pictures: at most so many more pictures for each; by default sampling.max_pictures in all.
 
-    Raises: ValueError for an unknown mode, no prompts, or caps that leave no room.
+    Raises: ValueError for an unknown mode, no prompts, seeds that do not fit, or caps that leave no room.
     """
     prompts = [prompts] if isinstance(prompts, (str, trajectory_lib.Trajectory)) else list(prompts)
     if not prompts:
@@ -97,13 +101,17 @@ class Painter:
     if mode not in MODES:
       raise ValueError(f'Unknown mode {mode!r}. Known: {list(MODES)}')
     sampling = sampling or self.config.sampling
+    if sampling.max_text_tokens < grammar.SHORTEST:
+      raise ValueError(f'{sampling.max_text_tokens=} leaves no room: the tags of a plan alone take {grammar.SHORTEST}.')
     worst = cycle.worst_round(self.config.model, sampling)
     if sampling.max_tokens < worst:
       raise ValueError(f'{sampling.max_tokens=} leaves no room: a plan, an inspection and a picture may take {worst}.')
     starts = [_start(p, mode) for p in prompts]
-    seeds = [seed + i for i in range(len(starts))] if isinstance(seed, int) else list(seed)
+    seeds = [seed + i for i in range(len(starts))] if isinstance(seed, (int, np.integer)) else list(seed)
     if len(seeds) != len(starts):
       raise ValueError(f'{len(seeds)} seeds for {len(starts)} prompts.')
+    if not all(0 <= s < 2**32 for s in seeds):
+      raise ValueError(f'Seeds are from 0 to 2**32 - 1, not {seeds}.')
     budgets = [_budget(s, sampling, pictures) for s in starts]
     batch_size = batch_size or min(len(starts), DEFAULT_BATCH)
     began, compiled = time.perf_counter(), cycle.run._cache_size()
@@ -139,6 +147,7 @@ class Painter:
     return cycle.Program(
       sampling=config_lib.SamplingConfig(**shaping),
       specials=self.tokenizer.specials,
+      vocab_size=self.tokenizer.vocab_size,
       text_branch=sampling.text_guidance != 1.0,
       image_branch=sampling.image_guidance != 1.0,
     )

@@ -2,8 +2,8 @@
 
 `lax.while_loop` over rounds. A round is a text phase (one token a step for all who write, until each has asked for a
 picture or ended) and a picture phase (Euler steps for all who asked, then the picture enters the cache to be looked
-at). Nothing returns to Python in between. Trajectories share the steps, never their results: each has its own key, its own
-cache slots and its own positions.
+at). Nothing returns to Python in between. Trajectories share the steps, never their results: each has its own key,
+its own cache slots and its own positions.
 """
 
 import functools
@@ -25,16 +25,19 @@ RUNNING, FINISHED, PICTURE_CAP, TOKEN_CAP = range(4)  # `State.stop`
 class Program(NamedTuple):
   """What shapes the compiled program. Hashable, a static argument.
 
+  vocab_size: ids of the tokenizer; the language head may have more rows, which are never chosen.
   text_branch, image_branch: whether guidance by texts (by pictures) is on; each is one more branch of a denoising step.
   """
 
   sampling: config_lib.SamplingConfig
   specials: config_lib.Specials
+  vocab_size: int
   text_branch: bool
   image_branch: bool
 
-  def rules(self, vocab_size: int) -> grammar.Rules:
-    return grammar.Rules(self.specials, vocab_size, self.sampling.max_text_tokens, self.sampling.grammar)
+  @property
+  def rules(self) -> grammar.Rules:
+    return grammar.Rules(self.specials, self.vocab_size, self.sampling.max_text_tokens, self.sampling.grammar)
 
 
 class Request(struct.PyTreeNode):
@@ -142,7 +145,7 @@ def write_token(model: interleaved.Interleaved, state: State, knobs: flow.Knobs,
   if program.image_branch:
     slots = slots + jnp.array([[0, state.past.k.shape[2] // 2]])
   hidden, kv = _extend_text(model, und, state.past)
-  lane = grammar.advance(state.lane, state.pending, program.rules(model.cfg.vocab_size))
+  lane = grammar.advance(state.lane, state.pending, program.rules)
   state = state.replace(
     past=cache.write(state.past, kv, und.tokens, slots),
     lane=jax.tree.map(lambda new, old: jnp.where(active, new, old), lane, state.lane),
@@ -171,7 +174,7 @@ def paint(model: interleaved.Interleaved, state: State, knobs: flow.Knobs, progr
   rows = jnp.arange(active.shape[0])
   index = jnp.where(active, state.picture_count, state.pictures.shape[1])
   state = state.replace(
-    past=cache.write(state.past, kv, tokens_, state.slot[:, None] + jnp.arange(count)),
+    past=cache.write(state.past, kv, tokens_, state.slot[:, None] + jnp.arange(count)[None]),
     lane=grammar.painted(state.lane, active),
     slot=state.slot + active * count,
     order=order,
@@ -238,8 +241,8 @@ def _decide(
   program: Program,
 ) -> State:
   """Chooses what each active trajectory does next: a token, a picture, or the end. hidden: [B, D]."""
-  logits = model.logits(hidden)
-  allowed = grammar.allowed(state.lane, program.rules(logits.shape[-1]))
+  logits = model.logits(hidden)[:, : program.vocab_size]
+  allowed = grammar.allowed(state.lane, program.rules)
   token = tokens.choose(logits, allowed, state.key, state.written_count, knobs.temperature)
   # Caps end a trajectory only where it has just looked at a picture, so that it ends with a whole one.
   looked = (state.lane.place == grammar.BETWEEN) & (state.lane.item >= grammar.DRAFT)

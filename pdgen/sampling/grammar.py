@@ -1,7 +1,7 @@
 """What a trajectory may write next: the structure of the sequence, and the format of plans and inspections.
 
-Structure always holds: a text ends with `<|im_end|>` within its cap; after it comes a text or a picture; after a picture
-a text or the end. The format (`SamplingConfig.grammar`) can be switched off for studies.
+Structure always holds: a text ends with `<|im_end|>` within its cap; after it comes a text or a picture; after a
+picture a text or the end. The format (`SamplingConfig.grammar`) can be switched off for studies.
 
     plan        <ins> words </ins> <des> words </des> <|im_end|>       then a picture
     inspection  words [<refine> words </refine> words] <|im_end|>      without <refine>: a plan;
@@ -23,6 +23,7 @@ PROMPT, PLAN, INSPECTION, DRAFT, REFINED = range(5)
 BETWEEN, START, INS, INS_CLOSED, DES, DES_CLOSED, FREE, REFINE, REFINE_CLOSED = range(9)
 # Tokens that closing an open plan takes: </ins> <des> </des> <|im_end|>.
 _CLOSING = 4
+SHORTEST = _CLOSING + 1  # tokens of the shortest plan, so that `max_text_tokens` is at least that
 _MAX_TEXTS = 2  # between two pictures: an inspection and a plan
 
 
