@@ -1,0 +1,340 @@
+"""From prompts to the sampler's request, and from what it wrote to trajectories, with a script for a sampler."""
+
+import dataclasses
+import types
+
+import jax
+import numpy as np
+import pytest
+import toy
+
+from pdgen import painter as painter_lib
+from pdgen.core import config, trajectory
+from pdgen.sampling import cycle, grammar
+
+Step, Trajectory = trajectory.Step, trajectory.Trajectory
+S = toy.WORDS.specials
+SAMPLING = config.SamplingConfig(max_pictures=4, max_text_tokens=12, max_tokens=60)
+PAINTER = toy.painter(toy.MODEL, SAMPLING)
+
+
+def _text(text):
+  return [S.im_start, *toy.WORDS.encode_written(text), S.im_end]
+
+
+PAINT = [S.vision_start]
+WRITTEN = {
+  'finished after one step': _text('<ins>a</ins><des>b</des>') + PAINT,
+  'a conflict and a step': [
+    *_text('<ins>a</ins><des>b</des>'),
+    *PAINT,
+    *_text('no <refine>c</refine>'),
+    *_text('<ins>d</ins><des>e</des>'),
+    *PAINT,
+    *_text('<ins>f</ins><des>g</des>'),
+    *PAINT,
+  ],
+  'a misalignment and an inspection that finds nothing': [
+    *_text('<ins>a</ins><des>b</des>'),
+    *PAINT,
+    *_text('no <refine>c</refine>'),
+    *PAINT,
+    *_text('<ins>f</ins><des>g</des>'),
+    *PAINT,
+    *_text('good'),
+    *_text('<ins>h</ins><des>i</des>'),
+    *PAINT,
+  ],
+  'only a picture': PAINT,
+}
+
+
+class Script:
+  """Stands for `cycle.run`: keeps what it is asked and gives out what it was told, a row a prompt."""
+
+  def __init__(self, rows):
+    self.rows = list(rows)
+    self.calls = []
+
+  def _cache_size(self):
+    return len({jax.tree.map(np.shape, call.request) for call in self.calls} if self.calls else ())
+
+  def __call__(self, graphdef, params, request, knobs, program):
+    self.calls.append(types.SimpleNamespace(request=request, knobs=knobs, program=program))
+    size = len(request.budget)
+    rows, self.rows = self.rows[:size], self.rows[size:]
+    written = np.full((size, SAMPLING.max_tokens), 77)
+    counts, painted = np.zeros(size, int), np.zeros(size, int)
+    pictures = np.zeros((size, SAMPLING.max_pictures, 16, 16, 3), np.uint8)
+    stop = np.full(size, cycle.PICTURE_CAP)
+    for i, (tokens, stopped) in enumerate(rows):
+      written[i, : len(tokens)], counts[i], stop[i] = tokens, len(tokens), stopped
+      painted[i] = tokens.count(S.vision_start)
+      pictures[i] = np.arange(1, 5, dtype=np.uint8)[:, None, None, None] + 10 * i
+    return types.SimpleNamespace(
+      written=written,
+      written_count=counts,
+      pictures=pictures,
+      picture_count=painted,
+      stop=stop,
+      text_steps=np.array(7),
+      rounds=np.array(2),
+    )
+
+
+@pytest.fixture
+def script(monkeypatch):
+  def start(*rows):
+    script = Script([(tokens, cycle.FINISHED) if isinstance(tokens, list) else tokens for tokens in rows])
+    monkeypatch.setattr(cycle, 'run', script)
+    return script
+
+  return start
+
+
+def _shapes(steps):
+  """Steps with pictures replaced by their level."""
+  level = lambda p: None if p is None else int(p[0, 0, 0])
+  return [(s.plan, level(s.draft), s.inspection, s.corrected_plan, level(s.refined)) for s in steps]
+
+
+def test_texts_and_pictures_become_steps(script):
+  script(*WRITTEN.values())
+  result = PAINTER.sample(['p', 'q', 'r', 's'])
+  finished, conflict, misalignment, bare = result.trajectories
+  assert [t.prompt for t in result.trajectories] == ['p', 'q', 'r', 's']
+  assert {t.stop for t in result.trajectories} == {trajectory.FINISHED}
+  a, d, f, h = (f'<ins>{x}</ins><des>{y}</des>' for x, y in ('ab', 'de', 'fg', 'hi'))
+  assert _shapes(finished.steps) == [(a, 1, None, None, None)]
+  assert _shapes(conflict.steps) == [(a, 11, 'no <refine>c</refine>', d, 12), (f, 13, None, None, None)]
+  assert _shapes(misalignment.steps) == [
+    (a, 21, 'no <refine>c</refine>', None, 22),
+    (f, 23, 'good', None, None),
+    (h, 24, None, None, None),
+  ]
+  assert _shapes(bare.steps) == [(None, 31, None, None, None)]
+  assert misalignment.final[0, 0, 0] == 24 and misalignment.final.dtype == np.uint8
+  assert {k: result.timings[k] for k in ('text_steps', 'rounds', 'tokens', 'pictures', 'compile_calls')} == {
+    'text_steps': 7,
+    'rounds': 2,
+    'tokens': sum(map(len, WRITTEN.values())),
+    'pictures': 1 + 3 + 4 + 1,
+    'compile_calls': 1,
+  }
+  assert result.timings['seconds'] > 0
+
+
+@pytest.mark.parametrize(
+  ('stop', 'name'), [(cycle.FINISHED, 'finished'), (cycle.PICTURE_CAP, 'picture_cap'), (cycle.TOKEN_CAP, 'token_cap')]
+)
+def test_the_reason_of_the_end_is_told(script, stop, name):
+  script((PAINT, stop))
+  [got] = PAINTER.sample('p', mode='direct').trajectories
+  assert got.stop == name
+
+
+WHOLE = toy.full_trajectory()
+
+
+def _cut(*, steps, **last):
+  """The first `steps` steps of the whole trajectory, the last one without what `last` sets to None."""
+  kept = list(WHOLE.steps[:steps])
+  kept[-1] = dataclasses.replace(kept[-1], **last)
+  return dataclasses.replace(WHOLE, steps=tuple(kept), stop=None)
+
+
+AFTER_INSPECTION = dict(corrected_plan=None, refined=None)
+AFTER_DRAFT = dict(inspection=None, **AFTER_INSPECTION)
+AFTER_PLAN = dict(draft=None, **AFTER_DRAFT)
+NEW_PLAN = '<ins>n</ins><des>m</des>'
+
+
+@pytest.mark.parametrize(
+  ('start', 'lane', 'written', 'last_steps'),
+  [
+    (
+      _cut(steps=1, **AFTER_PLAN),
+      (grammar.PLAN, 1, False),
+      PAINT,
+      [('<ins>a</ins><des>b</des>', 1, None, None, None)],
+    ),
+    (
+      _cut(steps=1, **AFTER_DRAFT),
+      (grammar.DRAFT, 0, False),
+      _text('ok') + _text(NEW_PLAN) + PAINT,
+      [('<ins>a</ins><des>b</des>', 'old', 'ok', None, None), (NEW_PLAN, 1, None, None, None)],
+    ),
+    (
+      _cut(steps=1, **AFTER_INSPECTION),
+      (grammar.INSPECTION, 1, True),
+      PAINT + _text(NEW_PLAN) + PAINT,
+      [('<ins>a</ins><des>b</des>', 'old', 'no. <refine>c</refine>', None, 1), (NEW_PLAN, 2, None, None, None)],
+    ),
+    (
+      _cut(steps=1, refined=None),
+      (grammar.PLAN, 2, True),
+      PAINT,
+      [('<ins>a</ins><des>b</des>', 'old', 'no. <refine>c</refine>', '<ins>d</ins><des>e</des>', 1)],
+    ),
+    (
+      _cut(steps=1),
+      (grammar.REFINED, 0, False),
+      _text(NEW_PLAN) + PAINT,
+      [
+        ('<ins>a</ins><des>b</des>', 'old', 'no. <refine>c</refine>', '<ins>d</ins><des>e</des>', 'old'),
+        (NEW_PLAN, 1, None, None, None),
+      ],
+    ),
+    (
+      _cut(steps=2),
+      (grammar.INSPECTION, 1, False),
+      _text(NEW_PLAN) + PAINT,
+      [('<ins>f</ins><des>g</des>', 'old', 'ok. go', None, None), (NEW_PLAN, 1, None, None, None)],
+    ),
+  ],
+  ids=['plan', 'draft', 'inspection', 'corrected_plan', 'refined', 'good_inspection'],
+)
+def test_a_partial_trajectory_is_continued_where_it_stands(script, start, lane, written, last_steps):
+  kept_metadata = dataclasses.replace(start, metadata={'tag': 'color'})
+  run = script(written)
+  [got] = PAINTER.sample(kept_metadata).trajectories
+  asked = run.calls[0].request
+  assert (int(asked.lane.item[0]), int(asked.lane.texts[0]), bool(asked.lane.refining[0])) == lane
+  assert int(asked.lane.place[0]) == grammar.BETWEEN and not bool(asked.lane.direct[0])
+  assert int(asked.budget[0]) == SAMPLING.max_pictures - len(start.pictures)
+  old = {p.tobytes() for p in start.pictures}
+  shapes = []
+  for step in got.steps:
+    level = lambda p: None if p is None else 'old' if p.tobytes() in old else int(p[0, 0, 0])
+    shapes.append((step.plan, level(step.draft), step.inspection, step.corrected_plan, level(step.refined)))
+  assert shapes[-len(last_steps) :] == last_steps
+  assert len(got.steps) == len(start.steps) - 1 + len(last_steps)
+  assert got.metadata == {'tag': 'color'} and got.stop == trajectory.FINISHED
+
+
+def test_what_was_edited_is_read_and_kept_word_for_word(script):
+  edited = '<ins>  my OWN plan </ins><des>x, <|im_end|> y</des>'
+  run = script(PAINT)
+  start = _cut(steps=1, **(AFTER_PLAN | {'plan': edited}))
+  [got] = PAINTER.sample(start).trajectories
+  assert got.steps[0].plan == edited
+  ids = np.asarray(run.calls[0].request.prefix.und.token_id)[0]
+  want = [*_text('a ring'), *_text(edited)]
+  assert ids[: len(want)].tolist() == want
+  assert want.count(S.im_end) == 2  # That of the edited text stays text.
+
+
+def test_drafts_of_a_person_stay_no_targets(script):
+  script(_text('ok') + _text(NEW_PLAN) + PAINT)
+  [got] = PAINTER.sample(_cut(steps=1, draft_is_target=False, **AFTER_DRAFT)).trajectories
+  assert [s.draft_is_target for s in got.steps] == [False, True]
+
+
+def test_batches_are_filled_with_idle_rows_and_seeds_count_up(script):
+  run = script(*[PAINT] * 5)
+  result = PAINTER.sample(list('abcde'), mode='direct', seed=np.int64(7), batch_size=2)
+  assert [t.prompt for t in result.trajectories] == list('abcde')
+  assert [call.request.budget.tolist() for call in run.calls] == [[4, 4], [4, 4], [4, 0]]
+  seeds = [jax.random.key_data(call.request.key)[:, -1].tolist() for call in run.calls]
+  assert seeds == [[7, 8], [9, 10], [11, 0]]
+  prompts = [call.request.prefix.und.token_id[:, 1].tolist() for call in run.calls]
+  assert prompts == [[ord('a'), ord('b')], [ord('c'), ord('d')], [ord('e'), ord('e')]]
+  assert result.timings['compile_calls'] == 1 and result.timings['rounds'] == 6
+
+
+def test_each_prompt_may_have_its_seed(script):
+  run = script(*[PAINT] * 3)
+  PAINTER.sample(list('abc'), seed=(5, 5, 2**32 - 1))
+  keys = jax.random.key_data(run.calls[0].request.key)[:, -1].tolist()
+  assert keys == [5, 5, 2**32 - 1]
+
+
+def test_lengths_of_prefixes_are_rounded_up(script):
+  run = script(*[PAINT] * 9)
+  for prompt in ('a', 'b' * 30, 'c' * 31):
+    PAINTER.sample(prompt)
+  partial = _cut(steps=1)
+  PAINTER.sample([partial, 'd'])
+  prefixes = [call.request.prefix for call in run.calls]
+  assert [p.und.label.shape for p in prefixes] == [(1, 32), (1, 32), (1, 64), (2, 64)]
+  assert [p.pictures.shape[:2] for p in prefixes] == [(1, 0), (1, 0), (1, 0), (2, 2)]
+  assert [p.gen.patch.shape for p in prefixes] == [(1, 0), (1, 0), (1, 0), (2, 8)]
+  assert np.asarray(prefixes[0].und.tokens.segment).sum() == 3
+  # The prompt next to the partial trajectory is padded with what nobody sees.
+  assert np.asarray(prefixes[3].und.tokens.segment)[1].sum() == 3
+  assert np.asarray(prefixes[3].gen.tokens.segment).sum(axis=1).tolist() == [8, 0]
+
+
+def test_modes(script):
+  run = script(*[PAINT] * 6)
+  results = [PAINTER.sample(['p', _cut(steps=1)], mode=mode).trajectories for mode in painter_lib.MODES]
+  process, direct = (call.request for call in run.calls)
+  assert process.lane.direct.tolist() == [False, False]
+  # A trajectory that has begun keeps its mode.
+  assert direct.lane.direct.tolist() == [True, False]
+  assert direct.lane.item.tolist() == [grammar.PROMPT, grammar.REFINED]
+  assert _shapes(results[1][0].steps) == [(None, 1, None, None, None)]
+  again = dataclasses.replace(results[1][0], steps=(Step(),), stop=None)
+  PAINTER.sample(again)
+  assert run.calls[2].request.lane.direct.tolist() == [True]
+
+
+def test_only_what_shapes_the_program_is_part_of_it():
+  base = dataclasses.replace(SAMPLING, image_guidance_branch=True)
+  program = PAINTER.program(base)
+  knobs = dict(
+    temperature=1.0,
+    text_guidance=5.0,
+    guidance_interval=(0.1, 0.9),
+    renorm_min=0.5,
+    timestep_shift=2.0,
+    flow_steps=3,
+  )
+  assert PAINTER.program(dataclasses.replace(base, **knobs)) == program
+  for change in (
+    dict(max_pictures=5),
+    dict(max_text_tokens=11),
+    dict(max_tokens=61),
+    dict(grammar=False),
+    dict(renorm='global'),
+    dict(text_guidance=1.0),
+    dict(image_guidance=2.0),
+  ):
+    assert PAINTER.program(dataclasses.replace(base, **change)) != program
+  got = painter_lib.knobs(dataclasses.replace(base, **knobs, image_guidance=1.5))
+  want = [1.0, 5.0, 1.5, [0.1, 0.9], 0.5, 2.0, 3]
+  for value, expected in zip(jax.tree.leaves(got), want, strict=True):
+    np.testing.assert_array_equal(value, np.asarray(expected, value.dtype))
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'options', 'message'),
+  [
+    (['p'], dict(mode='sketch'), "Unknown mode 'sketch'.*process.*direct"),
+    ([[]], {}, 'at least one prompt'),
+    ([['p', 'q']], dict(seed=[1]), '1 seeds for 2 prompts'),
+    (['p'], dict(seed=-1), 'Seeds are from 0'),
+    ([['p', 'q']], dict(seed=2**32 - 1), 'Seeds are from 0'),
+    (['p'], dict(sampling=dataclasses.replace(SAMPLING, max_tokens=33)), 'max_tokens=33 leaves no room.* 34'),
+    (['p'], dict(sampling=dataclasses.replace(SAMPLING, max_text_tokens=4)), 'max_text_tokens=4 leaves no room'),
+    (['p'], dict(pictures=0), 'may not paint another'),
+    ([WHOLE], {}, "'a ring' has 4 pictures and may not paint another"),
+    ([Trajectory(prompt='p', steps=(Step(plan='x', draft=toy.picture(0, size=8)),))], {}, 'Resize it'),
+  ],
+)
+def test_what_cannot_be_sampled_is_refused(script, arguments, options, message):
+  run = script()
+  with pytest.raises(ValueError, match=message):
+    PAINTER.sample(*arguments, **options)
+  assert not run.calls
+
+
+def test_pictures_bound_what_is_added(script):
+  run = script(*[PAINT] * 2)
+  PAINTER.sample([_cut(steps=1), 'p'], pictures=3)
+  assert run.calls[0].request.budget.tolist() == [2, 3]
+
+
+def test_a_tokenizer_that_exceeds_the_model_is_refused():
+  with pytest.raises(ValueError, match='vocab_size=139 exceeds .*vocab_size=138'):
+    toy.painter(dataclasses.replace(toy.MODEL, vocab_size=138), SAMPLING)
