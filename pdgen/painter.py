@@ -114,11 +114,12 @@ class Painter:
       raise ValueError(f'Seeds are from 0 to 2**32 - 1, not {seeds}.')
     budgets = [_budget(s, sampling, pictures) for s in starts]
     batch_size = batch_size or min(len(starts), DEFAULT_BATCH)
+    room = self.room(starts)  # of all batches, so that they share one compiled program
     began, compiled = time.perf_counter(), cycle.run._cache_size()
     trajectories, timings = [], {'compile_calls': 0, 'text_steps': 0, 'rounds': 0, 'tokens': 0, 'pictures': 0}
     for i in range(0, len(starts), batch_size):
       rows = slice(i, i + batch_size)
-      state = self.run(starts[rows], seeds[rows], budgets[rows], sampling=sampling, batch_size=batch_size)
+      state = self.run(starts[rows], seeds[rows], budgets[rows], sampling=sampling, batch_size=batch_size, room=room)
       host = jax.device_get({name: getattr(state, name) for name in _FETCHED})
       trajectories += [_finish(s, host, row, self.tokenizer) for row, s in enumerate(starts[rows])]
       timings['text_steps'] += int(host['text_steps'])
@@ -136,9 +137,10 @@ class Painter:
     *,
     sampling: config_lib.SamplingConfig,
     batch_size: int,
+    room: packing.Budgets | None = None,
   ) -> cycle.State:
     """One compiled call for at most `batch_size` trajectories; the final state of the loop, still on the device."""
-    request = self.request(starts, seeds, budgets, batch_size=batch_size)
+    request = self.request(starts, seeds, budgets, batch_size=batch_size, room=room)
     return cycle.run(self.graphdef, self.params, request, knobs(sampling), self.program(sampling))
 
   def program(self, sampling: config_lib.SamplingConfig) -> cycle.Program:
@@ -159,20 +161,18 @@ class Painter:
     budgets: Sequence[int],
     *,
     batch_size: int,
+    room: packing.Budgets | None = None,
   ) -> cycle.Request:
-    """Prefixes as one padded batch, on the device. Rows beyond `starts` are idle copies of the first."""
+    """Prefixes as one batch, on the device, padded to `room` (by default what they need).
+
+    Rows beyond `starts` are idle copies of the first.
+    """
     starts, seeds, budgets = (
       [*x, *[filler] * (batch_size - len(x))] for x, filler in ((starts, starts[0]), (seeds, 0), (budgets, 0))
     )
-    model = self.config.model
-    build = functools.partial(
-      sequence.build, tokenizer=self.tokenizer, model=model, sequence=self.config.data.sequence, rng=None
-    )
-    rows = [build(s) for s in starts]
-    most = packing.Budgets(*(max(sizes) for sizes in zip(*map(packing.lengths, rows), strict=True)))
-    pictures = _round_up(most.pictures, _PICTURE_BUCKET)
-    padded = packing.Budgets(_round_up(most.und_tokens, _UND_BUCKET), pictures * model.latent_tokens, pictures)
-    prefix = jax.tree.map(lambda *x: jnp.asarray(np.stack(x)), *(packing.join([row], padded) for row in rows))
+    room = room or self.room(starts)
+    rows = (packing.join([self._prefix(s)], room) for s in starts)
+    prefix = jax.tree.map(lambda *x: jnp.asarray(np.stack(x)), *rows)
     lanes = [_lane(s) for s in starts]
     return cycle.Request(
       prefix=packed.check(prefix),
@@ -180,6 +180,16 @@ class Painter:
       key=jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32)),
       budget=jnp.asarray(budgets, jnp.int32),
     )
+
+  def room(self, starts: Sequence[trajectory_lib.Trajectory]) -> packing.Budgets:
+    """Lengths that hold the prefix of each of them, rounded up so that few different ones are ever compiled."""
+    und, _, pictures = (max(sizes) for sizes in zip(*(packing.lengths(self._prefix(s)) for s in starts), strict=True))
+    pictures = _round_up(pictures, _PICTURE_BUCKET)
+    return packing.Budgets(_round_up(und, _UND_BUCKET), pictures * self.config.model.latent_tokens, pictures)
+
+  def _prefix(self, start: trajectory_lib.Trajectory) -> packed.PackedBatch:
+    cfg = self.config
+    return sequence.build(start, tokenizer=self.tokenizer, model=cfg.model, sequence=cfg.data.sequence, rng=None)
 
 
 def load(name_or_path: str) -> Painter:

@@ -227,7 +227,11 @@ def _painter(config: config_lib.Config, state: state_lib.TrainState):
   from pdgen import painter
 
   words = tokenizer_lib.load(config.data.tokenizer)
-  return painter.Painter(config=config, params=state.averaged(), tokenizer=words)
+  params = state.averaged()
+  if jax.default_backend() == 'cpu':
+    # Replicated weights would make every device of the CPU sample the same batch, in each other's way.
+    params = jax.device_put(params, jax.local_devices()[0])
+  return painter.Painter(config=config, params=params, tokenizer=words)
 
 
 def _self_sampled_file(workdir: pathlib.Path, step: int) -> pathlib.Path:
