@@ -149,7 +149,7 @@ def load_for_sampling(
   mesh = mesh or sharding.make_mesh(config_lib.MeshConfig(), devices=jax.devices()[:1])
   shipped = SHIPPED / str(name_or_path)
   path = shipped if export.is_export(shipped) else pathlib.Path(name_or_path)
-  if not export.is_export(path) and (path / CHECKPOINTS).is_dir():
+  if (path / CHECKPOINTS).is_dir():
     config, params = load_averaged(path / CHECKPOINTS, mesh=mesh)
     return config, params, config.data.tokenizer
   if not path.is_dir():
