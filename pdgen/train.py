@@ -18,7 +18,7 @@ from typing import Any
 import grain
 import jax
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from pdgen.core import config as config_lib
@@ -284,6 +284,7 @@ def main():
   def run(_):
     workdir = pathlib.Path(workdir_flag.value)
     workdir.mkdir(parents=True, exist_ok=True)
+    logging.set_verbosity(logging.ERROR)  # Orbax tells of every file of every save.
     config = config_lib.from_config_dict(config_flag.value)
     jax.config.update('jax_num_cpu_devices', config.mesh.cpu_devices)
     train(config, workdir)

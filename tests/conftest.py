@@ -39,7 +39,14 @@ def tiny_config() -> config_lib.Config:
     sequence=sequence, batch_size=8, und_tokens=448, gen_tokens=128, pictures=16, packing_bins=2, prefetch=1
   )
   train = config_lib.TrainConfig(
-    steps=8, learning_rate=1e-2, warmup_steps=2, log_every=2, checkpoint_every=3, self_samples=8
+    steps=8,
+    learning_rate=1e-2,
+    warmup_steps=2,
+    log_every=2,
+    checkpoint_every=3,
+    self_sample_steps=(4,),
+    self_samples=12,
+    max_bad_steps=3,
   )
   mesh = config_lib.MeshConfig(fsdp=1)
   return config_lib.Config(name='tiny', model=model, data=data, train=train, mesh=mesh)

@@ -1,0 +1,187 @@
+"""The whole loop: a run that is stopped and killed ends bit for bit where a run that never stopped does."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from pdgen import train
+from pdgen.core import config as config_lib
+from pdgen.core import sharding
+from pdgen.data import store
+from pdgen.training import checkpoints, export
+from pdgen.training import state as state_lib
+
+
+class Scribbler:
+  """Stands in for the painter: every draft is noise of its weights' making, so that all of them are wrong."""
+
+  def __init__(self, config, state):
+    self.seed = int(abs(float(state.ema['head']['kernel'][0, 0])) * 2**40)
+
+  def sample(self, prompts, *, seed, batch_size, pictures):
+    rng = np.random.default_rng((self.seed, seed))
+    done = []
+    for prefix in prompts:
+      draft = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+      done.append(
+        dataclasses.replace(prefix, steps=(*prefix.steps[:-1], dataclasses.replace(prefix.steps[-1], draft=draft)))
+      )
+    return types.SimpleNamespace(trajectories=done)
+
+
+@pytest.fixture(autouse=True)
+def scribbler(monkeypatch):
+  monkeypatch.setattr(train, '_painter', Scribbler)
+
+
+def at_batch(monkeypatch, number, happen):
+  """Calls `happen(batch)` instead of passing on that batch of the run, counted from 0; it returns the batch to take."""
+  put, count = sharding.put_batch, iter(range(10**6))
+  monkeypatch.setattr(
+    train.sharding, 'put_batch', lambda batch, mesh: put(happen(batch) if next(count) == number else batch, mesh)
+  )
+
+
+def terminate(batch):
+  os.kill(os.getpid(), signal.SIGTERM)
+  return batch
+
+
+def kill(batch):
+  raise KeyboardInterrupt
+
+
+def lines(workdir):
+  return {line['step']: line for line in map(json.loads, (workdir / 'metrics.jsonl').read_text().splitlines())}
+
+
+@pytest.fixture(scope='module')
+def finished(tiny, tmp_path_factory):
+  """Workdir and last state of a run that never stopped."""
+  workdir = tmp_path_factory.mktemp('finished')
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(train, '_painter', Scribbler)
+    return workdir, jax.device_get(train.train(tiny, workdir))
+
+
+def test_a_run_writes_metrics_checkpoints_drafts_and_a_model(finished, tiny, capsys):
+  workdir, state = finished
+  written = lines(workdir)
+  assert list(written) == [2, 4, 6, 8]
+  assert written[8]['loss'] < written[2]['loss'] and written[8]['skipped_steps'] == 0
+  assert sorted(p.name for p in (workdir / 'checkpoints').iterdir()) == ['6', '8']
+  drafts = store.load(workdir / 'self_sampled' / '0000004.npz')
+  assert len(drafts) == tiny.train.self_samples and all(t.metadata['self_sampled'] for t in drafts)
+  stored = export.load_export(workdir / 'final')
+  jax.tree.map(
+    lambda have, want: np.testing.assert_array_equal(have, want.astype(np.float16)), stored.params, state.ema
+  )
+  assert config_lib.from_config_dict(json.loads((workdir / 'config.json').read_text())) == tiny
+
+
+@pytest.mark.parametrize('stop', [2, 5], ids=['before the drafts', 'after the drafts'])
+def test_resumed_equals_never_stopped(finished, tiny, tmp_path, monkeypatch, stop, capsys):
+  with monkeypatch.context() as patch:
+    at_batch(patch, stop, terminate)
+    before = signal.getsignal(signal.SIGTERM)
+    state = train.train(tiny, tmp_path)
+    assert int(state.step) == stop + 1 and not (tmp_path / 'final').exists()
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert f'SIGTERM: saved step {stop + 1}' in capsys.readouterr().out
+  with monkeypatch.context() as patch:
+    # Killed one step after the checkpoint of step 6: that step is taken again.
+    at_batch(patch, 7 - (stop + 1), kill)
+    with pytest.raises(KeyboardInterrupt):
+      train.train(tiny, tmp_path)
+  state = jax.device_get(train.train(tiny, tmp_path))
+  assert 'Resuming from step 6' in capsys.readouterr().out
+  want_dir, want = finished
+  jax.tree.map(np.testing.assert_array_equal, state, want)
+  assert lines(tmp_path)[8]['loss'] == lines(want_dir)[8]['loss']
+  assert list(lines(tmp_path)) == [2, 4, 6, 8]
+  for name in ('self_sampled/0000004.npz', 'final/params.safetensors'):
+    assert (tmp_path / name).read_bytes() == (want_dir / name).read_bytes()
+  # The data stand at the same place too.
+  mesh = sharding.make_mesh(tiny.mesh)
+  positions = []
+  for workdir in (tmp_path, want_dir):
+    with checkpoints.Checkpointer(workdir / 'checkpoints', keep=2) as saved:
+      positions.append(saved.restore(state_lib.abstract(tiny, mesh), config=tiny).data)
+  assert positions[0] == positions[1]
+
+
+def test_a_finished_run_is_only_exported_again(finished, tiny, capsys):
+  workdir, want = finished
+  state = train.train(tiny, workdir)
+  jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), want)
+  assert 'Resuming from step 8' in capsys.readouterr().out
+
+
+def test_self_sampled_drafts_reach_the_batches(finished, tiny):
+  workdir, _ = finished
+  noise = store.load(workdir / 'self_sampled' / '0000004.npz')[0].pictures
+  counts = []
+  for before in (4, 5):
+    data = train._Data(tiny, workdir, before=before)
+    pictures = np.concatenate([next(data).pictures.reshape(-1, 32, 32, 3) for _ in range(4)])
+    data.close()
+    # Pictures of the world have a few flat colours; noise has a thousand.
+    counts.append(sum(len(np.unique(p.reshape(-1, 3), axis=0)) > 900 for p in pictures))
+  assert any(len(np.unique(p.reshape(-1, 3), axis=0)) > 900 for p in noise)
+  assert counts[0] == 0 < counts[1]
+
+
+def test_steps_that_are_not_finite_in_a_row_stop_the_run(tiny, tmp_path, monkeypatch):
+  put = sharding.put_batch
+
+  def broken(batch, mesh):
+    weight = np.where(batch.und.weight > 0, np.inf, 0).astype(np.float32)
+    return put(batch._replace(und=batch.und._replace(weight=weight)), mesh)
+
+  monkeypatch.setattr(train.sharding, 'put_batch', broken)
+  with pytest.raises(FloatingPointError, match='Step 3: 3 steps in a row.*learning_rate'):
+    train.train(tiny, tmp_path)
+
+
+def test_another_configuration_does_not_resume(finished, tiny):
+  with pytest.raises(checkpoints.CheckpointError, match='config.seed: 0 saved, 7 given'):
+    train.train(dataclasses.replace(tiny, seed=7), finished[0])
+
+
+def test_the_command_line_trains_scores_and_exports(tmp_path):
+  """configs/shapes.py, shrunk by flags, with the true painter at the end."""
+  shrunk = {
+    'model.width': 16,
+    'model.depth': 1,
+    'model.num_heads': 2,
+    'model.num_kv_heads': 1,
+    'model.head_dim': 8,
+    'model.mlp_dim': 16,
+    'train.steps': 2,
+    'train.log_every': 1,
+    'train.eval_every': 9,
+    'train.eval_prompts': 1,
+    'train.self_sample_steps': '()',
+    'sampling.flow_steps': 1,
+    'sampling.max_pictures': 1,
+    'sampling.max_text_tokens': 8,
+    'sampling.max_tokens': 80,
+  }
+  command = [sys.executable, '-m', 'pdgen.train', '--config=configs/shapes.py', f'--workdir={tmp_path}']
+  command += [f'--config.{name}={value}' for name, value in shrunk.items()]
+  environment = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}
+  done = subprocess.run(command, capture_output=True, text=True, env=environment)
+  assert done.returncode == 0, done.stderr[-3000:]
+  assert 'step 2/2  loss' in done.stdout and 'geneval/overall' in done.stdout
+  assert export.load_export(tmp_path / 'final').config.model.width == 16
+  assert (tmp_path / 'strips' / '0000002.png').read_bytes().startswith(b'\x89PNG')
+  scores = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()][-1]
+  assert set(scores) >= {'geneval/overall', 'geneval/position', 'eval/finished'}
