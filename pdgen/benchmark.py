@@ -2,9 +2,9 @@
 
     python -m pdgen.benchmark --checkpoint=shapes --batch_sizes=1,8,64
 
-The whole cycle is one compiled call, so that its parts are timed apart: the same token step and the same denoising of a
-picture, compiled alone, on the caches that the call ends with, times how often the call ran them. What remains
-(reading prompts, looking at pictures, the loop) is `other`. A second call of a batch size must not compile anything.
+The whole cycle is one compiled call. Its parts are timed by driving the same phases from Python, on the same states:
+`reading` prompts, `text`, `denoising`, and `looking` (the picture just painted enters the cache). What the call takes
+beyond their sum is `other`. A second call of a batch size must not compile anything.
 """
 
 import argparse
@@ -26,8 +26,7 @@ from pdgen import painter as painter_lib
 from pdgen.core import trajectory as trajectory_lib
 from pdgen.sampling import cycle
 
-# Token steps timed in one compiled loop: enough that copying the cache into the loop does not count.
-_TEXT_STEPS = 64
+PHASES = ('reading', 'text', 'denoising', 'looking')
 
 
 def main(arguments: Sequence[str] | None = None):
@@ -47,7 +46,7 @@ def main(arguments: Sequence[str] | None = None):
   painter, world = command_line.load(parser, flags)
   prompts = [m['prompt'] for m in world.prompts('heldout', per_task=-(-max(flags.batch_sizes) // len(world.TASKS)))]
   print(f'{jax.devices()[0].device_kind} x {jax.device_count()}, {os.cpu_count()} host cores, {flags.mode} mode')
-  print(f'{"batch":>5} {"trajectories/s":>15} {"pictures/s":>11} {"seconds":>8}  text denoising other  compile')
+  print(f'{"batch":>5} {"trajectories/s":>15} {"pictures/s":>11} {"seconds":>8}  {_heads()}  compile')
   rows = []
   for size in flags.batch_sizes:
     # Tasks in turn, so that a small batch holds as many kinds of prompts as it can.
@@ -64,21 +63,19 @@ def measure(
 ) -> dict[str, float]:
   """Times sampling all prompts as one batch, after a first call that compiles.
 
-  Returns: `seconds` a call (the fastest of `repeats`), of which `text`, `denoising` and `other`; `compile`, what the
-    first call took more; `text_steps` and `rounds` of a call; `trajectories` and `pictures` of a call;
-    `compiled_again`, calls that compiled although an equal one had, which is a defect unless it is 0.
+  Returns: `seconds` a call (the fastest of `repeats`); of these, each of PHASES and `other`; `compile`, what the first
+    call took more; `text_steps` and `rounds` of a call; `trajectories` and `pictures` of a call; `compiled_again`,
+    calls that compiled although an equal one had, which is a defect unless it is 0.
   """
   call = functools.partial(painter.sample, list(prompts), mode=mode, batch_size=len(prompts))
   first = call().timings
   calls = [call().timings for _ in range(repeats)]
   seconds = min(c['seconds'] for c in calls)
-  token_step, picture = _parts(painter, prompts, mode=mode, repeats=repeats)
-  text, denoising = token_step * first['text_steps'], picture * first['rounds']
+  phases = _phases(painter, prompts, mode=mode, repeats=repeats)
   return {
     'seconds': seconds,
-    'text': text,
-    'denoising': denoising,
-    'other': seconds - text - denoising,
+    **phases,
+    'other': seconds - sum(phases.values()),
     'compile': first['seconds'] - seconds,
     'text_steps': first['text_steps'],
     'rounds': first['rounds'],
@@ -88,43 +85,46 @@ def measure(
   }
 
 
-def _parts(painter: painter_lib.Painter, prompts: Sequence[str], *, mode: str, repeats: int) -> tuple[float, float]:
-  """Seconds of one token step and of denoising one picture, each for the whole batch."""
+def _phases(painter: painter_lib.Painter, prompts: Sequence[str], *, mode: str, repeats: int) -> dict[str, float]:
+  """Seconds of each phase over a whole call, the fastest of `repeats`; a first one compiles."""
   sampling, count = painter.config.sampling, len(prompts)
   steps = (trajectory_lib.Step(),) if mode == 'direct' else ()
   starts = [trajectory_lib.Trajectory(prompt=p, steps=steps, stop=None) for p in prompts]
-  budgets = [sampling.max_pictures] * count
-  state = painter.run(starts, range(count), budgets, sampling=sampling, batch_size=count)
+  request = painter.request(starts, range(count), [sampling.max_pictures] * count, batch_size=count)
   knobs, program = painter_lib.knobs(sampling), painter.program(sampling)
 
-  @jax.jit
-  def texts(params: Any, state: cycle.State) -> jax.Array:
-    model = nnx.merge(painter.graphdef, params)
+  def compiled(phase: Callable[..., Any], **donate: Any) -> Callable[[Any], tuple[Any, float]]:
+    function = jax.jit(lambda params, x, knobs: phase(nnx.merge(painter.graphdef, params), x, knobs, program), **donate)
+    return lambda x: _timed(lambda: function(painter.params, x, knobs))
 
-    def step(_: jax.Array, state: cycle.State) -> cycle.State:
-      state = state.replace(status=jnp.full_like(state.status, cycle.WRITING))
-      return cycle.write_token(model, state, knobs, program)
+  def write(model: Any, state: cycle.State, knobs: Any, program: cycle.Program) -> cycle.State:
+    writes = lambda s: jnp.any(s.status == cycle.WRITING)
+    return jax.lax.while_loop(writes, lambda s: cycle.write_token(model, s, knobs, program), state)
 
-    return jax.lax.fori_loop(0, _TEXT_STEPS, step, state).pending
+  # The state is donated where it changes, as the whole program changes its cache in place.
+  start, text, denoise = compiled(cycle.start), compiled(write, donate_argnums=1), compiled(cycle.denoise)
+  paint = compiled(cycle.paint, donate_argnums=1)
+  runs = []
+  for _ in range(1 + repeats):
+    spent = dict.fromkeys(PHASES, 0.0)
+    state, spent['reading'] = start(request)
+    while bool(jnp.any(state.status != cycle.ENDED)):
+      state, seconds = text(state)
+      spent['text'] += seconds
+      if bool(jnp.any(state.status == cycle.WAITING)):
+        _, denoising = denoise(state)
+        state, seconds = paint(state)  # denoises once more, then looks
+        spent['denoising'] += denoising
+        spent['looking'] += seconds - denoising
+    runs.append(spent)
+  return min(runs[1:], key=lambda spent: sum(spent.values()))
 
-  @jax.jit
-  def picture(params: Any, state: cycle.State) -> jax.Array:
-    state = state.replace(status=jnp.full_like(state.status, cycle.WAITING))
-    return cycle.denoise(nnx.merge(painter.graphdef, params), state, knobs, program)
 
-  times = [_best(functools.partial(f, painter.params, state), repeats) for f in (texts, picture)]
-  return times[0] / _TEXT_STEPS, times[1]
-
-
-def _best(call: Callable[[], jax.Array], repeats: int) -> float:
-  """Seconds of the fastest call after a first one."""
-  jax.block_until_ready(call())
-  times = []
-  for _ in range(repeats):
-    began = time.perf_counter()
-    jax.block_until_ready(call())
-    times.append(time.perf_counter() - began)
-  return min(times)
+def _timed(call: Callable[[], Any]) -> tuple[Any, float]:
+  """(what the call returns, seconds until it is there)."""
+  began = time.perf_counter()
+  result = jax.block_until_ready(call())
+  return result, time.perf_counter() - began
 
 
 def _in_turn(prompts: Sequence[str], tasks: int):
@@ -133,13 +133,17 @@ def _in_turn(prompts: Sequence[str], tasks: int):
   return (prompts[task * per_task + i] for i in range(per_task) for task in range(tasks))
 
 
+def _heads() -> str:
+  return '  '.join((*PHASES, 'other'))
+
+
 def _line(row: dict[str, float]) -> str:
   seconds = row['seconds']
-  text, denoising, other = (f'{row[part] / seconds:.0%}' for part in ('text', 'denoising', 'other'))
+  shares = '  '.join(f'{row[part] / seconds:>{len(part)}.0%}' for part in (*PHASES, 'other'))
   again = f'  COMPILED AGAIN: {row["compiled_again"]}' if row['compiled_again'] else ''
   return (
     f'{row["batch_size"]:>5} {row["trajectories"] / seconds:>15.2f} {row["pictures"] / seconds:>11.2f} {seconds:>8.2f}'
-    f'  {text:>4} {denoising:>9} {other:>5} {row["compile"]:>7.1f}s{again}'
+    f'  {shares}  {row["compile"]:>6.1f}s{again}'
   )
 
 
