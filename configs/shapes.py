@@ -20,19 +20,19 @@ def get_config():
         sequence=sequence, batch_size=4, und_tokens=512, gen_tokens=496, pictures=24, packing_bins=24
       ),
       train=config.TrainConfig(
-        steps=3600,
+        steps=2400,
         learning_rate=2e-3,
         b2=0.98,  # Few steps, changing gradients: a shorter memory than usual.
         warmup_steps=100,
         ema_decay=0.998,
-        lambda_ce=0.1,  # The weights of verdicts make CE large; a tenth balances the two gradients.
+        lambda_ce=0.2,
         timestep_shift=4.0,
         log_every=25,
-        eval_every=900,
-        checkpoint_every=300,
+        eval_every=800,
+        checkpoint_every=400,
         # Synthetic errors do not look like the model's own: show it those, early ones and late ones.
-        self_sample_steps=(1500, 2200, 2900),
-        self_samples=2048,
+        self_sample_steps=(1200, 1700),
+        self_samples=1536,
       ),
       sampling=config.SamplingConfig(max_tokens=600, max_text_tokens=72, max_pictures=8),
       mesh=config.MeshConfig(data=2, fsdp=1, cpu_devices=2),

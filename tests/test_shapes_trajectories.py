@@ -191,7 +191,7 @@ def test_texts_are_short_and_their_vocabulary_small():
 
 
 def test_nothing_held_out_is_in_a_training_trajectory():
-  """Neither its prompt nor, in any picture, right or wrong, a held-out pair, colour, relation or coloured pair."""
+  """Neither its prompt nor, in any picture, right or wrong, a held-out pair of coloured shapes."""
   made = [*_made(), *(shapes.trajectory('direct', seed=5, index=i) for i in range(800))]
   made += [shapes.review(r, _blank()) for r in (shapes.draft_request(seed=5, index=i) for i in range(300))]
   held = {p['prompt'] for t in shapes.TASKS[1:] for p in prompt_space.task_prompts('heldout', t)}
@@ -203,13 +203,12 @@ def test_nothing_held_out_is_in_a_training_trajectory():
 
 
 def test_the_scan_for_held_out_things_can_fail():
-  prompts = [p for t in ('colors', 'two_object') for p in prompt_space.task_prompts('heldout', t)]
-  assert all(prompt_space.is_held_out(p) for p in prompts)
+  assert all(prompt_space.is_held_out(p) for t in shapes.TASKS[1:] for p in prompt_space.task_prompts('heldout', t))
   found = 0
-  for index in range(200):
+  for index in range(400):
     made = shapes.injected(None, seed=0, index=index)
     found += prompt_space.holds_held_out(tuple(o for o in drafts.observed(made.final) if o.shape is not None))
-  assert found > 50
+  assert found > 30
 
 
 def test_corpus_is_plain_text_of_the_world():

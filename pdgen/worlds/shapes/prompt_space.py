@@ -1,19 +1,20 @@
 """The six GenEval tasks over the world's shapes, in GenEval's metadata format, and which of them are held out.
 
-A **combination** is what a prompt asks to be put together; the held-out ones are chosen by hash, and no scene of a
-training trajectory, right or wrong, finished or not, holds one (counts: no training prompt asks for one):
+A **combination** is what a prompt of a task asks to be put together. The held-out ones are chosen by hash, and no
+training prompt asks for one. Where there are enough of them, no training picture, right or wrong, holds one either.
 
-| task | combination | all | held out |
-|---|---|---|---|
-| single_object | the shape; nothing is held out, only the index (the noise) is new | 6 | 0 |
-| two_object | two shapes | 15 | 3 |
-| counting | shape x count (2 to 4) | 18 | 4 |
-| colors | colour x shape | 60 | 12 |
-| position | shape, relation, shape; of each pair of shapes seen in training one of the four | 60 | 12 |
-| color_attr | (colour, shape), (colour, shape) | 1350 | a tenth |
+| task | combination | all | held out | of |
+|---|---|---|---|---|
+| single_object | the shape; nothing is held out, only the index (the noise) is new | 6 | 0 | |
+| two_object | two shapes | 15 | 3 | prompts of the task |
+| counting | shape x count (2 to 4) | 18 | 4 | prompts of the task |
+| colors | colour x shape | 60 | 12 | prompts of the task |
+| position | shape, relation, shape; of each pair of shapes one of the four | 60 | 15 | prompts of the task |
+| color_attr | (colour, shape), (colour, shape) | 1350 | a fifth | prompts and all scenes |
 
-A prompt is held out if any combination in it is: a position prompt of a held-out pair of shapes is, too, and so more
-than half of color_attr's.
+A measured dead end: with three of the fifteen pairs of shapes and twelve of the sixty coloured shapes kept out of
+every scene, of all tasks, the model learned that those never meet. After 1,800 steps it drew nine of ten planned drafts
+right, yet its plans named another shape or colour than the prompt: position .44, colour attribution .13.
 """
 
 import functools
@@ -41,7 +42,7 @@ def prompts(split: str, *, per_task: int, seed: int = 0) -> list[Metadata]:
 
   split: `heldout` or `train`. seed: their order. A task that has fewer distinct prompts gives each of them once, then
   each of them again; `index` tells them apart. Held out there are 6 (single_object: those of training), 6
-  (two_object), 4 (counting), 12 (colors), 48 (position) and over a thousand (color_attr).
+  (two_object), 4 (counting), 12 (colors), 30 (position) and over five hundred (color_attr).
 
   >>> prompts('train', per_task=1)[0]
   {'tag': 'single_object', 'include': [{'class': 'bar', 'count': 1}], 'prompt': 'a photo of a bar', 'index': 0}
@@ -68,14 +69,17 @@ def task_prompts(split: str, task: str) -> tuple[Metadata, ...]:
 
 
 def is_held_out(metadata: Metadata) -> bool:
-  return not _HELD_OUT.isdisjoint(_prompt_combinations(metadata)) or any(
-    _hashed_out(c) for c in _prompt_combinations(metadata)
-  )
+  combination = _combination(metadata)
+  return combination in _HELD_OUT or (combination is not None and _hashed_out(combination))
 
 
 def holds_held_out(scene: scenes.Scene) -> bool:
-  """Whether any two objects of a scene, or one, make a held-out combination."""
-  return any(c in _HELD_OUT or _hashed_out(c) for c in _scene_combinations(scene))
+  """Whether any two objects of a scene make a held-out pair of coloured shapes."""
+  return any(
+    _hashed_out(_colored_pair((a.color, a.shape), (b.color, b.shape)))
+    for a, b in itertools.combinations(scene, 2)
+    if a.shape != b.shape
+  )
 
 
 def noun(shape: str, *, color: str | None = None, count: int = 1) -> str:
@@ -149,30 +153,20 @@ def _colored_pair(a: tuple[str, str], b: tuple[str, str]) -> Combination:
   return 'colored_pair', *sorted((a, b))
 
 
-def _prompt_combinations(metadata: Metadata) -> list[Combination]:
-  include = metadata['include']
-  found = [('colored', i['color'], i['class']) for i in include if 'color' in i]
-  if metadata['tag'] == 'counting':
-    found.append(('count', include[0]['class'], include[0]['count']))
-  if len(include) == 2:
-    a, b = include
-    found.append(_pair(a['class'], b['class']))
-    if 'position' in b:
-      found.append(_relation(b['class'], b['position'][0], a['class']))
-    if 'color' in a and 'color' in b:
-      found.append(_colored_pair((a['color'], a['class']), (b['color'], b['class'])))
-  return found
-
-
-def _scene_combinations(scene: scenes.Scene) -> Iterable[Combination]:
-  for item in scene:
-    yield 'colored', item.color, item.shape
-  for a, b in itertools.combinations(scene, 2):
-    if a.shape != b.shape:
-      yield _pair(a.shape, b.shape)
-      yield _colored_pair((a.color, a.shape), (b.color, b.shape))
-      for relation in boxes.relations(a.box, b.box):
-        yield _relation(a.shape, relation, b.shape)
+def _combination(metadata: Metadata) -> Combination | None:
+  """What the prompt asks to be put together; None for a single object."""
+  task, include = metadata['tag'], metadata['include']
+  if task == 'two_object':
+    return _pair(*(i['class'] for i in include))
+  if task == 'counting':
+    return 'count', include[0]['class'], include[0]['count']
+  if task == 'colors':
+    return 'colored', include[0]['color'], include[0]['class']
+  if task == 'position':
+    return _relation(include[1]['class'], include[1]['position'][0], include[0]['class'])
+  if task == 'color_attr':
+    return _colored_pair(*((i['color'], i['class']) for i in include))
+  return None
 
 
 def _hash(combination: Combination) -> int:
@@ -185,8 +179,8 @@ def _by_hash(combinations: Iterable[Combination]) -> list[Combination]:
 
 @functools.cache
 def _hashed_out(combination: Combination) -> bool:
-  """Pairs of coloured shapes are too many for a table: a tenth of them, straight by hash."""
-  return combination[0] == 'colored_pair' and _hash(combination) % 10 == 0
+  """Pairs of coloured shapes are too many for a table: a fifth of them, straight by hash."""
+  return combination[0] == 'colored_pair' and _hash(combination) % 5 == 0
 
 
 def _held_out() -> frozenset[Combination]:
@@ -195,12 +189,7 @@ def _held_out() -> frozenset[Combination]:
   pairs = _spread([_pair(a, b) for a, b in itertools.combinations(shapes, 2)], limit=3)
   counts = _spread([('count', s, n) for s in shapes for n in COUNTS], limit=4, twice=COUNTS)
   colored = _spread([('colored', c, s) for c in colors for s in shapes], limit=12, twice=(*shapes, *colors))
-  taken = set(pairs)
-  relations = [
-    _by_hash(_relation(a, r, b) for r in boxes.RELATIONS)[0]
-    for a, b in itertools.combinations(shapes, 2)
-    if _pair(a, b) not in taken
-  ]
+  relations = [_by_hash(_relation(a, r, b) for r in boxes.RELATIONS)[0] for a, b in itertools.combinations(shapes, 2)]
   return frozenset((*pairs, *counts, *colored, *relations))
 
 

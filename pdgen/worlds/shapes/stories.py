@@ -56,7 +56,7 @@ class Story:
 def tell(
   rng: np.random.Generator, *, split: str, tasks: tuple[str, ...] = prompt_space.TASKS, detour: str | None = None
 ) -> Story:
-  """A story of a prompt of the split and of one of the tasks. In training none of its scenes holds a held-out thing."""
+  """A story of a prompt of the split and of one of the tasks. In training none of its scenes holds a held-out pair."""
   if detour == 'refine':
     tasks = tuple(t for t in tasks if t in _REFINABLE)
   shares = np.cumsum([TASK_SHARES[prompt_space.TASKS.index(t)] for t in tasks])
