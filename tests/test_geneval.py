@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pdgen.core import boxes
-from pdgen.evals import geneval
+from pdgen.evals import geneval, intervals
 from pdgen.worlds import shapes
 
 
@@ -102,24 +102,14 @@ def test_score_is_the_mean_over_tasks_with_intervals():
   report = geneval.score(prompts, pictures, lambda p: seen[int(p[0, 0, 0])])
   assert {t: (s.correct, s.total) for t, s in report.tasks.items()} == {'colors': (3, 4), 'counting': (1, 2)}
   assert report.overall == pytest.approx((0.75 + 0.5) / 2)
-  assert (report.tasks['colors'].low, report.tasks['colors'].high) == geneval.wilson(3, 4)
-  low, high = geneval.wilson(3, 4)
-  low2, high2 = geneval.wilson(1, 2)
+  assert (report.tasks['colors'].low, report.tasks['colors'].high) == intervals.wilson(3, 4)
+  low, high = intervals.wilson(3, 4)
+  low2, high2 = intervals.wilson(1, 2)
   assert report.overall - report.low == pytest.approx(np.hypot(0.75 - low, 0.5 - low2) / 2)
   assert report.high - report.overall == pytest.approx(np.hypot(high - 0.75, high2 - 0.5) / 2)
   assert [f['filename'] for f in report.failures] == ['00003/samples/0000.png', '00005/samples/0000.png']
   assert [f['reason'] for f in report.failures] == ['expected ring>=1, found 0', 'expected ring>=2, found 0']
   assert 'overall' in str(report) and '62.50%' in str(report)
-
-
-def test_wilson_interval():
-  """Its ends are the shares p from which the one seen is z standard errors of p away."""
-  z = 1.959964
-  for correct, total in ((85, 100), (1, 7), (0, 10), (10, 10)):
-    low, high = geneval.wilson(correct, total)
-    assert 0 <= low <= correct / total <= high <= 1
-    for end in (low, high):
-      assert abs(end - correct / total) == pytest.approx(z * np.sqrt(end * (1 - end) / total), abs=1e-9)
 
 
 def test_score_names_a_mismatch():

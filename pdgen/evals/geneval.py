@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from pdgen.core import boxes
+from pdgen.evals import intervals
 
 COLORS = ('red', 'orange', 'yellow', 'green', 'blue', 'purple', 'pink', 'brown', 'black', 'white')
 TASKS = ('single_object', 'two_object', 'counting', 'colors', 'position', 'color_attr')
@@ -110,19 +111,6 @@ def evaluate(metadata: Mapping[str, Any], detections: Sequence[Found]) -> tuple[
     if len(objects.get(name, [])) >= clause['count']:
       reasons.append(f'expected {name}<{clause["count"]}, found {len(objects[name])}')
   return not reasons, '\n'.join(reasons)
-
-
-def wilson(correct: int, total: int, *, z: float = 1.959964) -> tuple[float, float]:
-  """Wilson's interval of a share; 95 % by default.
-
-  >>> [round(v, 3) for v in wilson(9, 10)]
-  [0.596, 0.982]
-  """
-  share, spread = correct / total, z * z / total
-  centre = (share + spread / 2) / (1 + spread)
-  half = z * math.sqrt(share * (1 - share) / total + spread / (4 * total)) / (1 + spread)
-  # Rounding must not part the interval from a share of 0 or 1.
-  return min(max(0.0, centre - half), share), max(min(1.0, centre + half), share)
 
 
 # --- the official folder ---
@@ -233,7 +221,7 @@ def _report(results: list[dict[str, Any]]) -> Report:
   for tag in dict.fromkeys(row['tag'] for row in results):
     rows = [row for row in results if row['tag'] == tag]
     correct = sum(bool(row['correct']) for row in rows)
-    low, high = wilson(correct, len(rows))
+    low, high = intervals.wilson(correct, len(rows))
     tasks[tag] = TaskScore(correct=correct, total=len(rows), low=low, high=high)
   overall = float(np.mean([s.mean for s in tasks.values()]))
   below = math.sqrt(sum((s.mean - s.low) ** 2 for s in tasks.values())) / len(tasks)
