@@ -1,7 +1,6 @@
 """GenEval's rules, folder and summary, against hand-worked cases and the official position rule as it is written."""
 
 import dataclasses
-import doctest
 import json
 
 import numpy as np
@@ -32,11 +31,6 @@ def _official_relative_position(box_a, box_b):
   dx, dy = revised_offset / np.linalg.norm(offset)
   held = {'left of': dx < -0.5, 'right of': dx > 0.5, 'above': dy < -0.5, 'below': dy > 0.5}
   return {name for name, holds in held.items() if holds}
-
-
-def test_examples_in_docstrings_hold():
-  result = doctest.testmod(geneval)
-  assert result.attempted > 0 and result.failed == 0
 
 
 def test_positions_follow_the_official_rule():
