@@ -1,0 +1,335 @@
+"""The whole cycle with random weights: independence of neighbours, caps, one program, a cache that is the sequence."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+import toy
+from flax import nnx
+from jax._src import array as jax_array
+
+from pdgen import painter as painter_lib
+from pdgen.core import config, trajectory
+from pdgen.data import packing
+from pdgen.sampling import cache, cycle, streams
+
+S = toy.WORDS.specials
+CFG = toy.WITH_VIT
+GREEDY = config.SamplingConfig(max_pictures=4, max_text_tokens=12, max_tokens=165, flow_steps=2)
+WARM = dataclasses.replace(GREEDY, temperature=1.0)
+TWO_PICTURES = dataclasses.replace(toy.full_trajectory(), steps=toy.full_trajectory().steps[:1], stop=None)
+# float32 sums of another length or order, through two layers and two Euler steps.
+TOLERANCE = 1e-5
+
+
+def _painter(sampling):
+  """Random weights that close texts, refine and go on often enough for every path to be taken."""
+  painter = toy.painter(CFG, sampling, loud=(S.refine, S.refine_end, S.im_end, S.ins_end, S.des_end))
+  kernel = painter.params['head']['kernel']
+  # Between items all choices are close calls, and greedily it goes on.
+  for token in (S.endoftext, S.vision_start):
+    kernel = kernel.at[:, token].set(kernel[:, S.im_start] - 0.3 * kernel[:, token])
+  return dataclasses.replace(painter, params={**painter.params, 'head': {'kernel': kernel}})
+
+
+PAINTER = _painter(GREEDY)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def quick_to_compile():
+  """Five large programs, each of which runs for milliseconds."""
+  before = jax.config.read('jax_disable_most_optimizations')
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', before)
+
+
+def _sample(prompts, seeds, *, sampling=GREEDY, **options):
+  """Always with a partial trajectory as the last row, so that every call has the shapes of the same program."""
+  result = PAINTER.sample([*prompts, TWO_PICTURES], seed=[*seeds, 99], sampling=sampling, **options)
+  return result.trajectories[:-1]
+
+
+def _texts(got):
+  return [(s.plan, s.inspection, s.corrected_plan) for s in got.steps]
+
+
+def _assert_same(got, want):
+  assert _texts(got) == _texts(want)
+  assert got.stop == want.stop and len(got.pictures) == len(want.pictures)
+  for one, other in zip(got.pictures, want.pictures, strict=True):
+    # Pictures within 1e-5 of 2 are the same level, or neighbours where they round.
+    difference = np.abs(one.astype(int) - other)
+    assert difference.max() <= 1 and np.mean(difference > 0) < 0.01
+
+
+@pytest.fixture(scope='module')
+def many():
+  """Eighty trajectories of writers that choose at random."""
+  out = []
+  for i in range(40):
+    sampling = dataclasses.replace(GREEDY, temperature=0.6 + 0.4 * (i % 2))
+    out += _sample(['ab', f'{i} rings'], [i, 100 + i], sampling=sampling)
+  return out
+
+
+def test_every_path_is_taken(many):
+  steps = [s for t in many for s in t.steps]
+  assert {t.stop for t in many} == {trajectory.FINISHED, 'token_cap', 'picture_cap'}
+  assert {(s.inspection is None, s.rejected, s.corrected_plan is None, s.refined is None) for s in steps} == {
+    (True, False, True, True),
+    (False, False, True, True),
+    (False, True, True, False),
+    (False, True, False, False),
+  }
+
+
+def test_texts_keep_the_format_and_the_caps(many):
+  for got in many:
+    assert 1 <= len(got.pictures) <= GREEDY.max_pictures
+    assert got.stop != 'picture_cap' or len(got.pictures) == GREEDY.max_pictures
+    for number, step in enumerate(got.steps):
+      assert step.draft is not None
+      assert step.inspection is not None or number == len(got.steps) - 1 or step.refined is not None
+      assert (step.refined is not None) == step.rejected
+      assert step.corrected_plan is None or step.rejected
+      for plan in (step.plan, step.corrected_plan):
+        assert plan is None or trajectory.plan_parts(plan)
+      for text in (step.plan, step.inspection, step.corrected_plan):
+        assert text is None or len(toy.WORDS.encode_written(text)) < GREEDY.max_text_tokens
+    tokens = toy.row(got, CFG)
+    prompt = len(got.prompt) + 2
+    assert len(tokens.und.label) + len(tokens.gen.patch) - prompt <= GREEDY.max_tokens
+
+
+@pytest.mark.parametrize('sampling', [GREEDY, WARM], ids=['greedy', 'warm'])
+def test_neighbours_change_nothing(sampling):
+  prompts, seeds = ['ab', 'a longer prompt'], [3, 4]
+  together = _sample(prompts, seeds, sampling=sampling)
+  swapped = _sample(prompts[::-1], seeds[::-1], sampling=sampling)[::-1]
+  others = [_sample([p, 'zz'], [s, 7], sampling=sampling)[0] for p, s in zip(prompts, seeds, strict=True)]
+  for i, want in enumerate(together):
+    _assert_same(swapped[i], want)
+    _assert_same(others[i], want)
+  assert _texts(together[0]) != _texts(together[1])
+  # A batch of one, whose prefix is padded less and holds no pictures.
+  for prompt, seed, want in zip(prompts, seeds, together, strict=True):
+    [alone] = PAINTER.sample(prompt, seed=seed, sampling=sampling).trajectories
+    _assert_same(alone, want)
+  # Idle rows.
+  [idle] = PAINTER.sample(TWO_PICTURES, seed=99, sampling=sampling, batch_size=3).trajectories
+  _assert_same(idle, PAINTER.sample(['ab', 'a', TWO_PICTURES], seed=[1, 2, 99], sampling=sampling).trajectories[-1])
+
+
+def test_the_seed_decides_where_there_is_a_choice():
+  again, same, other = (_sample(['ab'] * 2, s, sampling=WARM) for s in ([3, 3], [3, 4], [8, 9]))
+  _assert_same(again[0], again[1])
+  _assert_same(again[0], same[0])
+  assert len({str(_texts(t)) for t in (same[0], same[1], *other)}) == 4
+  greedy = _sample(['ab'] * 2, [3, 4])
+  assert greedy[0].steps[0].plan == greedy[1].steps[0].plan
+  assert np.abs(greedy[0].pictures[0].astype(int) - greedy[1].pictures[0]).max() > 20
+
+
+def test_numbers_do_not_compile_the_program_again():
+  _sample(['ab', 'c'], [1, 2])
+  before = cycle.run._cache_size()
+  _sample(['another', 'd'], [5, 6])
+  for change in (
+    dict(temperature=0.7),
+    dict(text_guidance=4.0),
+    dict(guidance_interval=(0.2, 0.8)),
+    dict(timestep_shift=1.0),
+    dict(flow_steps=3),
+  ):
+    _sample(['ab', 'c'], [1, 2], sampling=dataclasses.replace(GREEDY, **change))
+  assert cycle.run._cache_size() == before
+  result = PAINTER.sample(['ab', 'c', TWO_PICTURES], pictures=2)
+  assert result.timings['compile_calls'] == 0
+
+
+def test_fewer_pictures_are_a_cap_of_their_own():
+  one, two = (PAINTER.sample(['ab', 'c', TWO_PICTURES], pictures=n).trajectories for n in (1, 2))
+  assert [len(t.pictures) for t in one] == [1, 1, 3] and [len(t.pictures) for t in two] == [2, 2, 4]
+  assert {t.stop for t in (*one, *two)} == {'picture_cap'}
+  for shorter, longer in zip(one, two, strict=True):
+    np.testing.assert_array_equal(shorter.pictures[-1], longer.pictures[-2])
+  # The last picture of a process is looked at, and nothing is left open after it.
+  assert all(t.steps[-1].draft is not None and t.steps[-1].inspection is None for t in one)
+
+
+def test_direct_mode_is_one_picture_without_words():
+  result = _sample(['ab', 'c'], [1, 2], mode='direct')
+  for got in result:
+    assert got.stop == trajectory.FINISHED and _texts(got) == [(None, None, None)] and len(got.pictures) == 1
+  assert (result[0].final != result[1].final).any()
+
+
+def test_continuing_goes_on_as_the_whole_did(many):
+  """From every place of a greedy trajectory where texts follow, cut there: they are written again word for word."""
+  [whole, _] = _sample(['ab', 'c'], [3, 4])
+  step = whole.steps[0]
+  assert step.inspection is not None and whole.steps[1].plan is not None
+  after_draft = dataclasses.replace(step, inspection=None, corrected_plan=None, refined=None)
+  cuts = [after_draft, step]
+  for cut in cuts:
+    start = dataclasses.replace(whole, steps=(cut,), stop=None)
+    [got] = PAINTER.sample([start, 'c', TWO_PICTURES], seed=3).trajectories[:1]
+    assert got.steps[0].inspection == step.inspection and got.steps[1].plan == whole.steps[1].plan
+    np.testing.assert_array_equal(got.steps[0].draft, step.draft)
+  # After an inspection that refines.
+  refined = next(t for t in many if t.steps[0].rejected and t.steps[0].corrected_plan is not None)
+  cut = dataclasses.replace(refined.steps[0], corrected_plan=None, refined=None)
+  start = dataclasses.replace(refined, steps=(cut,), stop=None)
+  [got] = PAINTER.sample([start, 'c', TWO_PICTURES], seed=3).trajectories[:1]
+  assert got.steps[0].refined is not None and got.steps[0].inspection == cut.inspection
+
+
+def test_an_edited_plan_is_kept_and_changes_what_follows():
+  plans = '<ins>a</ins><des>b</des>', '<ins>my own words</ins><des>all of it</des>'
+  starts = [trajectory.Trajectory(prompt='ab', steps=(trajectory.Step(plan=p),), stop=None) for p in plans]
+  got = PAINTER.sample([*starts, TWO_PICTURES], seed=[3, 3, 99]).trajectories[:2]
+  assert [t.steps[0].plan for t in got] == list(plans)
+  assert np.abs(got[0].pictures[0].astype(int) - got[1].pictures[0]).max() > 5
+
+
+@pytest.fixture(scope='module')
+def request_and_state():
+  """What was asked of the cycle and what it ended with, and the trajectories, for the program with all branches."""
+  sampling = dataclasses.replace(GREEDY, image_guidance=1.0 + 1e-6, image_guidance_branch=True)
+  starts = [painter_lib._start(p, 'process') for p in ('ab', 'a longer prompt', TWO_PICTURES)]
+  request = PAINTER.request(starts, [3, 4, 99], [4, 4, 2], batch_size=3)
+  state = cycle.run(PAINTER.graphdef, PAINTER.params, request, painter_lib.knobs(sampling), PAINTER.program(sampling))
+  host = jax.device_get({name: getattr(state, name) for name in painter_lib._FETCHED})
+  return state, [painter_lib._finish(s, host, i, toy.WORDS) for i, s in enumerate(starts)]
+
+
+def test_guidance_by_pictures_of_scale_one_is_none(request_and_state):
+  _, got = request_and_state
+  for with_branch, without in zip(got, _sample(['ab', 'a longer prompt'], [3, 4]), strict=False):
+    _assert_same(with_branch, without)
+
+
+@pytest.fixture(scope='module')
+def forwards(request_and_state):
+  """Each trajectory as a sequence read at once, as it is and without its pictures: tokens, keys, values, in order."""
+  _, trajectories = request_and_state
+  without = dataclasses.replace(toy.PLAIN, drop_clean=1.0, drop_vit=1.0)
+  rows = [toy.row(t, CFG) for t in trajectories]
+  rows += [toy.row(t, CFG, sequence_config=without, seed=0) for t in trajectories]
+  budgets = packing.Budgets(*(max(sizes) for sizes in zip(*map(packing.lengths, rows), strict=True)))
+  batch = toy.batch(*(packing.join([row], budgets) for row in rows))
+
+  @jax.jit
+  def read(params, batch):
+    model = nnx.merge(PAINTER.graphdef, params)
+    z = model.clean_latents(batch)
+    nothing = cache.empty(CFG, batch=len(rows), slots=0)
+    _, (k, v) = model.extend(batch, z, jax.numpy.zeros(z.shape[:2]), nothing)
+    return streams.concatenate(batch.und.tokens, batch.gen.tokens), k, v
+
+  tokens, k, v = jax.device_get(read(PAINTER.params, batch))
+  out = []
+  for i in range(len(rows)):
+    # Of the rows without pictures the noised copies are left out, too.
+    kept = (tokens.segment[i] > 0) & (tokens.noised[i] == 0)
+    at = np.flatnonzero(kept)[np.argsort(tokens.order[i][kept])]
+    out.append((jax.tree.map(lambda x, i=i, at=at: x[i][at], tokens), k[:, i, at], v[:, i, at]))
+  return out[: len(trajectories)], out[len(trajectories) :]
+
+
+def _kept(state, row, segment):
+  """What a row of the cache holds in a segment, in order: tokens, keys, values."""
+  past = jax.device_get(state.past)
+  at = np.flatnonzero(past.tokens.segment[row] == segment)
+  at = at[np.argsort(past.tokens.order[row][at])]
+  return jax.tree.map(lambda x: x[row][at], past.tokens), past.k[:, row, at], past.v[:, row, at]
+
+
+def test_the_cache_ends_as_the_sequence_of_the_trajectory(request_and_state, forwards):
+  for i, (want, k, v) in enumerate(forwards[0]):
+    tokens, *kept = _kept(request_and_state[0], i, streams.FULL)
+    for name in ('order', 'noised', 'position'):
+      np.testing.assert_array_equal(getattr(tokens, name), getattr(want, name))
+    # Numbers of spans differ; who is together does not.
+    together = lambda span: (span[:, None] == span[None]) & (span > 0)[None]
+    np.testing.assert_array_equal(together(tokens.span), together(want.span))
+    np.testing.assert_allclose(kept, (k, v), atol=TOLERANCE)
+
+
+def test_the_text_only_branch_holds_the_texts_as_they_are_without_pictures(request_and_state, forwards):
+  for i, (want, k, v) in enumerate(forwards[1]):
+    tokens, *kept = _kept(request_and_state[0], i, streams.TEXT_ONLY)
+    assert not tokens.span.any() and not want.span.any()
+    np.testing.assert_array_equal(tokens.position, want.position)
+    np.testing.assert_allclose(kept, (k, v), atol=TOLERANCE)
+
+
+def test_without_the_grammar_it_ends_too():
+  sampling = dataclasses.replace(WARM, grammar=False)
+  before = cycle.run._cache_size()
+  for seed in range(8):
+    for got in _sample(['ab', 'c'], [seed, 50 + seed], sampling=sampling):
+      assert got.stop in (trajectory.FINISHED, 'picture_cap', 'token_cap')
+      assert 1 <= len(got.pictures) <= GREEDY.max_pictures
+      assert any(s.plan is not None for s in got.steps)
+  assert cycle.run._cache_size() == before + 1
+
+
+# The whole cycle is one compiled call.
+
+
+def _request(prompts):
+  starts = [painter_lib._start(p, 'process') for p in prompts]
+  return PAINTER.request(starts, range(len(starts)), [2] * len(starts), batch_size=len(starts))
+
+
+def test_the_cycle_is_one_equation_that_calls_nobody_outside():
+  request, knobs, program = _request(['ab']), painter_lib.knobs(GREEDY), PAINTER.program(GREEDY)
+  jaxpr = jax.make_jaxpr(lambda *a: cycle.run(PAINTER.graphdef, *a, program))(PAINTER.params, request, knobs)
+  assert [e.params['name'] for e in jaxpr.eqns] == ['run']
+  lowered = cycle.run.lower(PAINTER.graphdef, PAINTER.params, request, knobs, program).as_text()
+  assert lowered.count('stablehlo.while') >= 3  # rounds, texts, Euler steps
+  for outside in ('infeed', 'outfeed', 'stablehlo.send', 'stablehlo.recv', 'custom_call', 'callback'):
+    assert outside not in lowered
+
+
+def test_nothing_crosses_to_or_from_the_host_while_it_runs(monkeypatch):
+  fetched, read = [], jax_array.ArrayImpl._value
+  monkeypatch.setattr(
+    jax_array.ArrayImpl, '_value', property(lambda self: fetched.append(self.shape) or read.fget(self))
+  )
+  float(jax.numpy.zeros(()))
+  assert fetched == [()]  # So that the count is one.
+  knobs, program = painter_lib.knobs(GREEDY), PAINTER.program(GREEDY)
+  request = _request(['ab', 'c', TWO_PICTURES])
+  fetched.clear()
+  with jax.transfer_guard('disallow'):
+    state = cycle.run(PAINTER.graphdef, PAINTER.params, request, knobs, program)
+    jax.block_until_ready(state)
+  assert not fetched
+  with pytest.raises(jax.errors.JaxRuntimeError, match='Disallowed host-to-device'), jax.transfer_guard('disallow'):
+    cycle.run(PAINTER.graphdef, PAINTER.params, request.replace(budget=np.array([2, 2, 2])), knobs, program)
+
+  # A batch is fetched once, when it is done: the fields that make trajectories.
+  monkeypatch.setattr(cycle, 'run', Counted(cycle.run))
+  fetched.clear()
+  result = PAINTER.sample(['ab', 'c', TWO_PICTURES] * 2, batch_size=3)
+  assert cycle.run.calls == 2 and result.timings['rounds'] >= 4
+  assert len(fetched) == 2 * len(painter_lib._FETCHED)
+
+
+class Counted:
+  """A function that counts its calls."""
+
+  def __init__(self, function):
+    self._function = function
+    self.calls = 0
+
+  def __call__(self, *args):
+    self.calls += 1
+    return self._function(*args)
+
+  def _cache_size(self):
+    return self._function._cache_size()
