@@ -10,7 +10,7 @@ venv() {
     return
   fi
   python="$(find_python)"
-  echo "Setting up .venv with $("$python" --version): once, about a minute on a fast network ..."
+  echo "Setting up .venv with $("$python" --version): once, some minutes ..."
   "$python" -m venv .venv
   .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".$extras"
   { pwd && cat setup.cfg; } >"$stamp"

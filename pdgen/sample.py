@@ -63,7 +63,8 @@ def main(arguments: Sequence[str] | None = None):
   verdicts = [_verdict(t, world.detect) for t in result.trajectories]
   _report(result, verdicts, world.detect)
   if flags.out:
-    page = _write(pathlib.Path(flags.out), result.trajectories, verdicts, title=f'Painted by {flags.checkpoint}')
+    title = f'Painted by {pathlib.Path(flags.checkpoint).name}'
+    page = _write(pathlib.Path(flags.out), result.trajectories, verdicts, title=title)
     print(f'\nTo look at: {page}')
 
 
@@ -97,7 +98,7 @@ def _verdict(trajectory: trajectory_lib.Trajectory, detect: Callable) -> gallery
   if not trajectory.pictures:
     return False, 'no picture'
   right, reason = geneval.evaluate(trajectory.metadata, detect(trajectory.final))
-  return right, 'shows what is asked for' if right else reason
+  return right, 'shows what is asked for' if right else reason.replace('\n', '; ')
 
 
 def _report(result: painter_lib.Result, verdicts: Sequence[gallery.Verdict | None], detect: Callable):

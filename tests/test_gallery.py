@@ -118,6 +118,7 @@ def test_how_it_stopped_is_said():
   assert 'finished by itself after 4 pictures' in text
   assert 'stopped: as many pictures as allowed after 1 picture' in text
   assert 'to be continued after 0 pictures' in text
+  assert text.count('found it finished') == 1
 
 
 def test_every_way_to_stop_has_its_words():

@@ -111,6 +111,8 @@ def _article(trajectory: trajectory_lib.Trajectory, verdict: Verdict | None) -> 
   final = _image(trajectory.final, f'Final picture of: {trajectory.prompt}') if trajectory.pictures else ''
   # Direct mode has one picture and no words: it stands in the head already.
   steps = ''.join(_step(number, step) for number, step in enumerate(trajectory.steps, 1) if step.plan is not None)
+  if steps and trajectory.stop == trajectory_lib.FINISHED:
+    steps += '<li class="end">It looked at the last picture once more, and found it finished.</li>'
   return (
     f'<article><div class="head">{final}<div><h2>{_text(trajectory.prompt)}</h2>'
     f'<ul class="tags">{"".join(tags)}</ul></div></div>\n{steps and f"<ol>{steps}</ol>"}</article>'
