@@ -12,7 +12,7 @@ from jax._src import array as jax_array
 from pdgen import painter as painter_lib
 from pdgen.core import config, trajectory
 from pdgen.data import packing
-from pdgen.sampling import cache, cycle, streams
+from pdgen.sampling import cache, cycle, grammar, streams
 
 S = toy.WORDS.specials
 CFG = toy.WITH_VIT
@@ -256,6 +256,17 @@ def test_the_cache_ends_as_the_sequence_of_the_trajectory(request_and_state, for
     together = lambda span: (span[:, None] == span[None]) & (span > 0)[None]
     np.testing.assert_array_equal(together(tokens.span), together(want.span))
     np.testing.assert_allclose(kept, (k, v), atol=TOLERANCE)
+
+
+def test_the_state_ends_where_the_sequence_does(request_and_state, forwards):
+  state = jax.device_get(request_and_state[0].replace(past=None, key=None))
+  for i, (tokens, *_) in enumerate(forwards[0]):
+    assert (state.order[i], state.position[i]) == (tokens.order.max() + 1, tokens.position.max() + 1)
+    of_pictures = tokens.span > 0
+    assert state.picture_order[i] == tokens.order[of_pictures].max()
+    assert state.picture_position[i] == tokens.position[of_pictures].max() + 1
+  assert (state.status == cycle.ENDED).all() and (state.stop != cycle.RUNNING).all()
+  assert (state.lane.place == grammar.BETWEEN).all() and not state.lane.texts.any() and not state.lane.refining.any()
 
 
 def test_the_text_only_branch_holds_the_texts_as_they_are_without_pictures(request_and_state, forwards):

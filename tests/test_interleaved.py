@@ -1,6 +1,7 @@
 """The whole model on packed rows: who influences whom, and that structure options do not change results."""
 
 import dataclasses
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -155,6 +156,56 @@ def test_each_vit_token_sees_its_own_patch():
   moved = np.abs(np.asarray(model.embed_und(toy.batch(row).und, toy.batch(row).pictures) - before))[0].max(-1)
   np.testing.assert_array_equal(moved > 0, row.und.picture == 1)
   assert row.und.patch[np.argmax(moved)] == 1 * 4 + 2
+
+
+def test_each_stream_has_its_own_expert(packed_row):
+  cfg, _, z, t, batch, before = packed_row
+  g = batch.gen.copy.shape[1]
+  params = toy.params(cfg)
+  for name in ('und', 'gen'):
+    # After the last attention nothing joins the streams.
+    down = params['trunk']['layers'][name]['down']
+    kernel = down['kernel']
+    down['kernel'] = kernel.at[-1].multiply(1.5)
+    after = _hidden(state_lib.graphdef(cfg), params, batch, _padded(z, g), _padded(t, g))
+    down['kernel'] = kernel
+    moved = {stream: np.abs(getattr(after, stream) - getattr(before, stream)).max(-1) for stream in ('und', 'gen')}
+    assert moved.pop(name).min() > 0
+    [other] = moved.values()
+    np.testing.assert_array_equal(other, 0)
+
+
+def _golden_position(side):
+  """The reference's table for width 64 at (row, column) of a side x side grid: f32[side * side, 64]."""
+  table = np.load(pathlib.Path(__file__).parent / 'golden' / 'b_embeddings.npz')['sincos_d64_g12']
+  return table.reshape(12, 12, 64)[:side, :side].reshape(-1, 64)
+
+
+WIDE = dataclasses.replace(toy.WITH_VIT, width=64, image_size=24, vit=dataclasses.replace(toy.WITH_VIT.vit, patch=6))
+
+
+def test_latents_carry_their_row_and_column():
+  model = toy.model(WIDE)
+  patch = jnp.arange(9)[None]
+  z, t = jnp.ones((1, 9, 192)), jnp.full((1, 9), 0.3)
+  got = model.embed_latents(z, t, patch) - model.latent_in(z) - model.time(t)
+  np.testing.assert_allclose(got[0], _golden_position(3), atol=TOLERANCE)
+
+
+def test_vit_tokens_carry_their_row_and_column_twice():
+  params = toy.params(WIDE)
+  params['vit']['connector2'] = jax.tree.map(jnp.zeros_like, params['vit']['connector2'])
+  model = nnx.merge(state_lib.graphdef(WIDE), params)
+  row = toy.row(toy.Trajectory(prompt='p', steps=(toy.Step(draft=toy.picture(0, 24)),)), WIDE)
+  got = model.embed_und(toy.batch(row).und, toy.batch(row).pictures)[0][row.und.picture >= 0]
+  np.testing.assert_allclose(got, _golden_position(4), atol=TOLERANCE)
+  # The learned table of the encoder has max_patches = 5 entries a side.
+  rows, columns = np.divmod(np.arange(16), 4)
+  seen = []
+  vit = model.vit
+  vit.position = lambda ids: seen.append(np.asarray(ids)) or jnp.zeros((16, 16))
+  vit(jnp.zeros((1, 16, 108)), jnp.asarray(rows), jnp.asarray(columns))
+  np.testing.assert_array_equal(seen[0], rows * 5 + columns)
 
 
 def test_structure_options_change_nothing():
