@@ -10,7 +10,7 @@ def get_config():
   sequence = config.SequenceConfig(
     noised_copies=3,  # Contexts cost most of a step: each is used for three timesteps.
     drop_text=0.1,
-    verdict_weight=8.0,  # A handful of tokens decides whether a fault is found.
+    verdict_weight=5.0,  # A handful of tokens decides whether a fault is found.
   )
   return config.to_config_dict(
     config.Config(
@@ -20,7 +20,7 @@ def get_config():
         sequence=sequence, batch_size=4, und_tokens=512, gen_tokens=496, pictures=24, packing_bins=24
       ),
       train=config.TrainConfig(
-        steps=2400,
+        steps=1800,
         learning_rate=2e-3,
         b2=0.98,  # Few steps, changing gradients: a shorter memory than usual.
         warmup_steps=100,
@@ -28,11 +28,11 @@ def get_config():
         lambda_ce=0.2,
         timestep_shift=4.0,
         log_every=25,
-        eval_every=800,
-        checkpoint_every=400,
+        eval_every=600,
+        checkpoint_every=300,
         # Synthetic errors do not look like the model's own: show it those, early ones and late ones.
-        self_sample_steps=(1200, 1700),
-        self_samples=1536,
+        self_sample_steps=(900, 1350),
+        self_samples=1024,
       ),
       sampling=config.SamplingConfig(max_tokens=600, max_text_tokens=72, max_pictures=8),
       mesh=config.MeshConfig(data=2, fsdp=1, cpu_devices=2),

@@ -161,10 +161,10 @@ def test_misalignment_learns_the_plan_and_refines_at_once():
     '6 6 6 1 <|vision_start|>',
     '7 7 6 1 patch 0',
     '11 11 6 1 <|vision_end|> <|im_start|> 8',
-    '12 12 7 0 <|im_start|> <refine> 8',  # No full stop: the first sentence is the whole text.
-    '13 13 8 0 <refine> r 8',
-    '14 14 9 0 r </refine> 8',
-    '15 15 10 0 </refine> <|im_end|> 8',
+    '12 12 7 0 <|im_start|> <refine> 8',  # No full stop: no verdict but the tag.
+    '13 13 8 0 <refine> r 3',
+    '14 14 9 0 r </refine> 3',
+    '15 15 10 0 </refine> <|im_end|> 3',
     '16 16 11 0 <|im_end|> <|vision_start|> 0.5',
     '17 17 12 2 <|vision_start|>^',
     '18 18 12 2 patch 0^ flow 1',

@@ -149,7 +149,8 @@ class SequenceConfig:
     drop_clean, drop_vit: probability, for each sample, that its clean (its ViT) copies are left out. Where a
       picture keeps neither, the texts after it carry no cross-entropy: they would teach to write unseen.
     plan_weight, inspection_weight: cross-entropy weight of the tokens of plans and of inspections.
-    verdict_weight: of an inspection's first sentence, which says whether the step is right, and of the `<refine>` tag.
+    verdict_weight: of what decides: the last word of an inspection's first sentence (`This step is wrong.`), the
+      `<refine>` tag, and whether a draft ends the trajectory.
     boundary_weight: of the boundary labels (what comes after a text or a picture).
     length_weighting: divide the weights of a text by sqrt(its tokens) (BAGEL's ce_loss_reweighting).
     learn_rejected_drafts: flow loss on drafts that their own inspection rejects (ours: no).

@@ -48,7 +48,7 @@ _LATENT, _VIT = 'latent', 'vit'
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Text:
-  """A text span. weight: of its tokens; verdict: of an inspection's first sentence and of its `<refine>`."""
+  """A text span. weight: of its tokens; verdict: of an inspection's verdict and of its `<refine>`."""
 
   ids: list[int]
   learned: bool
@@ -77,12 +77,12 @@ def build(
 
   rng: draws the condition dropout. None: an inference prefix, without noised copies and without dropout.
 
-  Supervision. A text the model wrote predicts its tokens and its `im_end` (plan_weight, inspection_weight; the first
-  sentence of an inspection and its `<refine>` tag verdict_weight), then what follows it (boundary_weight): paint or
-  write again. The last kept copy of a picture predicts at its `vision_end` whether the work goes on or is finished:
-  on a draft that is a verdict, so that its weight is max(boundary_weight, verdict_weight). Nothing is learned on the
-  prompt, on what the config excludes as rejected, where the successor is unknown (a partial trajectory), or after a
-  picture that keeps no copy.
+  Supervision. A text the model wrote predicts its tokens and its `im_end` (plan_weight, inspection_weight; the last
+  word of an inspection's first sentence and its `<refine>` tag verdict_weight), then what follows it
+  (boundary_weight): paint or write again. The last kept copy of a picture predicts at its `vision_end` whether the
+  work goes on or is finished: on a draft that is a verdict, so that its weight is max(boundary_weight,
+  verdict_weight). Nothing is learned on the prompt, on what the config excludes as rejected, where the successor is
+  unknown (a partial trajectory), or after a picture that keeps no copy.
 
   A trajectory is direct when its first step has no plan: `Trajectory(prompt=.., steps=(Step(),), stop=None)` is the
   prefix of a direct painting, `steps=()` that of a process.
@@ -226,8 +226,8 @@ class _Layout:
       scale = (length - 1) ** -0.5 if cfg.length_weighting else 1.0
       weights[:-1] = [block.weight * scale] * (length - 1)
       if block.verdict is not None:
-        first = _first_sentence(ids, tokenizer)
-        weights[:first] = [block.verdict * scale] * first
+        word = _verdict(ids, tokenizer)
+        weights[word] = [block.verdict * scale] * len(weights[word])
         for i, token_id in enumerate(ids):
           if token_id == self._specials.refine:
             weights[i] = block.verdict * scale
@@ -312,9 +312,15 @@ class _Layout:
     )
 
 
-def _first_sentence(ids: list[int], tokenizer: tokenizer_lib.Tokenizer) -> int:
-  """Tokens of the first sentence: through the first full stop or exclamation mark, else all with the `im_end`."""
-  for i, token_id in enumerate(ids):
+def _verdict(ids: list[int], tokenizer: tokenizer_lib.Tokenizer) -> slice:
+  """The last word of the first sentence, `wrong.` of `This step is wrong. The ring ..`; without a sentence, nothing.
+
+  Not the whole sentence: how it begins is chosen at random, and weight on a choice is weight on noise.
+  """
+  for end, token_id in enumerate(ids):
     if token_id in tokenizer.sentence_ends:
-      return i + 1
-  return len(ids) + 1
+      start = end
+      while start and not tokenizer.decode([ids[start]]).startswith(' '):
+        start -= 1
+      return slice(start, end + 1)
+  return slice(0, 0)
