@@ -27,7 +27,7 @@ def test_paint_one_picture_runs_and_shows_what_it_promises(monkeypatch):
   monkeypatch.setenv('XLA_FLAGS', '')
   notebook = nbformat.read(FOLDER / '01_paint_one_picture.ipynb', as_version=4)
   client = nbclient.NotebookClient(
-    notebook, timeout=300, kernel_name='python3', resources={'metadata': {'path': FOLDER}}
+    notebook, timeout=600, kernel_name='python3', resources={'metadata': {'path': FOLDER}}
   )
   client.execute()
   outputs = {cell.id: cell.outputs for cell in code_cells(notebook)}
