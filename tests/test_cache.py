@@ -15,7 +15,12 @@ from pdgen.training import state as state_lib
 
 # float32 sums of another length or order, on values of size 1 to 4.
 TOLERANCE = 1e-5
-CONFIGS = {'latents': toy.MODEL, 'latents_and_vit': toy.WITH_VIT}
+# (config, slots of the cache beyond those that are used; with many, the keys are several blocks).
+CASES = {
+  'latents': (toy.MODEL, 5),
+  'latents_and_vit': (toy.WITH_VIT, 5),
+  'blockwise': (dataclasses.replace(toy.MODEL, attention='blockwise'), 300),
+}
 NOISED = dataclasses.replace(toy.PLAIN, noised_copies=2, drop_text=0.5)
 
 
@@ -43,8 +48,8 @@ def _chunks(row):
     yield np.array(members), np.flatnonzero(gen.span == name) if kind == 'span' else np.zeros(0, int)
 
 
-@pytest.mark.parametrize('cfg', CONFIGS.values(), ids=CONFIGS)
-def test_in_chunks_equals_at_once(cfg):
+@pytest.mark.parametrize(('cfg', 'spare'), CASES.values(), ids=CASES)
+def test_in_chunks_equals_at_once(cfg, spare):
   row = toy.row(toy.full_trajectory(), cfg, sequence_config=NOISED, seed=3)
   noised = row.gen.copy > 0
   rng = np.random.default_rng(0)
@@ -55,8 +60,8 @@ def test_in_chunks_equals_at_once(cfg):
   want = jax.device_get(_hidden(graphdef, params, batch, z, t))
 
   length = len(row.und.label) + len(noised)
-  free = rng.permutation(length + 5)  # Any slot will do: metadata says who sees whom.
-  past = cache.empty(cfg, batch=1, slots=length + 5)
+  free = rng.permutation(length + spare)  # Any slot will do: metadata says who sees whom.
+  past = cache.empty(cfg, batch=1, slots=length + spare)
   sizes = set()
   for u, g in _chunks(row):
     pictures = batch.pictures if (row.und.picture[u] >= 0).any() else batch.pictures[:, :0]
@@ -67,7 +72,7 @@ def test_in_chunks_equals_at_once(cfg):
     np.testing.assert_allclose(got.und, want.und[:, u], atol=TOLERANCE)
     np.testing.assert_allclose(got.gen, want.gen[:, g], atol=TOLERANCE)
     sizes.add((len(u), len(g)))
-  assert len(free) == 5
+  assert len(free) == spare
   assert sizes == {(1, 0), (2, 4)} | ({(18, 0)} if cfg.vit else set())
   # Four pictures, one of them a rejected draft: six noised copies of four patches and two boundary tokens.
   assert int((past.tokens.segment > 0).sum()) == length - 6 * 6
