@@ -9,6 +9,7 @@ from pdgen.core import config as config_lib
 def patchify(pictures: jax.Array, patch: int) -> jax.Array:
   """[..., H, W, 3] to [..., Q, patch * patch * 3]: row-major patches, each ordered (row, column, channel) (BAGEL).
 
+  >>> import numpy as np
   >>> patchify(np.arange(48.0).reshape(4, 4, 3), 2).shape
   (4, 12)
   """
