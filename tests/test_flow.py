@@ -33,6 +33,13 @@ def test_shift_keeps_the_ends_and_spends_steps_near_noise():
   np.testing.assert_allclose(times, [1, 12 / 13, 9 / 11, 2 / 3, 3 / 7, 0], rtol=1e-6)
 
 
+@pytest.mark.parametrize('shift', [0.2, 0.4, 1.0, 3.0, 4.0])
+def test_the_first_time_is_exactly_one(shift):
+  # Guidance is on up to t = 1: rounding above it would switch it off.
+  knobs = _knobs(timestep_shift=jnp.float32(shift), flow_steps=jnp.int32(5))
+  assert float(flow.time_at(jnp.int32(0), knobs)) == 1.0 and float(flow.time_at(jnp.int32(5), knobs)) == 0.0
+
+
 # One trajectory of two tokens with two channels.
 V = np.array([[[3.0, 4.0], [0.0, 1.0]]])
 V_TEXT = np.array([[[1.0, 2.0], [0.0, -1.0]]])

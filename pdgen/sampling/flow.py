@@ -25,7 +25,8 @@ def time_at(step: jax.Array, knobs: Knobs) -> jax.Array:
   [1.0, 0.8, 0.0]
   """
   t = 1.0 - step / knobs.flow_steps
-  return knobs.timestep_shift * t / (1.0 + (knobs.timestep_shift - 1.0) * t)
+  # As s t / (1 + (s - 1) t), but exactly 1 at t = 1, where rounding up would leave the guidance interval.
+  return knobs.timestep_shift * t / (knobs.timestep_shift * t + (1.0 - t))
 
 
 def guide(v: jax.Array, v_text: jax.Array | None, v_image: jax.Array | None, knobs: Knobs, *, renorm: str) -> jax.Array:
