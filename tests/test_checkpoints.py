@@ -1,6 +1,7 @@
 """What is saved comes back bit for bit; what is damaged, missing or of another run is refused by name."""
 
 import dataclasses
+import gc
 import hashlib
 import json
 import os
@@ -189,6 +190,8 @@ def test_an_array_that_changed_on_its_way_is_named(saved, tiny, mesh, monkeypatc
     restore(saved[0], tiny, mesh)
 
 
+# Orbax drops the coroutines of the other reads when one fails; they complain when they are collected.
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 def test_no_damaged_file_loads_silently(copy, saved, tiny, mesh):
   """Bytes flipped and files cut short, in arrays and in metadata: an error that names the checkpoint, or no harm."""
   step = copy / '3'
@@ -210,6 +213,7 @@ def test_no_damaged_file_loads_silently(copy, saved, tiny, mesh):
         equal(restored.state, saved[1])
         assert restored.data == POSITION
     file.write_bytes(good)
+  gc.collect()
   assert refused >= len(largest)
   equal(restore(copy, tiny, mesh).state, saved[1])
 
