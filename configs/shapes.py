@@ -1,4 +1,4 @@
-"""The small world of coloured shapes, trained from nothing on a laptop's CPU in under 45 minutes.
+"""The small world of coloured shapes, trained from nothing on a laptop's CPU in half an hour.
 
 python -m pdgen.train --config=configs/shapes.py --workdir=out/shapes
 """
