@@ -15,11 +15,12 @@ from pdgen.training import state as state_lib
 
 # float32 sums of another length or order, on values of size 1 to 4.
 TOLERANCE = 1e-5
-# (config, slots of the cache beyond those that are used; with many, the keys are several blocks).
+# (config, slots of the cache beyond those that are used; with many, the keys are several blocks). A ViT copy has enough
+# tokens to be attended to in blocks.
 CASES = {
   'latents': (toy.MODEL, 5),
   'latents_and_vit': (toy.WITH_VIT, 5),
-  'blockwise': (dataclasses.replace(toy.MODEL, attention='blockwise'), 300),
+  'blockwise': (dataclasses.replace(toy.WITH_VIT, attention='blockwise'), 300),
 }
 NOISED = dataclasses.replace(toy.PLAIN, noised_copies=2, drop_text=0.5)
 

@@ -62,9 +62,22 @@ def _attend_reference(
   return out.reshape(b, t, n, -1)
 
 
+def _prepare_blockwise(query: packed.Tokens, key: packed.Tokens) -> blockwise.Plan | jax.Array:
+  # Padding the one or two tokens of a decoding step to a block of 128 costs more than looking at every key does.
+  few = query.order.shape[1] < blockwise.BLOCK // 8
+  return _prepare_reference(query, key) if few else blockwise.prepare(query, key)
+
+
+def _attend_blockwise(
+  q: jax.Array, keys: tuple[jax.Array, ...], values: tuple[jax.Array, ...], plan: blockwise.Plan | jax.Array
+) -> jax.Array:
+  attend = blockwise.attend if isinstance(plan, blockwise.Plan) else _attend_reference
+  return attend(q, keys, values, plan)
+
+
 IMPLEMENTATIONS: dict[str, Implementation] = {
   'reference': Implementation(_prepare_reference, _attend_reference),
-  'blockwise': Implementation(blockwise.prepare, blockwise.attend),
+  'blockwise': Implementation(_prepare_blockwise, _attend_blockwise),
 }
 
 
