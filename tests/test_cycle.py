@@ -306,6 +306,16 @@ def test_the_cycle_is_one_equation_that_calls_nobody_outside():
     assert outside not in lowered
 
 
+def test_other_kinds_of_models_fit_the_program():
+  cfg = dataclasses.replace(CFG, dtype='bfloat16', prediction='x', attention='blockwise', remat='full')
+  painter = toy.painter(cfg, GREEDY)
+  starts = [painter_lib._start('ab', 'process')]
+  request = painter.request(starts, [0], [2], batch_size=1)
+  knobs, program = painter_lib.knobs(GREEDY), painter.program(GREEDY)
+  state = jax.eval_shape(lambda *a: cycle.run(painter.graphdef, *a, program), painter.params, request, knobs)
+  assert state.pictures.shape == (1, 4, 16, 16, 3) and state.past.k.dtype == 'bfloat16'
+
+
 def test_nothing_crosses_to_or_from_the_host_while_it_runs(monkeypatch):
   fetched, read = [], jax_array.ArrayImpl._value
   monkeypatch.setattr(
