@@ -9,10 +9,10 @@ venv ''
 
 cat <<'EOT'
 
-What to run next:
-  .venv/bin/python -m pdgen.sample --checkpoint=shapes --prompt='a photo of a red ring above a blue square'
-  .venv/bin/python -m pdgen.sample --help                                      mode, seed, guidance, ...
-  .venv/bin/python -m pdgen.evaluate geneval --checkpoint=shapes --per_task=20 the score, with intervals
-  .venv/bin/python -m pdgen.train --config=configs/shapes.py --workdir=out/shapes     train that model from nothing
-  bash launch/test.sh                                                          every check of the project
+What to run next (after: source .venv/bin/activate)
+  python -m pdgen.sample --prompt='a photo of a red ring and a blue square' --out=out/mine   a prompt of yours
+  python -m pdgen.sample --help                                                              seed, guidance, ...
+  python -m pdgen.evaluate geneval --per_task=20                                             the score
+  python -m pdgen.train --config=configs/shapes.py --workdir=out/shapes                      train it from nothing
+  bash launch/test.sh                                                                        every check
 EOT

@@ -2,7 +2,7 @@
 
     import pdgen
     painter = pdgen.load('shapes')
-    result = pdgen.sample(painter, ['a photo of a red ring above a blue square'])
+    result = pdgen.sample(painter, ['a photo of a red ring and a blue square'])
     result.trajectories[0].final  # uint8[32, 32, 3]
 
 Importing pdgen imports nothing else: the three names below arrive, and JAX with them, when first used.
