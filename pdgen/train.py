@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import json
 import pathlib
+import shutil
 import signal
 import threading
 from collections.abc import Iterator
@@ -46,6 +47,8 @@ def train(config: config_lib.Config, workdir: pathlib.Path) -> state_lib.TrainSt
     saved = stack.enter_context(checkpoints.Checkpointer(workdir / checkpoints.CHECKPOINTS, keep=cfg.keep_checkpoints))
     if saved.latest is None:
       state, start, position = state_lib.create(config, mesh), 0, None
+      # Left by a run that ended before its first checkpoint, maybe of another configuration.
+      shutil.rmtree(_self_sampled_file(workdir, 0).parent, ignore_errors=True)
     else:
       restored = saved.restore(state_lib.abstract(config, mesh), config=config)
       state, start, position = restored.state, restored.step, restored.data

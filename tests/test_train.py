@@ -89,6 +89,9 @@ def test_a_run_writes_metrics_checkpoints_drafts_and_a_model(finished, tiny, cap
 
 @pytest.mark.parametrize('stop', [2, 5], ids=['before the drafts', 'after the drafts'])
 def test_resumed_equals_never_stopped(finished, tiny, tmp_path, monkeypatch, stop, capsys):
+  # Drafts of an earlier run that never came to a checkpoint are not taken for this run's.
+  (tmp_path / 'self_sampled').mkdir()
+  (tmp_path / 'self_sampled' / '0000004.npz').write_bytes(b'stale')
   with monkeypatch.context() as patch:
     at_batch(patch, stop, terminate)
     before = signal.getsignal(signal.SIGTERM)
