@@ -64,14 +64,15 @@ def _assert_same(got, want):
     assert difference.max() <= 1 and np.mean(difference > 0) < 0.01
 
 
+def _random_pair(i, **changes):
+  """Two trajectories of writers that choose at random."""
+  sampling = dataclasses.replace(GREEDY, temperature=0.6 + 0.4 * (i % 2), **changes)
+  return _sample(['ab', f'{i} rings'], [i, 100 + i], sampling=sampling)
+
+
 @pytest.fixture(scope='module')
 def many():
-  """Eighty trajectories of writers that choose at random."""
-  out = []
-  for i in range(40):
-    sampling = dataclasses.replace(GREEDY, temperature=0.6 + 0.4 * (i % 2))
-    out += _sample(['ab', f'{i} rings'], [i, 100 + i], sampling=sampling)
-  return out
+  return [got for i in range(40) for got in _random_pair(i)]
 
 
 def test_every_path_is_taken(many):
@@ -194,10 +195,14 @@ def test_an_edited_plan_is_kept_and_changes_what_follows():
   assert np.abs(got[0].pictures[0].astype(int) - got[1].pictures[0]).max() > 5
 
 
+# Scale one but for its last digit, which puts the branch and its part of the cache into the program.
+NO_IMAGE_GUIDANCE = dict(image_guidance=1.0 + 1e-6, image_guidance_branch=True)
+
+
 @pytest.fixture(scope='module')
 def request_and_state():
   """What was asked of the cycle and what it ended with, and the trajectories, for the program with all branches."""
-  sampling = dataclasses.replace(GREEDY, image_guidance=1.0 + 1e-6, image_guidance_branch=True)
+  sampling = dataclasses.replace(GREEDY, **NO_IMAGE_GUIDANCE)
   starts = [painter_lib._start(p, 'process') for p in ('ab', 'a longer prompt', TWO_PICTURES)]
   request = PAINTER.request(starts, [3, 4, 99], [4, 4, 2], batch_size=3)
   state = cycle.run(PAINTER.graphdef, PAINTER.params, request, painter_lib.knobs(sampling), PAINTER.program(sampling))
@@ -205,10 +210,13 @@ def request_and_state():
   return state, [painter_lib._finish(s, host, i, toy.WORDS) for i, s in enumerate(starts)]
 
 
-def test_guidance_by_pictures_of_scale_one_is_none(request_and_state):
+def test_guidance_by_pictures_of_scale_one_is_none(request_and_state, many):
   _, got = request_and_state
   for with_branch, without in zip(got, _sample(['ab', 'a longer prompt'], [3, 4]), strict=False):
     _assert_same(with_branch, without)
+  # The cap of tokens is the same, too, though the cache is twice as long.
+  capped = next(i for i, t in enumerate(many) if t.stop == 'token_cap')
+  _assert_same(_random_pair(capped // 2, **NO_IMAGE_GUIDANCE)[capped % 2], many[capped])
 
 
 @pytest.fixture(scope='module')
