@@ -1,4 +1,4 @@
-"""The small world of coloured shapes, trained from nothing on a laptop's CPU in half an hour.
+"""The small world of coloured shapes, trained from nothing on a laptop's CPU in three quarters of an hour.
 
 python -m pdgen.train --config=configs/shapes.py --workdir=out/shapes
 """
@@ -15,24 +15,32 @@ def get_config():
   return config.to_config_dict(
     config.Config(
       name='shapes',
-      model=config.ModelConfig(prediction='x', min_t=0.2, attention='blockwise'),
+      model=config.ModelConfig(prediction='x', min_t=0.2, attention='blockwise', scan_layers=False),
       data=config.DataConfig(
-        sequence=sequence, batch_size=4, und_tokens=512, gen_tokens=496, pictures=24, packing_bins=24
+        mixture=(('multi_turn', 0.48), ('conflict', 0.22), ('misalignment', 0.25), ('direct', 0.05)),
+        sequence=sequence,
+        batch_size=4,
+        und_tokens=512,
+        gen_tokens=496,
+        pictures=24,
+        packing_bins=24,
       ),
       train=config.TrainConfig(
-        steps=1800,
-        learning_rate=2e-3,
+        steps=3100,
+        # 2/3 of AdamW's steps to the same losses (over the first 500); each takes 1.15 times as long.
+        optimizer='muon',
+        learning_rate=4e-3,
         b2=0.98,  # Few steps, changing gradients: a shorter memory than usual.
         warmup_steps=100,
         ema_decay=0.998,
         lambda_ce=0.2,
         timestep_shift=4.0,
         log_every=25,
-        eval_every=600,
+        eval_every=1000,
         checkpoint_every=300,
         # Synthetic errors do not look like the model's own: show it those, early ones and late ones.
-        self_sample_steps=(900, 1350),
-        self_samples=1024,
+        self_sample_steps=(1200, 1900, 2600),
+        self_samples=1536,
       ),
       sampling=config.SamplingConfig(max_tokens=600, max_text_tokens=72, max_pictures=8),
       mesh=config.MeshConfig(data=2, fsdp=1, cpu_devices=2),

@@ -7,7 +7,7 @@ import pytest
 
 from pdgen.core import config as config_lib
 from pdgen.core import sharding
-from pdgen.training import flops
+from pdgen.training import flops, optimizer
 from pdgen.training import state as state_lib
 from pdgen.training import step as step_lib
 
@@ -51,6 +51,17 @@ def test_the_analytic_count_is_within_five_percent_of_the_compiled_one(tiny, bat
   for part in ('projections', 'mlp', 'attention', 'vocabulary', 'vit'):
     assert counted[part] > 0.08 * counted['total']
   assert counted['total'] == pytest.approx(compiled_flops(config, batch), rel=0.05)
+
+
+def test_muon_adds_its_newton_schulz_iterations(tiny):
+  muon = dataclasses.replace(tiny, train=dataclasses.replace(tiny.train, optimizer='muon'))
+  added = flops.train_flops(muon)['optimizer']
+  matrices = [
+    leaf.shape[-2:] for name, leaf in sharding.named_leaves(state_lib.abstract_params(tiny.model))
+    if optimizer.is_muon(name) for _ in range(leaf.shape[0])
+  ]  # fmt: skip
+  assert added == sum(5 * (4 * min(m) ** 2 * max(m) + 2 * min(m) ** 3) for m in matrices)
+  assert flops.train_flops(muon)['total'] == flops.train_flops(tiny)['total'] + added
 
 
 def test_padding_and_rows_are_counted(tiny):

@@ -55,6 +55,31 @@ def test_directions_equal_optax_adamw():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), mine, theirs)
 
 
+def test_muon_orthogonalises_each_matrix_of_the_layers_and_leaves_the_rest_to_adam():
+  rng = np.random.default_rng(0)
+  cfg = config_lib.TrainConfig(optimizer='muon', clip_norm=0.0)
+  grads = {
+    'layers': {'q': {'kernel': jnp.asarray(rng.normal(size=(2, 8, 12)), jnp.float32), 'bias': jnp.ones((2, 12))}},
+    'head': {'kernel': jnp.asarray(rng.normal(size=(8, 4)), jnp.float32)},
+  }
+  tx = optimizer.direction(cfg)
+  updates, _ = tx.update(grads, tx.init(grads), grads)
+  for got, gradient in zip(updates['layers']['q']['kernel'], grads['layers']['q']['kernel'], strict=True):
+    left, _, right = np.linalg.svd(np.asarray(gradient), full_matrices=False)
+    singular = np.diag(left.T @ np.asarray(got) @ right.T)
+    np.testing.assert_allclose(got, (left * singular) @ right, atol=1e-4)  # The gradient's own singular vectors,
+    assert np.all(np.abs(singular / (0.2 * 12**0.5) - 1.0) < 0.35)  # all about as long: Newton-Schulz is rough.
+  adam = optimizer.direction(dataclasses.replace(cfg, optimizer='adamw'))
+  same, _ = adam.update(grads, adam.init(grads), grads)
+  np.testing.assert_allclose(updates['head']['kernel'], same['head']['kernel'])
+  np.testing.assert_allclose(updates['layers']['q']['bias'], same['layers']['q']['bias'])
+
+
+def test_an_unknown_optimizer_is_named():
+  with pytest.raises(ValueError, match=r"Unknown optimizer 'sgd'. Known: \['adamw', 'muon'\]"):
+    optimizer.direction(config_lib.TrainConfig(optimizer='sgd'))
+
+
 def test_the_average_forgets_the_start_and_then_follows_slowly():
   cfg = config_lib.TrainConfig(ema_decay=0.9)
 

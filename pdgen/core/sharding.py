@@ -39,6 +39,7 @@ RULES: tuple[tuple[str, P], ...] = (
   (r'vit/(patch_embedding|connector[12])/bias', P()),
   (r'vit/position/table', P()),
   (r'vit/post_norm/(scale|bias)', P()),
+  (r'ns_coeffs', P()),  # Constants in the state of Muon.
 )
 
 

@@ -3,7 +3,8 @@
 Two a multiply-add. Padding is included: shapes are static and every slot of a row is computed. Backward is twice the
 forward of each matmul, but once where the input needs no gradient (the first layer on latents, time and patches).
 Elementwise work is counted only where it is of the order of a matmul: the softmax of attention (reference
-implementation, which computes every pair of tokens whether visible or not) and of the vocabulary.
+implementation, which computes every pair of tokens whether visible or not) and of the vocabulary. Of the optimizer,
+Muon's orthogonalisation is counted; the rest is elementwise.
 """
 
 from pdgen.core import config as config_lib
@@ -32,9 +33,21 @@ def train_flops(config: config_lib.Config) -> dict[str, float]:
     'latents': gen * (4 + 6) * channels * width,
     'time': gen * (4 * 256 + 6 * width) * width,
     'vit': _vit(config),
+    'optimizer': _newton_schulz(config) if config.train.optimizer == 'muon' else 0,
   }
   parts = {name: float(flops) for name, flops in parts.items()}
   return {**parts, 'total': sum(parts.values())}
+
+
+def _newton_schulz(config: config_lib.Config) -> int:
+  """Five iterations a matrix: X X^T, its square, and its product with X. Once a step, however many rows it has."""
+  cfg, vit = config.model, config.model.vit
+  inner, kv = cfg.num_heads * cfg.head_dim, cfg.num_kv_heads * cfg.head_dim
+  expert = 2 * [(cfg.width, inner)] + 2 * [(cfg.width, kv)] + 3 * [(cfg.width, cfg.mlp_dim)]
+  matrices = 2 * cfg.depth * expert
+  if vit is not None:
+    matrices += vit.depth * (4 * [(vit.width, vit.width)] + 2 * [(vit.width, vit.mlp_dim)])
+  return sum(5 * (4 * min(m) ** 2 * max(m) + 2 * min(m) ** 3) for m in matrices)
 
 
 def _vit(config: config_lib.Config) -> int:

@@ -1,23 +1,62 @@
-"""AdamW in two halves: optax gives the direction, the step scales it by a learning rate that follows the step count."""
+"""AdamW or Muon in two halves: optax gives the direction, the step scales it by a rate that follows the step count."""
 
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 from pdgen.core import config as config_lib
 from pdgen.core import sharding
 
 
 def direction(cfg: config_lib.TrainConfig) -> optax.GradientTransformation:
-  """Gradients to the AdamW direction, without the learning rate: clip by global norm, Adam, decoupled decay.
+  """Gradients to a direction, without the learning rate: clip by global norm, the optimizer, decoupled decay.
 
   The learning rate is left to `apply`, which reads it off the step of the run: a skipped update then delays nothing.
+
+  Raises: ValueError for an unknown cfg.optimizer.
   """
+  if cfg.optimizer not in _OPTIMIZERS:
+    raise ValueError(f'Unknown optimizer {cfg.optimizer!r}. Known: {sorted(_OPTIMIZERS)}')
   return optax.chain(
     optax.clip_by_global_norm(cfg.clip_norm) if cfg.clip_norm else optax.identity(),
-    optax.scale_by_adam(b1=cfg.b1, b2=cfg.b2),
+    _OPTIMIZERS[cfg.optimizer](cfg),
     optax.add_decayed_weights(cfg.weight_decay, mask=decayed) if cfg.weight_decay else optax.identity(),
   )
+
+
+def _adam(cfg: config_lib.TrainConfig) -> optax.GradientTransformation:
+  return optax.scale_by_adam(b1=cfg.b1, b2=cfg.b2)
+
+
+def _muon(cfg: config_lib.TrainConfig) -> optax.GradientTransformation:
+  """Muon on the matrices of the trunk's layers, Adam on the rest.
+
+  Updates of matrices have the root mean square 0.2, that of Adam's (Liu et al., arXiv 2502.16982): one learning rate
+  serves both.
+  """
+  scaled = optax.stateless(lambda updates, _: jax.tree.map(lambda x: 0.2 * max(x.shape[-2:]) ** 0.5 * x, updates))
+  muon = optax.chain(optax.contrib.scale_by_muon(weight_dimension_numbers=_matrices), scaled)
+  return optax.partition(
+    {'muon': muon, 'adam': _adam(cfg)},
+    lambda params: sharding.map_named(lambda name, _: 'muon' if is_muon(name) else 'adam', params),
+  )
+
+
+_OPTIMIZERS = {'adamw': _adam, 'muon': _muon}
+
+
+def is_muon(name: str) -> bool:
+  """Whether Muon (where it is chosen) updates the parameter of that path: matrices that map hidden to hidden.
+
+  Not embeddings, heads and latent projections: their inputs or outputs have axes of their own (Jordan, 2024).
+  """
+  return '/layers/' in name and name.endswith('/kernel')
+
+
+def _matrices(params):
+  """The last two axes of each array are a matrix, those before them (stacked layers) a batch."""
+  return jax.tree.map(lambda x: optax.contrib.MuonDimensionNumbers(x.ndim - 2, x.ndim - 1), params)
 
 
 def decayed(params) -> dict:
