@@ -42,6 +42,10 @@ class VitConfig:
     width, depth, num_heads, mlp_dim: of the encoder; GELU-tanh, LayerNorm, biases everywhere.
     patch: pixels a side of a patch.
     max_patches: patches a side of the learned position table, and of the fixed one added after the connector.
+    image_size: pixels a side at which it sees the model's pictures; 0: as large as they are. (BAGEL: at most 980, 14
+      a patch, of pictures of at most 1024, 16 a patch.)
+    interpolate_positions: spread the position ids of a picture over the whole table (BAGEL's `interpolate_pos`; not in
+      the released model, whose ids are row * max_patches + column).
   """
 
   width: int = 96
@@ -50,19 +54,59 @@ class VitConfig:
   mlp_dim: int = 256
   patch: int = 8
   max_patches: int = 4
+  image_size: int = 0
+  interpolate_positions: bool = False
+
+
+@dataclasses.dataclass(**_FROZEN)
+class VaeConfig:
+  """The FLUX autoencoder; defaults are those of the released one (BAGEL's `load_ae`).
+
+  Attributes:
+    width: channels of the finest level.
+    multipliers: channels of each level as a multiple of width; every level after the first halves the sides.
+    blocks: residual blocks a level (one more in the decoder).
+    channels: of a latent.
+    groups: of every group norm.
+    scale, shift: a latent is scale * (z - shift).
+    sample_posterior: training draws its clean latents from the posterior instead of taking the mean (BAGEL).
+  """
+
+  width: int = 128
+  multipliers: tuple[int, ...] = (1, 2, 4, 4)
+  blocks: int = 2
+  channels: int = 16
+  groups: int = 32
+  scale: float = 0.3611
+  shift: float = 0.1159
+  sample_posterior: bool = True
+
+  @property
+  def downsample(self) -> int:
+    """Pixels a side of one latent."""
+    return 2 ** (len(self.multipliers) - 1)
 
 
 @dataclasses.dataclass(**_FROZEN)
 class CodecConfig:
-  """Between pixels and latents. `pixel`: patches of pixels scaled to [-1, 1], the small world's "VAE".
+  """Between pixels and latents.
 
   Attributes:
-    kind: name in `models.latents.CODECS`.
+    kind: name in `models.latents.CODECS`. `pixel`: patches of pixels scaled to [-1, 1], the small world's "VAE".
+      `flux`: the autoencoder `vae`, frozen; patch / downsample latents a side make one gen token (BAGEL: 2).
     patch: pixels a side that make one gen token.
+    vae: of `flux`.
   """
 
   kind: str = 'pixel'
   patch: int = 8
+  vae: VaeConfig | None = None
+
+  def __post_init__(self):
+    if (self.kind == 'flux') != (self.vae is not None):
+      raise ValueError(f'Codec {self.kind!r} with {self.vae=}: `flux`, and no other codec, needs a VaeConfig.')
+    if self.vae is not None and self.patch % self.vae.downsample:
+      raise ValueError(f'{self.patch=} must be a multiple of the {self.vae.downsample} pixels a side of one latent.')
 
 
 @dataclasses.dataclass(**_FROZEN)
@@ -118,7 +162,18 @@ class ModelConfig:
 
   @property
   def vit_tokens(self) -> int:
-    return (self.image_size // self.vit.patch) ** 2 if self.vit else 0
+    """ViT tokens of a picture."""
+    return self.vit_grid**2 if self.vit else 0
+
+  @property
+  def vit_size(self) -> int:
+    """Pixels a side at which the ViT sees pictures; 0 without a ViT."""
+    return (self.vit.image_size or self.image_size) if self.vit else 0
+
+  @property
+  def vit_grid(self) -> int:
+    """ViT tokens a side of a picture; 0 without a ViT."""
+    return self.vit_size // self.vit.patch if self.vit else 0
 
   def __post_init__(self):
     if self.num_heads % self.num_kv_heads:
@@ -130,10 +185,12 @@ class ModelConfig:
     if self.latent_grid > self.max_latent_size:
       raise ValueError(f'{self.latent_grid} latent patches a side, but {self.max_latent_size=}.')
     if self.vit is not None:
-      if self.image_size % self.vit.patch:
-        raise ValueError(f'{self.image_size=} must be a multiple of {self.vit.patch=}.')
-      if self.image_size // self.vit.patch > self.vit.max_patches:
-        raise ValueError(f'{self.image_size // self.vit.patch} ViT patches a side, but {self.vit.max_patches=}.')
+      if self.vit_size % self.vit.patch:
+        raise ValueError(
+          f'{self.vit_size=} (vit.image_size, or else image_size) must be a multiple of {self.vit.patch=}.'
+        )
+      if self.vit_grid > self.vit.max_patches:
+        raise ValueError(f'{self.vit_grid} ViT patches a side, but {self.vit.max_patches=}.')
 
 
 @dataclasses.dataclass(**_FROZEN)

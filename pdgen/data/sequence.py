@@ -8,7 +8,7 @@ The layout of a direct trajectory without prompt words, pictures of 2x2 latent p
 >>> import numpy as np
 >>> from pdgen.core import config, trajectory
 >>> from pdgen.data import tokenizer
->>> model = config.ModelConfig(image_size=16, codec=config.CodecConfig(patch=8))
+>>> model = config.ModelConfig(image_size=16, codec=config.CodecConfig(patch=8), max_latent_size=2)
 >>> picture = np.zeros([16, 16, 3], np.uint8)
 >>> direct = trajectory.Trajectory(prompt='', steps=(trajectory.Step(draft=picture),))
 >>> words = tokenizer.load('shapes')
@@ -194,6 +194,8 @@ class _Layout:
 
   def __init__(self, specials: config_lib.Specials, model: config_lib.ModelConfig):
     self._specials = specials
+    side = model.latent_grid
+    self._latent_ids = packed.position_ids(side, side, model.max_latent_size)
     self._latents = model.latent_tokens
     self._vit = model.vit_tokens
     self._has_vit = model.vit is not None
@@ -304,7 +306,7 @@ class _Layout:
       gen=packed.GenStream(
         tokens=packed.Tokens(*(field[of_gen] for field in tokens)),
         picture=picture[of_gen],
-        patch=patch[of_gen],
+        patch=self._latent_ids[patch[of_gen]],
         copy=copy[of_gen],
         weight=(copy[of_gen] > 0).astype(np.float32),
       ),

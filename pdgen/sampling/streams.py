@@ -39,10 +39,11 @@ def no_gen(batch: int) -> packed.GenStream:
   return packed.GenStream(packed.Tokens(*(none,) * len(packed.Tokens._fields)), none, none, none, none)
 
 
-def gen(tokens: packed.Tokens, patches: int) -> packed.GenStream:
-  """Whole copies of picture 0, one after the other, each of `patches` tokens."""
+def gen(cfg: config_lib.ModelConfig, tokens: packed.Tokens) -> packed.GenStream:
+  """Whole copies of picture 0, one after the other."""
   zeros = jnp.zeros_like(tokens.order)
-  patch = jnp.broadcast_to(jnp.arange(tokens.order.shape[1]) % patches, zeros.shape)
+  ids = packed.position_ids(cfg.latent_grid, cfg.latent_grid, cfg.max_latent_size)
+  patch = jnp.broadcast_to(jnp.tile(ids, tokens.order.shape[1] // len(ids)), zeros.shape)
   return packed.GenStream(tokens, zeros, patch, zeros, jnp.zeros(zeros.shape))
 
 
@@ -89,7 +90,7 @@ def noised_copies(
     for offsets in ([0, q + 1], list(range(1, q + 1)))
   )
   ids = jnp.array([[specials.vision_start, specials.vision_end] * len(branches)])
-  return boundaries(und, ids), gen(latent, q)
+  return boundaries(und, ids), gen(cfg, latent)
 
 
 def seen_copies(
@@ -126,4 +127,4 @@ def seen_copies(
   und = boundaries(tokens(offsets, copy), jnp.array([ids]))
   row = lambda values: jnp.broadcast_to(jnp.array([values]), und.token_id.shape)
   und = und._replace(patch=row(patch), picture=row(picture))
-  return und, gen(tokens(list(range(1, q + 1)), [0] * q), q)
+  return und, gen(cfg, tokens(list(range(1, q + 1)), [0] * q))

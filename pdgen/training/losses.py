@@ -16,16 +16,18 @@ def flow_and_text_loss(
   """L = lambda_ce * CE + MSE (paper), each a weighted mean over the supervised tokens of the whole batch.
 
   Every noised copy draws one timestep; z_t = t * noise + (1 - t) * clean, and the velocity is noise - clean (paper,
-  BAGEL). A model that predicts x is scored on the velocity that its x implies, with t clamped to `model.min_t` where
-  that divides by t. A batch without supervised text (or without noised copies) has CE (or MSE) 0.
+  BAGEL); clean is drawn from the posterior of a codec that has one, if the config says so. A model that predicts x is
+  scored on the velocity that its x implies, with t clamped to `model.min_t` where that divides by t. A batch without
+  supervised text (or without noised copies) has CE (or MSE) 0.
 
   Returns: the loss, and float32 scalars: loss, ce, mse, text_accuracy (share of supervised tokens whose label is the
   most likely one), verdict_accuracy (the same over tokens weighted above all ordinary text, if the config weights
   verdicts so), text_tokens and flow_tokens (supervised), und_tokens and gen_tokens (not padding).
   """
   key_t, key_noise = jax.random.split(key)
+  key_posterior = jax.random.fold_in(key, 2) if _draws_from_posterior(config.model.codec) else None
   t = timesteps(key_t, batch.gen.copy, shift=config.train.timestep_shift)
-  clean = model.clean_latents(batch).astype(jnp.float32)
+  clean = model.clean_latents(batch, key_posterior).astype(jnp.float32)
   noise = jax.random.normal(key_noise, clean.shape, jnp.float32)
   z = t[..., None] * noise + (1.0 - t[..., None]) * clean
   und_hidden, gen_hidden = model.hidden(batch, z, t)
@@ -40,6 +42,10 @@ def flow_and_text_loss(
     'gen_tokens': jnp.sum(batch.gen.tokens.segment > 0).astype(jnp.float32),
   }
   return loss, {'loss': loss, 'ce': ce, 'mse': mse, **text_metrics, **flow_metrics, **counts}
+
+
+def _draws_from_posterior(codec: config_lib.CodecConfig) -> bool:
+  return codec.vae is not None and codec.vae.sample_posterior
 
 
 def timesteps(key: jax.Array, copy: jax.Array, *, shift: float) -> jax.Array:

@@ -13,6 +13,8 @@ from pdgen.core import sharding
 from pdgen.models import interleaved
 from pdgen.training import optimizer
 
+FROZEN = ('codec',)  # Parts of the model that never learn: the autoencoder (BAGEL).
+
 
 class TrainState(struct.PyTreeNode):
   """Parameters are nested dicts of arrays; `nnx.merge(graphdef, trainable, frozen)` is the model."""
@@ -93,11 +95,12 @@ def _abstract_model(cfg: config_lib.ModelConfig) -> interleaved.Interleaved:
 
 def _initial(config: config_lib.Config) -> TrainState:
   model = interleaved.Interleaved(config.model, rngs=nnx.Rngs(params=keys(config.seed)[0]))
-  trainable = nnx.to_pure_dict(nnx.split(model, nnx.Param)[1])
+  params = nnx.to_pure_dict(nnx.split(model, nnx.Param)[1])
+  trainable = {name: part for name, part in params.items() if name not in FROZEN}
   return TrainState(
     step=jnp.int32(0),
     trainable=trainable,
-    frozen={},
+    frozen={name: part for name, part in params.items() if name in FROZEN},
     ema=jax.tree.map(jnp.copy, trainable),  # Donated arrays may not be shared.
     opt_state=optimizer.direction(config.train).init(trainable),
     bad_steps=jnp.int32(0),
