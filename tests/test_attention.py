@@ -1,12 +1,16 @@
 """Every attention implementation against the reference, forward and backward, on packed rows with pictures."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pdgen.core import masks, packed
+from pdgen.core import masks, packed, sharding
 from pdgen.models import attention
+from pdgen.training import state as state_lib
+from pdgen.training import step as step_lib
 
 # float32 sums in another order: a few units in the last place of values near 1.
 TOLERANCE = 2e-5
@@ -94,3 +98,20 @@ def test_blockwise_never_builds_the_whole_matrix():
 def test_an_unknown_name_lists_the_known_ones():
   with pytest.raises(ValueError, match='blockwise'):
     attention.implementation('flash')
+
+
+def test_memory_of_a_train_step_grows_linearly_with_the_row(tiny):
+  """Of the compiled step, loss, optimizer and all: twice the tokens, at most a little more than twice the memory."""
+  model = dataclasses.replace(tiny.model, attention='blockwise', remat='full')
+
+  def temporaries(tokens):
+    data = dataclasses.replace(tiny.data, batch_size=1, und_tokens=tokens, gen_tokens=tokens, pictures=tokens // 16)
+    config = dataclasses.replace(tiny, model=model, data=data)
+    mesh = sharding.make_mesh(tiny.mesh)
+    step = step_lib.make(config, mesh).lower(state_lib.abstract(config, mesh), step_lib.abstract_batch(config))
+    return step.compile().memory_analysis().temp_size_in_bytes
+
+  used = [temporaries(tokens) for tokens in (2048, 4096, 8192)]
+  assert used[1] < 2.1 * used[0] and used[2] < 2.1 * used[1], used
+  # One float32 [T, T] of one head alone would be four times all of it.
+  assert used[2] < 16384**2 * 4 / 4

@@ -242,6 +242,8 @@ class DataConfig:
     und_tokens, gen_tokens, pictures: budgets of a row. Both token budgets fill up only when their ratio is that of the
       data: `python -m pdgen.data.pipeline` prints it.
     packing_bins: rows' worth of samples that wait for the packer; more, fuller rows, more latency on the first batch.
+    shards: packers that the rows of a batch are dealt out to, and that the processes of a run share out: it may go on
+      with any number of processes that divides them. Another number of shards makes other batches.
     workers: worker processes; 0 makes the data in a thread of the main process.
     prefetch: batches made ahead.
     self_share: share of self-sampled trajectories once there are some (see TrainConfig.self_sample_steps).
@@ -256,6 +258,7 @@ class DataConfig:
   gen_tokens: int = 272
   pictures: int = 20
   packing_bins: int = 16
+  shards: int = 1
   workers: int = 0
   prefetch: int = 4
   self_share: float = 0.25
@@ -271,6 +274,7 @@ class TrainConfig:
     learning_rate, warmup_steps, final_lr_fraction: linear warm-up, then one cosine down to the fraction.
     b1, b2, weight_decay, clip_norm: AdamW; gradients clipped to a global norm (0: never). Decay only on matrices.
     ema_decay: of the averaged parameters that are sampled from; min(decay, (1 + step) / (10 + step)) early on.
+    loss_chunk: und tokens of a device whose logits exist at once (recomputed in the backward pass); 0: all of them.
     lambda_ce: L = lambda_ce * CE + MSE (paper; its value is not printed).
     timestep_shift: s in t <- s t / (1 + (s - 1) t).
     log_every, eval_every, checkpoint_every: steps between metric lines, picture strips with scores, checkpoints.
@@ -293,6 +297,7 @@ class TrainConfig:
   weight_decay: float = 0.0
   clip_norm: float = 1.0
   ema_decay: float = 0.998
+  loss_chunk: int = 0
   lambda_ce: float = 0.25
   timestep_shift: float = 1.0
   log_every: int = 50

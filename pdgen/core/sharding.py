@@ -1,22 +1,28 @@
 """Where every array lives: one mesh, one table from parameter paths to partitions.
 
 Rows of a batch are split over `data` and `fsdp`; weights over `fsdp` (gathered where they are used) and `tensor`
-(heads and MLP columns); `sequence` splits the tokens of a row.
+(heads and MLP columns); `sequence` splits the tokens of a row, each stream into equal parts.
+
+Inputs and outputs of a compiled program carry their shardings. What it computes in between asks `active` for the mesh,
+which the step sets while it is traced (`jax.sharding.use_abstract_mesh`); without one, nothing is split.
 """
 
+import functools
 import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from pdgen.core import config as config_lib
 
 AXES = ('data', 'fsdp', 'tensor', 'sequence')
+ROWS = ('data', 'fsdp')  # The axes that the rows of a batch are split over.
 
 # Path of a parameter (the end of the path in an optimizer state) to its partition. Exactly one rule matches a path.
 # Stacked layers have a leading axis that is never split. Vectors are replicated, but for those of split columns.
@@ -94,28 +100,131 @@ def spec(name: str) -> P:
 
 
 def rows(mesh: Mesh) -> NamedSharding:
-  """Of every array of a batch: rows over data and fsdp."""
-  return NamedSharding(mesh, P(('data', 'fsdp')))
+  """Of every array of a batch: rows over data and fsdp; the second axis (tokens, pictures, patches) over sequence."""
+  return NamedSharding(mesh, P(ROWS, 'sequence'))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, P())
 
 
-def put_batch(batch: Any, mesh: Mesh) -> Any:
-  """This process's rows of a batch (numpy) to global arrays, split over the mesh.
+def data_share(mesh: Mesh) -> tuple[int, int]:
+  """(index, count): which of the equal shares of a batch's rows this process makes.
 
-  Raises: ValueError when the rows do not divide among the devices.
+  Processes whose devices hold the same rows (where `tensor` or `sequence` reach across them) make the same share.
+
+  Raises: ValueError when the rows of the processes overlap in part.
   """
-  sharding = rows(mesh)
-  ways = mesh.shape['data'] * mesh.shape['fsdp']
-  total = len(jax.tree.leaves(batch)[0]) * jax.process_count()
+  held = {}
+  for process in sorted({device.process_index for device in mesh.devices.flat}):
+    held[process] = _row_blocks(mesh, process)
+  shares = sorted(set(held.values()))
+  if sum(len(share) for share in shares) != len(set().union(*shares)):
+    raise ValueError(
+      f'The devices of a process hold rows in part: {held}. Choose config.mesh so that tensor x sequence divides the '
+      f'devices of a process, or is a multiple of them.'
+    )
+  return shares.index(held[jax.process_index()]), len(shares)
+
+
+def put_batch(batch: Any, mesh: Mesh) -> Any:
+  """This process's share of the rows of a batch (numpy) to global arrays, split over the mesh.
+
+  Raises: ValueError when the rows, or what a row holds, do not divide among the devices.
+  """
+  sharding, ways, parts = rows(mesh), math.prod(mesh.shape[axis] for axis in ROWS), mesh.shape['sequence']
+  count = data_share(mesh)[1]
+  total = len(jax.tree.leaves(batch)[0]) * count
   if total % ways:
     raise ValueError(
       f'A batch of {total} rows does not divide among data x fsdp = {ways} devices. '
       f'Set config.data.batch_size to a multiple of {ways}, or config.mesh to fewer devices.'
     )
-  return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
+  blocks = _row_blocks(mesh, jax.process_index())
+
+  def put(path: tuple[Any, ...], x: Any) -> jax.Array:
+    x = np.asarray(x)
+    if x.shape[1] % parts:
+      raise ValueError(
+        f'{_name(path)} {list(x.shape)}: {x.shape[1]} does not divide among sequence = {parts} devices. Set '
+        f'und_tokens, gen_tokens, pictures and the like of config.data to multiples of {parts}.'
+      )
+
+    def piece(index: tuple[slice, ...]) -> np.ndarray:
+      start, stop, _ = index[0].indices(total)
+      local = blocks.index(start * ways // total) * (total // ways)
+      return x[(slice(local, local + stop - start), *index[1:])]
+
+    return jax.make_array_from_callback((total, *x.shape[1:]), sharding, piece)
+
+  return jax.tree_util.tree_map_with_path(put, batch)
+
+
+def active() -> AbstractMesh | None:
+  """The mesh of the program that is being traced; None where it runs on one device or was told of no mesh."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return None if mesh.empty or mesh.size == 1 else mesh
+
+
+def parts(axis: str) -> int:
+  """Devices along an axis of the active mesh; 1 without one."""
+  mesh = active()
+  return 1 if mesh is None else mesh.shape[axis]
+
+
+def constrain(x: jax.Array, *partition: Any) -> jax.Array:
+  """x, split so over the active mesh. An axis that does not divide its dimension is left out."""
+  return x if active() is None else jax.lax.with_sharding_constraint(x, fitting(x.shape, *partition))
+
+
+def fitting(shape: tuple[int, ...], *partition: Any) -> P:
+  """The partition without the axes of the active mesh that do not divide their dimension of the shape."""
+  mesh = active()
+  fits = lambda size, axes: size % math.prod(mesh.shape[axis] for axis in _axes(axes)) == 0
+  return P(*(axes if fits(size, axes) else None for size, axes in zip(shape, partition, strict=False)))
+
+
+def gathered(params: Any, *, dtype: jnp.dtype, layer_of: str = '') -> Any:
+  """Weights as matmuls take them, matrices in the compute dtype: whole along `fsdp`. Their gradients go back to shards.
+
+  params: one layer of the scanned ones at that path (`trunk/layers`), its leading axis gone; with layer_of '', the
+  parameters of the whole model, of which the scanned layers and the codec stay as they are. Unchanged without a mesh.
+  """
+  if active() is None:
+    return params
+
+  def place(name: str, leaf: jax.Array) -> jax.Array:
+    if not layer_of and ('/layers/' in name or name.startswith('codec/')):
+      return leaf
+    split = spec(f'{layer_of}/{name}')[1:] if layer_of else spec(name)
+    whole = [tuple(axis for axis in _axes(axes) if axis != 'fsdp') or None for axes in split]
+    matrix = name.endswith(('kernel', 'table'))
+    return _gather(leaf, P(*whole), P(*split), jnp.dtype(dtype if matrix else leaf.dtype), leaf.dtype)
+
+  return map_named(place, params)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
+def _gather(x: jax.Array, whole: P, split: P, dtype: jnp.dtype, stored: jnp.dtype) -> jax.Array:
+  return constrain(x.astype(dtype), *whole)
+
+
+# The transpose of a constraint is the same constraint: gradients would be summed whole on every device.
+_gather.defvjp(
+  lambda x, whole, split, dtype, stored: (_gather(x, whole, split, dtype, stored), None),
+  lambda whole, split, dtype, stored, _, d: (constrain(d, *split).astype(stored),),
+)
+
+
+def _row_blocks(mesh: Mesh, process: int) -> tuple[int, ...]:
+  """The blocks of rows (places along data x fsdp) that devices of a process hold, in order."""
+  blocks = mesh.devices.reshape(mesh.shape['data'] * mesh.shape['fsdp'], -1)
+  return tuple(i for i, block in enumerate(blocks) if any(device.process_index == process for device in block))
+
+
+def _axes(axes: Any) -> tuple[str, ...]:
+  """Mesh axes of one dimension, as a partition names them."""
+  return () if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)
 
 
 def _name(path: tuple[Any, ...]) -> str:
@@ -127,7 +236,7 @@ def _checked(name: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     return P()
   partition = spec(name)
   for size, axes in zip(shape, partition, strict=False):
-    axes = () if axes is None else (axes,) if isinstance(axes, str) else axes
+    axes = _axes(axes)
     ways = math.prod(mesh.shape[axis] for axis in axes)
     if size % ways:
       raise ValueError(

@@ -2,6 +2,9 @@
 
 An implementation is a pair: `prepare(query, key)` turns metadata into what every layer needs, once a forward
 pass; `attend` is called in every layer. All have the reference's results, forward and backward.
+
+On a mesh each device runs the implementation on its own rows, its own heads and its own queries (`sequence` splits a
+row); the keys and values of its rows are gathered from the devices that hold the rest of them.
 """
 
 from collections.abc import Callable
@@ -9,8 +12,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
-from pdgen.core import masks, packed
+from pdgen.core import masks, packed, sharding
 from pdgen.models import blockwise
 
 
@@ -82,7 +86,59 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
 
 
 def implementation(name: str) -> Implementation:
-  """Raises ValueError for an unknown name."""
+  """The implementation of that name, on the mesh of the program being traced. Raises ValueError for an unknown name."""
   if name not in IMPLEMENTATIONS:
     raise ValueError(f'Unknown attention {name!r}. Known: {sorted(IMPLEMENTATIONS)}')
-  return IMPLEMENTATIONS[name]
+  base = IMPLEMENTATIONS[name]
+  return base if sharding.active() is None else Implementation(_prepare_over_mesh(base), _attend_over_mesh(base))
+
+
+_DEVICES = P((*sharding.ROWS, 'sequence'))  # Of what each device holds for itself, along a leading axis of devices.
+
+
+def _prepare_over_mesh(base: Implementation) -> Callable[[packed.Tokens, packed.Tokens], Any]:
+  """Each device's plan for its own queries and all keys of its rows, with a leading axis over the devices."""
+
+  def prepare(query: packed.Tokens, key: packed.Tokens) -> Any:
+    split = _is_split(query.order)
+    spec = sharding.fitting(query.order.shape, sharding.ROWS, 'sequence')
+
+    def local(query: packed.Tokens, key: packed.Tokens) -> Any:
+      return jax.tree.map(lambda x: x[None], base.prepare(query, _whole(key) if split else key))
+
+    # check_vma=False: loops inside start from constants, which are the same on all devices.
+    return jax.shard_map(local, in_specs=(spec, spec), out_specs=_DEVICES, check_vma=False)(query, key)
+
+  return prepare
+
+
+def _attend_over_mesh(base: Implementation) -> Callable[..., jax.Array]:
+  """Plan: of `_prepare_over_mesh`. Raises ValueError for heads that the `tensor` axis does not divide."""
+
+  def attend(q: jax.Array, keys: tuple[jax.Array, ...], values: tuple[jax.Array, ...], plan: Any) -> jax.Array:
+    split, kv_heads = _is_split(q), keys[0].shape[2]
+    if kv_heads % sharding.parts('tensor'):
+      raise ValueError(f'{kv_heads} kv heads do not divide among tensor = {sharding.parts("tensor")} devices.')
+    if split and len(keys) > 1:
+      raise ValueError('A row with a past is not split: set config.mesh.sequence to 1 to sample.')
+    spec = sharding.fitting(q.shape, sharding.ROWS, 'sequence', 'tensor')
+
+    def local(q: jax.Array, keys: tuple[jax.Array, ...], values: tuple[jax.Array, ...], plan: Any) -> jax.Array:
+      if split:
+        keys, values = _whole((keys, values))
+      return base.attend(q, keys, values, jax.tree.map(lambda x: x[0], plan))
+
+    mapped = jax.shard_map(local, in_specs=(spec, spec, spec, _DEVICES), out_specs=spec, check_vma=False)
+    return mapped(q, keys, values, plan)
+
+  return attend
+
+
+def _is_split(x: jax.Array) -> bool:
+  """Whether the tokens of x [B, T, ...] are split over the mesh; a length that does not divide is not."""
+  return sharding.parts('sequence') > 1 and x.shape[1] % sharding.parts('sequence') == 0
+
+
+def _whole(tree: Any) -> Any:
+  """The tokens of all parts of the row, [B, T / parts, ...] to [B, T, ...], in every leaf."""
+  return jax.tree.map(lambda x: jax.lax.all_gather(x, 'sequence', axis=1, tiled=True), tree)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from pdgen.core import config as config_lib
-from pdgen.core import packed
+from pdgen.core import packed, sharding
 from pdgen.models import attention, layers
 
 REMAT_POLICIES = {
@@ -25,6 +25,27 @@ class Streams(NamedTuple):
 
   und: jax.Array
   gen: jax.Array
+
+
+def join(und: jax.Array, gen: jax.Array) -> jax.Array:
+  """[B, U, ...] and [B, G, ...] to [B, U + G, ...]: und tokens first.
+
+  Where the mesh splits rows, und tokens first in each part: a part then stays on the device that holds it. Attention
+  goes by metadata, so that the order of tokens does not matter to it.
+  """
+  n = sharding.parts('sequence')
+  if n == 1:
+    return jnp.concatenate([und, gen], axis=1)
+  parts = [x.reshape(x.shape[0], n, x.shape[1] // n, *x.shape[2:]) for x in (und, gen)]
+  return jnp.concatenate(parts, axis=2).reshape(und.shape[0], -1, *und.shape[2:])
+
+
+def split(x: jax.Array, und_tokens: int) -> Streams:
+  """Inverse of `join`."""
+  n = sharding.parts('sequence')
+  parts = x.reshape(x.shape[0], n, x.shape[1] // n, *x.shape[2:])
+  cut = und_tokens // n
+  return Streams(*(p.reshape(x.shape[0], -1, *x.shape[2:]) for p in (parts[:, :, :cut], parts[:, :, cut:])))
 
 
 class Expert(nnx.Module):
@@ -67,7 +88,7 @@ class Layer(nnx.Module):
   def __init__(self, cfg: config_lib.ModelConfig, *, rngs: nnx.Rngs):
     self.und = Expert(cfg, rngs=rngs)
     self.gen = Expert(cfg, rngs=rngs)
-    self.attend = attention.implementation(cfg.attention).attend
+    self.attention = cfg.attention
 
   def __call__(self, x: Streams, rope: Streams, plan, past_k: jax.Array | None, past_v: jax.Array | None):
     """x: streams of [B, T, D]. past_k, past_v: [B, S, K, H] or None. Returns (x, k, v), k and v of the new tokens."""
@@ -78,13 +99,13 @@ class Layer(nnx.Module):
       if s.shape[1]
     ]
     projections = [expert.qkv(s, *angles) for expert, s, angles in present]
-    q, k, v = (jnp.concatenate(parts, axis=1) for parts in zip(*projections, strict=True))
+    q, k, v = (join(*parts) if len(parts) == 2 else parts[0] for parts in zip(*projections, strict=True))
     keys, values = ((k,), (v,)) if past_k is None else ((past_k, k), (past_v, v))
     with jax.named_scope('attention'):
-      attended = self.attend(q, keys, values, plan)
-    u = x.und.shape[1]
-    und = self.und.finish(x.und, attended[:, :u]) if u else x.und
-    gen = self.gen.finish(x.gen, attended[:, u:]) if x.gen.shape[1] else x.gen
+      attended = attention.implementation(self.attention).attend(q, keys, values, plan)
+    attended = split(attended, x.und.shape[1])
+    und = self.und.finish(x.und, attended.und) if x.und.shape[1] else x.und
+    gen = self.gen.finish(x.gen, attended.gen) if x.gen.shape[1] else x.gen
     return Streams(und, gen), k, v
 
 
@@ -116,15 +137,18 @@ class Trunk(nnx.Module):
   def _run(self, x: Streams, und: packed.Tokens, gen: packed.Tokens, *, past: attention.Past | None, keep: bool):
     cfg = self.cfg
     rope = Streams(*(layers.rope_angles(t.position, cfg.head_dim, cfg.rope_theta) for t in (und, gen)))
-    query = packed.Tokens(*(jnp.concatenate(pair, axis=1) for pair in zip(und, gen, strict=True)))
+    query = packed.Tokens(*(join(*pair) for pair in zip(und, gen, strict=True)))
     key = query
     if past is not None:
       key = packed.Tokens(*(jnp.concatenate(pair, axis=1) for pair in zip(past.tokens, query, strict=True)))
     plan = attention.implementation(cfg.attention).prepare(query, key)
     graphdef, weights = nnx.split(self.layers)
+    weights = nnx.to_pure_dict(weights)
 
     def body(x, scanned):
       weights, past_k, past_v = scanned
+      weights = sharding.gathered(weights, dtype=cfg.dtype, layer_of='trunk/layers')
+      x = Streams(*(sharding.constrain(s, sharding.ROWS, 'sequence') for s in x))
       x, k, v = nnx.merge(graphdef, weights)(x, rope, plan, past_k, past_v)
       return x, (k, v) if keep else None
 

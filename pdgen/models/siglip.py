@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from pdgen.core import config as config_lib
-from pdgen.core import packed
+from pdgen.core import packed, sharding
 from pdgen.models import attention, layers
 
 _EPS = 1e-6
@@ -73,10 +73,12 @@ class Siglip(nnx.Module):
     plan = prepare(tokens, tokens)
     graphdef, weights = nnx.split(self.layers)
 
-    def body(x: jax.Array, weights: nnx.State) -> tuple[jax.Array, None]:
+    def body(x: jax.Array, weights: dict) -> tuple[jax.Array, None]:
+      weights = sharding.gathered(weights, dtype=self.dtype, layer_of='vit/layers')
+      x = sharding.constrain(x, sharding.ROWS, 'sequence')
       return nnx.merge(graphdef, weights)(x, attend, plan), None
 
-    x, _ = jax.lax.scan(body, self.embed(patches, position), weights)
+    x, _ = jax.lax.scan(body, self.embed(patches, position), nnx.to_pure_dict(weights))
     return self.post_norm(x)
 
   def embed(self, patches: jax.Array, position: jax.Array) -> jax.Array:

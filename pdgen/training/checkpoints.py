@@ -34,6 +34,7 @@ HARMLESS = (
   'model.attention',
   'model.remat',
   'model.scan_layers',
+  'train.loss_chunk',
   'train.log_every',
   'train.eval_every',
   'train.eval_prompts',

@@ -21,7 +21,8 @@ def train_flops(config: config_lib.Config) -> dict[str, float]:
   cfg, data = config.model, config.data
   und, gen = data.batch_size * data.und_tokens, data.batch_size * data.gen_tokens
   length = data.und_tokens + data.gen_tokens
-  width, channels = cfg.width, 3 * cfg.codec.patch**2
+  width, vae = cfg.width, cfg.codec.vae
+  channels = 3 * cfg.codec.patch**2 if vae is None else vae.channels * (cfg.codec.patch // vae.downsample) ** 2
   inner, kv = cfg.num_heads * cfg.head_dim, cfg.num_kv_heads * cfg.head_dim
   pairs = data.batch_size * cfg.num_heads * length**2
   parts = {
@@ -33,6 +34,7 @@ def train_flops(config: config_lib.Config) -> dict[str, float]:
     'latents': gen * (4 + 6) * channels * width,
     'time': gen * (4 * 256 + 6 * width) * width,
     'vit': _vit(config),
+    'codec': _vae_encoder(config) if vae is not None else 0,
     'optimizer': _newton_schulz(config) if config.train.optimizer == 'muon' else 0,
   }
   parts = {name: float(flops) for name, flops in parts.items()}
@@ -48,6 +50,23 @@ def _newton_schulz(config: config_lib.Config) -> int:
   if vit is not None:
     matrices += vit.depth * (4 * [(vit.width, vit.width)] + 2 * [(vit.width, vit.mlp_dim)])
   return sum(5 * (4 * min(m) ** 2 * max(m) + 2 * min(m) ** 3) for m in matrices)
+
+
+def _vae_encoder(config: config_lib.Config) -> int:
+  """Convolutions of the encoder, forward alone: it is frozen, and every picture passes once."""
+  vae, side = config.model.codec.vae, config.model.image_size
+  widths = [vae.width * m for m in vae.multipliers]
+  multiply_adds, before = 9 * 3 * widths[0] * side**2, widths[0]
+  for level, width in enumerate(widths):
+    for _ in range(vae.blocks):
+      multiply_adds += side**2 * (9 * (before * width + width * width) + (before != width) * before * width)
+      before = width
+    if level + 1 < len(widths):
+      side //= 2
+      multiply_adds += 9 * width * width * side**2
+  # Two more blocks around one attention of all places with one head, then mean and variance.
+  multiply_adds += side**2 * (4 * 9 * before**2 + 4 * before**2 + 2 * side**2 * before + 9 * before * 2 * vae.channels)
+  return 2 * multiply_adds * config.data.batch_size * config.data.pictures
 
 
 def _vit(config: config_lib.Config) -> int:

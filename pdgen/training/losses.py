@@ -2,9 +2,11 @@
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import PartitionSpec as P
 
 from pdgen.core import config as config_lib
-from pdgen.core import packed
+from pdgen.core import packed, sharding
 from pdgen.models import interleaved
 
 Metrics = dict[str, jax.Array]
@@ -35,7 +37,8 @@ def flow_and_text_loss(
     mse, flow_metrics = flow_loss(
       model.prediction(gen_hidden), clean=clean, noise=noise, t=t, weight=batch.gen.weight, cfg=config.model
     )
-    ce, text_metrics = text_loss(model.logits(und_hidden), batch.und, cfg=config.data.sequence)
+    scores = _text_scores(model, und_hidden, batch.und.label, chunk=config.train.loss_chunk)
+    ce, text_metrics = _text_means(scores, batch.und, cfg=config.data.sequence)
     loss = config.train.lambda_ce * ce + mse
   counts = {
     'und_tokens': jnp.sum(batch.und.tokens.segment > 0).astype(jnp.float32),
@@ -81,12 +84,57 @@ def flow_loss(
 
 def text_loss(logits: jax.Array, und: packed.UndStream, *, cfg: config_lib.SequenceConfig) -> tuple[jax.Array, Metrics]:
   """Weighted mean cross-entropy of the supervised und tokens. logits: f32[B, U, V]."""
+  return _text_means(_scores(logits, und.label), und, cfg=cfg)
+
+
+def _text_scores(
+  model: interleaved.Interleaved, hidden: jax.Array, label: jax.Array, *, chunk: int
+) -> tuple[jax.Array, jax.Array]:
+  """`_scores` of hidden states [B, U, D], of at most `chunk` tokens of a row (of a device's part of it) at a time.
+
+  152,000 logits of 16,000 tokens would be 10 GB. Each device walks over its own tokens, so that the gradient of the
+  head is summed over the devices once, not in every chunk.
+  """
+  if not chunk or label.shape[1] // sharding.parts('sequence') <= chunk:
+    return _scores(model.logits(hidden), label)
+  graphdef, head = nnx.split(model.head)
+  head = jax.tree.map(lambda x: x.astype(jnp.float32), nnx.to_pure_dict(head))  # Its gradient is summed in float32.
+
+  def local(head, hidden: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:
+    b, u = label.shape
+    chunks = -(-u // chunk)
+
+    def apart(x: jax.Array) -> jax.Array:
+      x = jnp.pad(x, ((0, 0), (0, chunks * chunk - u)) + ((0, 0),) * (x.ndim - 2))
+      return jnp.moveaxis(x.reshape(b, chunks, chunk, *x.shape[2:]), 1, 0)
+
+    @jax.checkpoint
+    def of_chunk(args: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+      hidden, label = args
+      return _scores(nnx.merge(graphdef, head)(hidden).astype(jnp.float32), label)
+
+    scores = jax.lax.map(of_chunk, (apart(hidden), apart(label)))
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(b, -1)[:, :u], scores)
+
+  if sharding.active() is None:
+    return local(head, hidden, label)
+  tokens, axes = P(sharding.ROWS, 'sequence'), {*sharding.ROWS, 'sequence'}
+  mapped = jax.shard_map(local, in_specs=(P(), tokens, tokens), out_specs=tokens, axis_names=axes, check_vma=False)
+  return mapped(head, hidden, label)
+
+
+def _scores(logits: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Cross-entropy f32[...] of each token, and whether its label is the most likely one. logits: f32[..., V]."""
   top = jax.lax.stop_gradient(jnp.max(logits, axis=-1))
   log_normalizer = top + jnp.log(jnp.sum(jnp.exp(logits - top[..., None]), axis=-1))
-  label_logit = jnp.take_along_axis(logits, und.label[..., None], axis=-1)[..., 0]
-  ce = _weighted_mean(log_normalizer - label_logit, und.weight)
-  # The label is the most likely token; cheaper than an argmax over the vocabulary.
-  right = label_logit >= top
+  label_logit = jnp.take_along_axis(logits, label[..., None], axis=-1)[..., 0]
+  return log_normalizer - label_logit, label_logit >= top  # Cheaper than an argmax over the vocabulary.
+
+
+def _text_means(
+  scores: tuple[jax.Array, jax.Array], und: packed.UndStream, *, cfg: config_lib.SequenceConfig
+) -> tuple[jax.Array, Metrics]:
+  nats, right = scores
   supervised = und.weight > 0
   metrics = {
     'text_accuracy': _weighted_mean(right, supervised),
@@ -95,7 +143,7 @@ def text_loss(logits: jax.Array, und: packed.UndStream, *, cfg: config_lib.Seque
   ordinary = max(cfg.plan_weight, cfg.inspection_weight, cfg.boundary_weight)
   if cfg.verdict_weight > ordinary and not cfg.length_weighting:
     metrics['verdict_accuracy'] = _weighted_mean(right, und.weight > ordinary)
-  return ce, metrics
+  return _weighted_mean(nats, und.weight), metrics
 
 
 def _weighted_mean(values: jax.Array, weight: jax.Array) -> jax.Array:

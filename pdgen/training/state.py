@@ -46,9 +46,14 @@ def abstract_params(cfg: config_lib.ModelConfig) -> Any:
   return nnx.to_pure_dict(nnx.split(_abstract_model(cfg), nnx.Param)[1])
 
 
+def abstract_state(config: config_lib.Config) -> TrainState:
+  """The state of a run as ShapeDtypeStructs, for no mesh in particular."""
+  return jax.eval_shape(lambda: _initial(config))
+
+
 def abstract(config: config_lib.Config, mesh: Mesh) -> TrainState:
   """The state of a run as ShapeDtypeStructs with their shardings."""
-  shapes = jax.eval_shape(lambda: _initial(config))
+  shapes = abstract_state(config)
   return jax.tree.map(
     lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), shapes, sharding.shardings(shapes, mesh)
   )

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,23 +30,51 @@ def make(config: config_lib.Config, mesh: Mesh) -> Step:
   """
   shardings = jax.tree.map(lambda leaf: leaf.sharding, state_lib.abstract(config, mesh))
   return jax.jit(
-    _step(config),
+    _step(config, mesh),
     donate_argnums=0,
     in_shardings=(shardings, sharding.rows(mesh)),
     out_shardings=(shardings, sharding.replicated(mesh)),
   )
 
 
-def _step(config: config_lib.Config) -> Step:
+def abstract_batch(config: config_lib.Config) -> packed.PackedBatch:
+  """The global batch that the config's data give, as ShapeDtypeStructs: every picture of the model's own size."""
+  data, side = config.data, config.model.image_size
+
+  def filled(stream: type, length: int, **others: Any) -> Any:
+    field = lambda name: jax.ShapeDtypeStruct((data.batch_size, length), 'float32' if name == 'weight' else 'int32')
+    return stream(**{name: others.get(name, field(name)) for name in stream._fields})
+
+  tokens = {n: filled(packed.Tokens, size) for n, size in (('und', data.und_tokens), ('gen', data.gen_tokens))}
+  return packed.PackedBatch(
+    und=filled(packed.UndStream, data.und_tokens, tokens=tokens['und']),
+    gen=filled(packed.GenStream, data.gen_tokens, tokens=tokens['gen']),
+    pictures=jax.ShapeDtypeStruct((data.batch_size, data.pictures, side, side, 3), 'uint8'),
+  )
+
+
+def gradients(config: config_lib.Config, mesh: Mesh) -> Callable[..., Any]:
+  """(trainable, frozen, batch, key) -> ((loss, metrics), gradients of trainable), to be jitted on the mesh."""
   graphdef = state_lib.graphdef(config.model)
-  tx = optimizer.direction(config.train)
 
   def loss_fn(trainable, frozen, batch, key):
-    return losses.flow_and_text_loss(nnx.merge(graphdef, state_lib.merge(trainable, frozen)), batch, key, config)
+    params = sharding.gathered(state_lib.merge(trainable, frozen), dtype=config.model.dtype)
+    return losses.flow_and_text_loss(nnx.merge(graphdef, params), batch, key, config)
+
+  def run(trainable, frozen, batch: packed.PackedBatch, key: jax.Array):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      return jax.value_and_grad(loss_fn, has_aux=True)(trainable, frozen, batch, key)
+
+  return run
+
+
+def _step(config: config_lib.Config, mesh: Mesh) -> Step:
+  gradients_of = gradients(config, mesh)
+  tx = optimizer.direction(config.train)
 
   def train_step(state: state_lib.TrainState, batch: packed.PackedBatch):
     key = jax.random.fold_in(state_lib.keys(config.seed)[1], state.step)
-    (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.trainable, state.frozen, batch, key)
+    (loss, metrics), grads = gradients_of(state.trainable, state.frozen, batch, key)
     with jax.named_scope('optimizer'):
       grad_norm = optax.tree.norm(grads)
       good = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
