@@ -2,6 +2,9 @@
 
     python -m pdgen.train --config=configs/shapes.py --workdir=out/shapes --config.train.steps=1000
 
+The same command on every host makes one run of them all (`core.distributed`; scripts in launch/); the workdir is then
+a folder that all of them see.
+
 The workdir afterwards: `final/` (the exported model), `checkpoints/`, `metrics.jsonl`, `tensorboard/`, `strips/` (what
 the model paints for held-out prompts, one picture an evaluation), `self_sampled/` (its own drafts, judged).
 """
@@ -11,8 +14,6 @@ import importlib
 import json
 import pathlib
 import shutil
-import signal
-import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,7 +24,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from pdgen.core import config as config_lib
-from pdgen.core import sharding
+from pdgen.core import distributed, sharding
 from pdgen.data import pipeline, store
 from pdgen.data import tokenizer as tokenizer_lib
 from pdgen.training import checkpoints, export, flops, metrics
@@ -34,13 +35,15 @@ from pdgen.training import step as step_lib
 def train(config: config_lib.Config, workdir: pathlib.Path) -> state_lib.TrainState:
   """Runs to config.train.steps, or to a SIGTERM, which saves and returns. Returns the last state.
 
-  Raises: FloatingPointError after max_bad_steps steps in a row whose loss or gradient was not finite; CheckpointError
-  when the workdir holds a damaged checkpoint or one of another configuration.
+  Raises: DisagreementError when processes were started with different code, configuration or data; FloatingPointError
+  after max_bad_steps steps in a row whose loss or gradient was not finite; CheckpointError when the workdir holds a
+  damaged checkpoint or one of another configuration.
   """
   cfg = config.train
   with contextlib.ExitStack() as stack:
     # 1. Machine and step. The first call compiles.
     mesh = sharding.make_mesh(config.mesh)
+    distributed.agree(_facts(config))
     train_step = step_lib.make(config, mesh)
 
     # 2. State: resumed or new.
@@ -48,21 +51,24 @@ def train(config: config_lib.Config, workdir: pathlib.Path) -> state_lib.TrainSt
     if saved.latest is None:
       state, start, position = state_lib.create(config, mesh), 0, None
       # Left by a run that ended before its first checkpoint, maybe of another configuration.
-      shutil.rmtree(_self_sampled_file(workdir, 0).parent, ignore_errors=True)
+      if distributed.is_first():
+        shutil.rmtree(_self_sampled_file(workdir, 0).parent, ignore_errors=True)
+      distributed.wait('nothing is left of an earlier run')
     else:
       restored = saved.restore(state_lib.abstract(config, mesh), config=config)
       state, start, position = restored.state, restored.step, restored.data
       print(f'Resuming from step {start} of {workdir}.', flush=True)
-    (workdir / 'config.json').write_text(json.dumps(export.as_json(config), indent=2) + '\n')
+    if distributed.is_first():
+      (workdir / 'config.json').write_text(json.dumps(export.as_json(config), indent=2) + '\n')
 
     # 3. Data, with the self-sampled sources that the run had before this step.
-    data = _Data(config, workdir, before=start, position=position)
+    data = _Data(config, workdir, share=sharding.data_share(mesh), before=start, position=position)
     stack.callback(lambda: data.close())
 
     # 4. What is written.
     reports = _Reports(config, workdir, step=start)
     stack.callback(reports.close)
-    terminated = stack.enter_context(_sigterm())
+    stopping = stack.enter_context(distributed.stopping())
     print(_overview(config, state, mesh), flush=True)
 
     # 5. The loop: evaluate, save, take data, step. Metrics are read one step late, so that a step is always running.
@@ -70,10 +76,11 @@ def train(config: config_lib.Config, workdir: pathlib.Path) -> state_lib.TrainSt
       if step > start and _due(step, cfg.eval_every):
         with reports.paused():
           reports.evaluation(step, *_evaluate(config, state, step))
-      if step > start and _due(step, cfg.checkpoint_every) or terminated.is_set():
+      stop = stopping(step)
+      if step > start and _due(step, cfg.checkpoint_every) or stop:
         with reports.paused():
           saved.save(state, data=data.position(), config=config)
-      if terminated.is_set():
+      if stop:
         print(f'SIGTERM: saved step {step}. The same command goes on from there.', flush=True)
         return state
       if step in cfg.self_sample_steps:
@@ -88,27 +95,40 @@ def train(config: config_lib.Config, workdir: pathlib.Path) -> state_lib.TrainSt
       if cfg.eval_every and start < cfg.steps:
         reports.evaluation(cfg.steps, *_evaluate(config, state, cfg.steps))
       saved.save(state, data=data.position(), config=config)
-    final = export.export_ema(
-      workdir / 'final', state.averaged(), config=config, tokenizer=_tokenizer_file(config.data.tokenizer)
-    )
-    print(f'Finished {cfg.steps} steps: {final}', flush=True)
+    averaged = jax.tree.map(distributed.whole, state.averaged())
+    if distributed.is_first():
+      tokenizer = _tokenizer_file(config.data.tokenizer)
+      final = export.export_ema(workdir / 'final', averaged, config=config, tokenizer=tokenizer)
+      print(f'Finished {cfg.steps} steps: {final}', flush=True)
+    distributed.wait('the model is exported')
     return state
 
 
 class _Data:
   """The batches, from the world and from what the model has painted itself so far."""
 
-  def __init__(self, config: config_lib.Config, workdir: pathlib.Path, *, before: int, position: Any = None):
-    """before: self-sampled files of earlier steps are sources. position: of an iterator to go on from."""
-    self._config, self._workdir = config, workdir
+  def __init__(
+    self,
+    config: config_lib.Config,
+    workdir: pathlib.Path,
+    *,
+    before: int,
+    share: tuple[int, int] = (0, 1),
+    position: Any = None,
+  ):
+    """before: self-sampled files of earlier steps are sources. share: of the rows that this process makes, and how many
+    there are. position: to go on from, of the data of all processes, however many they were."""
+    self._config, self._workdir, self._share = config, workdir, share
     self._batches = self._open(before, position)
 
   def __next__(self):
     return next(self._batches)
 
   def position(self) -> Any:
-    """JSON; where the next batch stands."""
-    return self._batches.get_state()
+    """JSON; where the next batch of all processes stands. All of them must call it."""
+    mine = json.dumps({'share': self._share[0], 'position': self._batches.get_state()})
+    everyone = {one['share']: one['position'] for one in map(json.loads, distributed.exchange(mine))}
+    return pipeline.joined([everyone[share] for share in sorted(everyone)])
 
   def reload(self, *, before: int):
     """Goes on at the same place with the sources of all steps before that one."""
@@ -122,11 +142,10 @@ class _Data:
   def _open(self, before: int, position: Any) -> grain.DatasetIterator:
     steps = sorted(s for s in self._config.train.self_sample_steps if s < before)
     sources = [store.load(_self_sampled_file(self._workdir, s)) for s in steps]
-    batches = pipeline.batches(
-      self._config, sources=sources, process_index=jax.process_index(), process_count=jax.process_count()
-    )
+    options = dict(process_index=self._share[0], process_count=self._share[1])
+    batches = pipeline.batches(self._config, sources=sources, **options)
     if position is not None:
-      batches.set_state(position)
+      batches.set_state(pipeline.cut(position, **options))
     return batches
 
 
@@ -135,7 +154,7 @@ class _Reports:
 
   def __init__(self, config: config_lib.Config, workdir: pathlib.Path, *, step: int):
     self._cfg, self._workdir = config.train, workdir
-    self._writer = metrics.Writer(workdir, step=step) if jax.process_index() == 0 else None
+    self._writer = metrics.Writer(workdir, step=step) if distributed.is_first() else None
     self._progress = metrics.Progress(step=step, steps=config.train.steps)
     self._pending: dict[str, jax.Array] | None = None
 
@@ -215,15 +234,19 @@ def _self_sample(config: config_lib.Config, state: state_lib.TrainState, step: i
   from pdgen.construction import self_sampled
 
   file = _self_sampled_file(workdir, step)
-  if file.is_file():
+  exists = file.is_file()
+  distributed.wait(f'drafts of step {step} were looked for')
+  if exists:
     return
   seed = int(np.random.SeedSequence((config.seed, step)).generate_state(1)[0] >> 1)
   painter = _painter(config, state)
   trajectories = self_sampled.collect(painter, _world(config), count=config.train.self_samples, seed=seed)
-  file.parent.mkdir(exist_ok=True)
-  store.save(file, trajectories)
-  wrong = sum(t.metadata['error'] is not None for t in trajectories)
-  print(f'step {step}  of {config.train.self_samples} drafts of its own {wrong} are wrong: {file}', flush=True)
+  if distributed.is_first():  # All have painted the same.
+    file.parent.mkdir(exist_ok=True)
+    store.save(file, trajectories)
+    wrong = sum(t.metadata['error'] is not None for t in trajectories)
+    print(f'step {step}  of {config.train.self_samples} drafts of its own {wrong} are wrong: {file}', flush=True)
+  distributed.wait(f'drafts of step {step} are saved')
 
 
 def _painter(config: config_lib.Config, state: state_lib.TrainState):
@@ -231,7 +254,10 @@ def _painter(config: config_lib.Config, state: state_lib.TrainState):
 
   words = tokenizer_lib.load(config.data.tokenizer)
   params = state.averaged()
-  if jax.default_backend() == 'cpu':
+  if jax.process_count() > 1:
+    # Each process samples for itself, on one device. A model that does not fit one is sampled from its checkpoints.
+    params = jax.tree.map(distributed.whole, params)
+  if jax.default_backend() == 'cpu' or jax.process_count() > 1:
     # Replicated weights would make every device of the CPU sample the same batch, in each other's way.
     params = jax.device_put(params, jax.local_devices()[0])
   return painter.Painter(config=config, params=params, tokenizer=words)
@@ -250,6 +276,12 @@ def _tokenizer_file(name_or_path: str) -> pathlib.Path:
   return shipped if shipped.is_file() else pathlib.Path(name_or_path)
 
 
+def _facts(config: config_lib.Config) -> dict[str, str]:
+  """What all processes of a run must have been started with."""
+  facts = {f'config/{name}': repr(value) for name, value in sharding.named_leaves(export.as_json(config))}
+  return {**facts, 'code': distributed.code_version(), 'data': pipeline.fingerprint(config), 'jax': jax.__version__}
+
+
 def _overview(config: config_lib.Config, state: state_lib.TrainState, mesh: jax.sharding.Mesh) -> str:
   learn, fixed = (sum(x.size for x in jax.tree.leaves(tree)) for tree in (state.trainable, state.frozen))
   work = flops.train_flops(config)
@@ -264,20 +296,6 @@ def _due(step: int, every: int) -> bool:
   return every > 0 and step % every == 0
 
 
-@contextlib.contextmanager
-def _sigterm() -> Iterator[threading.Event]:
-  """An event that SIGTERM sets, where signals can be had (in the main thread)."""
-  terminated = threading.Event()
-  if threading.current_thread() is not threading.main_thread():
-    yield terminated
-    return
-  before = signal.signal(signal.SIGTERM, lambda *_: terminated.set())
-  try:
-    yield terminated
-  finally:
-    signal.signal(signal.SIGTERM, before)
-
-
 def main():
   """The command line."""
   config_flag = config_flags.DEFINE_config_file('config', None, 'File with get_config().')
@@ -290,6 +308,7 @@ def main():
     logging.set_verbosity(logging.ERROR)  # Orbax tells of every file of every save.
     config = config_lib.from_config_dict(config_flag.value)
     jax.config.update('jax_num_cpu_devices', config.mesh.cpu_devices)
+    distributed.start()
     train(config, workdir)
 
   app.run(run)

@@ -10,6 +10,7 @@ that wait in the packer; a run resumed from it sees exactly the batches that it 
 
 import dataclasses
 import functools
+import hashlib
 import importlib
 import time
 from collections.abc import Sequence
@@ -96,19 +97,29 @@ def dataset(
 ) -> grain.IterDataset:
   """The endless dataset of PackedBatch with `batch_size // process_count` rows, for one of the processes.
 
+  Each of `data.shards` packs every so-many-th sample into its own rows of a batch, whichever process it is made by: a
+  batch of all processes is the same for every number of them.
+
   With `data.workers > 0` the caller must be a main module behind `if __name__ == '__main__'`. Another number of workers
-  or processes makes other (equally distributed) batches, and their states do not fit each other.
+  makes other (equally distributed) batches, and their states do not fit each other.
 
   Raises: ValueError for a mixture, a batch size or a sample that does not fit, naming the config field.
   """
   data = config.data
-  if data.batch_size % process_count:
-    raise ValueError(f'{config.data.batch_size=} must be a multiple of {process_count=}.')
-  samples = grain.MapDataset.range(process_index, _ENDLESS, process_count).map(
-    Samples(config, sources=sources, world=world)
-  )
+  if data.batch_size % data.shards:
+    raise ValueError(f'{config.data.batch_size=} must be a multiple of {config.data.shards=}.')
+  if data.shards % process_count:
+    raise ValueError(f'{config.data.shards=} must be a multiple of {process_count=}.')
   budgets = packing.Budgets(data.und_tokens, data.gen_tokens, data.pictures)
-  rows = packing.PackIterDataset(samples, budgets=budgets, bins=data.packing_bins)
+  make = Samples(config, sources=sources, world=world)
+  own = data.shards // process_count
+  rows = [
+    packing.PackIterDataset(
+      grain.MapDataset.range(shard, _ENDLESS, data.shards).map(make), budgets=budgets, bins=data.packing_bins
+    )
+    for shard in range(process_index * own, (process_index + 1) * own)
+  ]
+  rows = rows[0] if own == 1 else _InTurn(rows, each=data.batch_size // data.shards)
   ready = rows.batch(data.batch_size // process_count)
   if data.workers:
     if not flags.FLAGS.is_parsed():
@@ -124,6 +135,71 @@ def batches(config: config_lib.Config, **options: Any) -> grain.DatasetIterator:
   To change the sources in the middle of a run: `batches(config, sources=more)`, then `set_state(old.get_state())`.
   """
   return iter(dataset(config, **options))
+
+
+def fingerprint(config: config_lib.Config, **options: Any) -> str:
+  """A digest of the first samples: equal on all machines whose data are the same."""
+  digest, samples = hashlib.sha256(), Samples(config, **options)
+  for index in range(4):
+    for field in _fields(samples(index).row):
+      digest.update(f'{field.dtype}{field.shape}'.encode() + np.ascontiguousarray(field).tobytes())
+  return digest.hexdigest()[:16]
+
+
+def joined(positions: Sequence[Any]) -> Any:
+  """One position of the whole data from those of its processes (states of their iterators), in order."""
+  if len(positions) == 1:
+    return positions[0]
+  return {'turn': 0, 'shards': [shard for position in positions for shard in position.get('shards', [position])]}
+
+
+def cut(position: Any, *, process_index: int, process_count: int) -> Any:
+  """The position of one of the processes in that of the whole data; the inverse of `joined` for any number of them."""
+  if process_count == 1:
+    return position
+  own = len(position['shards']) // process_count
+  shards = position['shards'][process_index * own : (process_index + 1) * own]
+  return shards[0] if own == 1 else {'turn': 0, 'shards': shards}
+
+
+class _InTurn(grain.IterDataset):
+  """So many elements of each of the parents, one parent after the other."""
+
+  def __init__(self, parents: Sequence[grain.IterDataset], *, each: int):
+    super().__init__(parents)
+    self._each = each
+
+  def __iter__(self) -> grain.DatasetIterator:
+    return _InTurnIterator([iter(parent) for parent in self._parents], each=self._each)
+
+
+class _InTurnIterator(grain.DatasetIterator):
+  """See _InTurn. State: the number of the next element in the round, and the parents' states."""
+
+  def __init__(self, parents: Sequence[grain.DatasetIterator], *, each: int):
+    super().__init__(parents)
+    self._each = each
+    self._turn = 0
+
+  def __next__(self) -> Any:
+    element = next(self._parents[self._turn // self._each])
+    self._turn = (self._turn + 1) % (self._each * len(self._parents))
+    return element
+
+  def get_state(self) -> dict[str, Any]:
+    return {'turn': self._turn, 'shards': [parent.get_state() for parent in self._parents]}
+
+  def set_state(self, state: dict[str, Any]):
+    self._turn = int(state['turn'])
+    for parent, one in zip(self._parents, state['shards'], strict=True):
+      parent.set_state(one)
+
+
+def _fields(row: Any) -> list[np.ndarray]:
+  """The arrays of a row, in order."""
+  if isinstance(row, tuple):
+    return [field for part in row for field in _fields(part)]
+  return [] if row is None else [np.asarray(row)]
 
 
 def report(config: config_lib.Config, *, batches: int = 50, **options: Any) -> dict[str, float]:

@@ -1,0 +1,115 @@
+"""What a compiled program says in XLA's text form: the collectives in it and how often each of them runs."""
+
+import math
+import re
+from typing import NamedTuple
+
+import numpy as np
+
+KINDS = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'collective-permute')
+_BITS = {'pred': 8, 'bf16': 16, 'f16': 16, 'f32': 32, 'f64': 64, 'c64': 64, 'c128': 128}
+_HEADER = re.compile(r'^(ENTRY )?%?([\w.\-]+) .*\{$')
+_INSTRUCTION = re.compile(r'^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$')
+_CALLED = re.compile(r'(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)')
+_BRANCHES = re.compile(r'branch_computations=\{([^}]*)\}')
+_TRIPS = re.compile(r'"known_trip_count":\s*\{\s*"n":\s*"?(\d+)')
+_SHAPE = re.compile(r'\b(pred|bf16|c64|c128|[suf]\d+[a-z0-9]*)\[([\d,]*)\]')
+
+
+class Collective(NamedTuple):
+  """One collective instruction.
+
+  kind: one of KINDS. bytes: that each device sends each time, in a ring. times: it runs in one call of the program, as
+  far as loops have a known count (others count once). groups: int[groups, devices]; logical devices that exchange.
+  """
+
+  kind: str
+  bytes: float
+  times: int
+  groups: np.ndarray
+
+
+def collectives(text: str, *, devices: int) -> list[Collective]:
+  """The collectives of a compiled program (`compiled.as_text()`) over so many devices."""
+  computations, entry = _computations(text)
+  found: list[Collective] = []
+
+  def visit(name: str, times: int):
+    for line in computations.get(name, ()):
+      shape, operation = _operation(line)
+      kind = operation.removesuffix('-start')
+      if kind in KINDS:
+        groups = _groups(line, devices)
+        found.append(Collective(kind, _sent(kind, operation, shape, groups.shape[1]), times, groups))
+        continue
+      inner = times * (int(trips[1]) if (trips := _TRIPS.search(line)) and operation == 'while' else 1)
+      called = _CALLED.findall(line)
+      for branches in _BRANCHES.findall(line):
+        called += [branch.strip().lstrip('%') for branch in branches.split(',')]
+      for computation in called:
+        visit(computation, inner)
+
+  visit(entry, 1)
+  return [c for c in found if c.bytes]
+
+
+def instructions(text: str) -> int:
+  """How many instructions the program has in all of its computations."""
+  return sum(len(lines) for lines in _computations(text)[0].values())
+
+
+def _computations(text: str) -> tuple[dict[str, list[str]], str]:
+  """Instructions of each computation by its name, and the name of the one that is the program."""
+  computations: dict[str, list[str]] = {}
+  entry, lines = '', []
+  for line in text.splitlines():
+    if header := _HEADER.match(line):
+      lines = computations.setdefault(header[2], [])
+      entry = header[2] if header[1] else entry
+    elif found := _INSTRUCTION.match(line):
+      lines.append(found[2])
+  return computations, entry
+
+
+def _operation(line: str) -> tuple[str, str]:
+  """The shape and the name of the operation of `shape operation(operands), attributes`."""
+  depth = 0
+  for place, character in enumerate(line):
+    depth += (character in '([{') - (character in ')]}')
+    if character == ' ' and depth == 0:
+      return line[:place], line[place + 1 :].partition('(')[0]
+  return line, ''
+
+
+def _sent(kind: str, operation: str, shape: str, group: int) -> float:
+  """Bytes that a device sends. shape: of the result; of the operands and the result where the operation only starts."""
+  sizes = [_bytes(kind_, dims) for kind_, dims in _SHAPE.findall(shape)]
+  if operation == 'all-gather-start':
+    sizes = sizes[len(sizes) // 2 :]
+  elif operation == 'collective-permute-start':
+    sizes = sizes[1:2]
+  total, share = sum(sizes), (group - 1) / group
+  if kind == 'collective-permute':
+    return total
+  return total * {'all-gather': share, 'all-to-all': share, 'all-reduce': 2 * share, 'reduce-scatter': group - 1}[kind]
+
+
+def _bytes(kind: str, dims: str) -> float:
+  bits = _BITS.get(kind) or int(re.search(r'\d+', kind)[0])
+  return math.prod(int(n) for n in dims.split(',') if n) * bits / 8
+
+
+def _groups(line: str, devices: int) -> np.ndarray:
+  """Who exchanges with whom: `{{0,1},{2,3}}`, or `[2,2]<=[4]` with a transposition, or pairs, or everybody.
+
+  >>> _groups('all-reduce(x), replica_groups=[2,2]<=[2,2]T(1,0)', 4)
+  array([[0, 2],
+         [1, 3]])
+  """
+  if found := re.search(r'replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', line):
+    shape, source, order = ([int(n) for n in part.split(',')] if part else None for part in found.groups())
+    ids = np.arange(math.prod(source)).reshape(source)
+    return (ids if order is None else ids.transpose(order)).reshape(shape)
+  if found := re.search(r'(?:replica_groups|source_target_pairs)=\{(\{[\d,{} ]*\})\}', line):
+    return np.array([[int(n) for n in group.split(',')] for group in re.findall(r'\{([\d, ]+)\}', found[1])])
+  return np.arange(devices)[None]
