@@ -26,7 +26,7 @@ def get_config():
         packing_bins=24,
       ),
       train=config.TrainConfig(
-        steps=3100,
+        steps=2900,
         # 2/3 of AdamW's steps to the same losses (over the first 500); each takes 1.15 times as long.
         optimizer='muon',
         learning_rate=4e-3,
@@ -39,7 +39,7 @@ def get_config():
         eval_every=1000,
         checkpoint_every=300,
         # Synthetic errors do not look like the model's own: show it those, early ones and late ones.
-        self_sample_steps=(1200, 1900, 2600),
+        self_sample_steps=(1100, 1800, 2400),
         self_samples=1536,
       ),
       sampling=config.SamplingConfig(max_tokens=600, max_text_tokens=72, max_pictures=8),

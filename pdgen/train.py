@@ -49,7 +49,7 @@ def train(config: config_lib.Config, workdir: pathlib.Path) -> state_lib.TrainSt
     # 2. State: resumed or new.
     saved = stack.enter_context(checkpoints.Checkpointer(workdir / checkpoints.CHECKPOINTS, keep=cfg.keep_checkpoints))
     if saved.latest is None:
-      state, start, position = state_lib.create(config, mesh), 0, None
+      state, start, position = _first_state(config, mesh), 0, None
       # Left by a run that ended before its first checkpoint, maybe of another configuration.
       if distributed.is_first():
         shutil.rmtree(_self_sampled_file(workdir, 0).parent, ignore_errors=True)
@@ -102,6 +102,14 @@ def train(config: config_lib.Config, workdir: pathlib.Path) -> state_lib.TrainSt
       print(f'Finished {cfg.steps} steps: {final}', flush=True)
     distributed.wait('the model is exported')
     return state
+
+
+def _first_state(config: config_lib.Config, mesh: jax.sharding.Mesh) -> state_lib.TrainState:
+  state = state_lib.create(config, mesh)
+  if not config.train.init_from:
+    return state
+  _, params, _ = checkpoints.load_for_sampling(config.train.init_from, mesh=mesh)
+  return state_lib.start_from(state, params)
 
 
 class _Data:

@@ -154,6 +154,28 @@ def test_steps_that_are_not_finite_in_a_row_stop_the_run(tiny, tmp_path, monkeyp
     train.train(tiny, tmp_path)
 
 
+def test_a_run_starts_from_a_trained_model(finished, tiny, tmp_path):
+  train_config = dataclasses.replace(
+    tiny.train, init_from=str(finished[0] / 'final'), learning_rate=0.0, steps=2, self_sample_steps=()
+  )
+  state = train.train(dataclasses.replace(tiny, train=train_config), tmp_path)
+  want = export.load_export(finished[0] / 'final').params
+  jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.trainable), want)
+  jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.ema), want)
+
+
+def test_a_trained_model_of_another_size_is_no_start(finished, tiny, tmp_path):
+  other = dataclasses.replace(
+    tiny,
+    model=dataclasses.replace(tiny.model, mlp_dim=tiny.model.mlp_dim + 2),
+    train=dataclasses.replace(tiny.train, init_from=str(finished[0] / 'final')),
+  )
+  with pytest.raises(
+    ValueError, match=r'do not fit the model:\n  trunk/layers/gen/down/kernel: \[\d, \d+, \d+\] given'
+  ):
+    train.train(other, tmp_path)
+
+
 def test_another_configuration_does_not_resume(finished, tiny):
   with pytest.raises(checkpoints.CheckpointError, match='config.seed: 0 saved, 7 given'):
     train.train(dataclasses.replace(tiny, seed=7), finished[0])

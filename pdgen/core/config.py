@@ -269,6 +269,7 @@ class TrainConfig:
   """Optimisation and what is written on the way.
 
   Attributes:
+    init_from: model to start from: a shipped name, an exported folder or the workdir of a run; empty: from nothing.
     steps: optimizer steps of the whole run.
     optimizer: `adamw`, or `muon` (orthogonalised momentum for the matrices of the layers, AdamW for the rest).
     learning_rate, warmup_steps, final_lr_fraction: linear warm-up, then one cosine down to the fraction.
@@ -287,6 +288,7 @@ class TrainConfig:
     max_bad_steps: that many steps in a row with a non-finite loss or gradient stop the run; single ones are skipped.
   """
 
+  init_from: str = ''
   steps: int = 1000
   optimizer: str = 'adamw'
   learning_rate: float = 1e-3

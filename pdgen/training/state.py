@@ -64,6 +64,29 @@ def create(config: config_lib.Config, mesh: Mesh) -> TrainState:
   return _initializer(config, mesh)()
 
 
+def start_from(state: TrainState, params: Any) -> TrainState:
+  """The state of a new run with other parameters: those of a trained model. They are the start of the average too.
+
+  Raises: ValueError listing the parameters whose shapes differ, or that only one of the two has.
+  """
+  own = merge(state.trainable, state.frozen)
+  shapes = [{name: list(leaf.shape) for name, leaf in sharding.named_leaves(tree)} for tree in (params, own)]
+  differ = [
+    f'{name}: {shapes[0].get(name, "absent")} given, {shapes[1].get(name, "absent")} wanted'
+    for name in sorted(shapes[0].keys() | shapes[1].keys())
+    if shapes[0].get(name) != shapes[1].get(name)
+  ]
+  if differ:
+    raise ValueError('The parameters do not fit the model:\n  ' + '\n  '.join(differ))
+  given = dict(sharding.named_leaves(params))
+
+  def take(tree: Any) -> Any:
+    return sharding.map_named(lambda name, leaf: jax.device_put(given[name].astype(leaf.dtype), leaf.sharding), tree)
+
+  trainable = take(state.trainable)
+  return state.replace(trainable=trainable, frozen=take(state.frozen), ema=jax.tree.map(jnp.copy, trainable))
+
+
 def keys(seed: int) -> tuple[jax.Array, jax.Array]:
   """The key of the initialisation and the key that those of the steps are folded from."""
   init, steps = jax.random.split(jax.random.key(seed))

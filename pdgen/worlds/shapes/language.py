@@ -77,7 +77,7 @@ def plan(instruction: str, scene: scenes.Scene, *, rng: np.random.Generator, new
 def add(group: scenes.Scene, *, rng: np.random.Generator, extra: bool = False) -> str:
   """Adds objects of one shape and colour. extra: not for the prompt; it says that they will not stay."""
   end = ' for now.' if extra else '.'
-  if rng.random() < 0.25:
+  if rng.random() < 0.1:  # Less often than any of the verbs: the likeliest plan names the object before its place.
     where = at(group)
     return f'{where[0].upper()}{where[1:]}, {pick(rng, _VERBS).lower()} {named(group)}{end}'
   return f'{pick(rng, _VERBS)} {named(group)} {at(group)}{end}'
