@@ -110,6 +110,21 @@ class CodecConfig:
 
 
 @dataclasses.dataclass(**_FROZEN)
+class LoraConfig:
+  """Low-rank adapters: y = x W + (alpha / rank) (x A) B (Hu et al., arXiv 2106.09685). Freeze W with train.freeze.
+
+  Attributes:
+    rank, alpha: see above; B starts at zero.
+    kernels: which matrices of a layer have one, a regular expression of `expert/matrix`: experts `und`, `gen`; matrices
+      q, k, v, o, gate, up, down.
+  """
+
+  rank: int = 16
+  alpha: float = 32.0
+  kernels: str = '(und|gen)/(q|k|v|o)'
+
+
+@dataclasses.dataclass(**_FROZEN)
 class ModelConfig:
   """The mixture of transformers.
 
@@ -124,6 +139,7 @@ class ModelConfig:
     min_t: with `prediction='x'`, t is clamped to at least this where a loss or a velocity divides by it.
     image_size: pixels a side of the pictures the model paints.
     codec, vit: picture codec; optional understanding encoder (None: pictures re-enter as clean latents alone).
+    lora: adapters beside the matrices of the layers; None: none.
     attention: name in `models.attention.IMPLEMENTATIONS`.
     remat: `none`, or a policy name of `models.mot.REMAT_POLICIES` for the scanned layers.
     scan_layers: one compiled layer, scanned; False unrolls (for FLOP counts and very shallow models).
@@ -146,6 +162,7 @@ class ModelConfig:
   image_size: int = 32
   codec: CodecConfig = CodecConfig()
   vit: VitConfig | None = None
+  lora: LoraConfig | None = None
   attention: str = 'reference'
   remat: str = 'none'
   scan_layers: bool = True
@@ -273,6 +290,9 @@ class TrainConfig:
     steps: optimizer steps of the whole run.
     optimizer: `adamw`, or `muon` (orthogonalised momentum for the matrices of the layers, AdamW for the rest).
     learning_rate, warmup_steps, final_lr_fraction: linear warm-up, then one cosine down to the fraction.
+    freeze: parts that do not learn, regular expressions of whole paths or of the folders of parameters (`embed`, `vit`,
+      `trunk/layers/und`, `.*`). They are kept in bfloat16, without gradient, optimizer state or average. Adapters
+      (model.lora) always learn.
     b1, b2, weight_decay, clip_norm: AdamW; gradients clipped to a global norm (0: never). Decay only on matrices.
     ema_decay: of the averaged parameters that are sampled from; min(decay, (1 + step) / (10 + step)) early on.
     loss_chunk: und tokens of a device whose logits exist at once (recomputed in the backward pass); 0: all of them.
@@ -294,6 +314,7 @@ class TrainConfig:
   learning_rate: float = 1e-3
   warmup_steps: int = 100
   final_lr_fraction: float = 0.0
+  freeze: tuple[str, ...] = ()
   b1: float = 0.9
   b2: float = 0.95
   weight_decay: float = 0.0

@@ -34,6 +34,10 @@ RULES: tuple[tuple[str, P], ...] = (
   (r'trunk/layers/(und|gen)/(q|k|v|gate|up)/kernel', P(None, 'fsdp', 'tensor')),
   (r'trunk/layers/(und|gen)/(q|k|v)/bias', P(None, 'tensor')),
   (r'trunk/layers/(und|gen)/(o|down)/kernel', P(None, 'tensor', 'fsdp')),
+  (r'trunk/layers/(und|gen)/(q|k|v|gate|up)/lora_a', P(None, 'fsdp', None)),
+  (r'trunk/layers/(und|gen)/(q|k|v|gate|up)/lora_b', P(None, None, 'tensor')),
+  (r'trunk/layers/(und|gen)/(o|down)/lora_a', P(None, 'tensor', None)),
+  (r'trunk/layers/(und|gen)/(o|down)/lora_b', P(None, None, 'fsdp')),
   (r'trunk/layers/(und|gen)/\w+_norm/scale', P()),
   (r'trunk/(und|gen)_norm/scale', P()),
   (r'vit/layers/(q|k|v|fc1)/kernel', P(None, 'fsdp', 'tensor')),
@@ -75,6 +79,22 @@ def named_leaves(tree: Any) -> list[tuple[str, Any]]:
   [('mu/0', 3), ('trunk/b', 2), ('trunk/k', 1)]
   """
   return [(_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def nested(named: dict[str, Any]) -> dict[str, Any]:
+  """The nested dicts that `named_leaves` gives these paths of.
+
+  >>> nested({'trunk/b': 2, 'trunk/k': 1})
+  {'trunk': {'b': 2, 'k': 1}}
+  """
+  out: dict[str, Any] = {}
+  for name, leaf in named.items():
+    *folders, last = name.split('/')
+    place = out
+    for folder in folders:
+      place = place.setdefault(folder, {})
+    place[last] = leaf
+  return out
 
 
 def map_named(f: Callable[[str, Any], Any], tree: Any) -> Any:
@@ -198,7 +218,7 @@ def gathered(params: Any, *, dtype: jnp.dtype, layer_of: str = '') -> Any:
       return leaf
     split = spec(f'{layer_of}/{name}')[1:] if layer_of else spec(name)
     whole = [tuple(axis for axis in _axes(axes) if axis != 'fsdp') or None for axes in split]
-    matrix = name.endswith(('kernel', 'table'))
+    matrix = name.endswith(('kernel', 'table', 'lora_a', 'lora_b'))
     return _gather(leaf, P(*whole), P(*split), jnp.dtype(dtype if matrix else leaf.dtype), leaf.dtype)
 
   return map_named(place, params)

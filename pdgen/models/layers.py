@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from pdgen.core import config as config_lib
 from pdgen.core import sharding
 
 Initializer = Callable[..., jax.Array]
@@ -25,11 +26,16 @@ class Linear(nnx.Module):
     *,
     bias: bool = True,
     init: Initializer = fan_in,
+    lora: config_lib.LoraConfig | None = None,
     dtype: jnp.dtype = jnp.float32,
     rngs: nnx.Rngs,
   ):
     self.kernel = nnx.Param(init(rngs.params(), (in_dim, out_dim), jnp.float32))
     self.bias = nnx.Param(jnp.zeros((out_dim,), jnp.float32)) if bias else None
+    self.lora = lora
+    if lora is not None:
+      self.lora_a = nnx.Param(fan_in(rngs.params(), (in_dim, lora.rank), jnp.float32))
+      self.lora_b = nnx.Param(jnp.zeros((lora.rank, out_dim), jnp.float32))
     self.dtype = dtype
 
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -39,6 +45,9 @@ class Linear(nnx.Module):
     # split over devices in both axes have no partition as one axis.
     flat = x if sharding.parts('sequence') > 1 else x.reshape(-1, x.shape[-1])
     y = flat @ self.kernel[...].astype(self.dtype)
+    if self.lora is not None:
+      low = flat @ self.lora_a[...].astype(self.dtype)
+      y = y + low @ self.lora_b[...].astype(self.dtype) * (self.lora.alpha / self.lora.rank)
     if self.bias is not None:
       y = y + jnp.broadcast_to(self.bias[...].astype(self.dtype), y.shape)
     return y.reshape(*x.shape[:-1], y.shape[-1])

@@ -4,7 +4,8 @@ und tokens (text, boundaries, ViT) and gen tokens (latents) never share a matmul
 computed twice (BAGEL routes by index into one sequence; the results are the same).
 """
 
-from typing import NamedTuple
+import re
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -51,22 +52,27 @@ def split(x: jax.Array, und_tokens: int) -> Streams:
 class Expert(nnx.Module):
   """One expert's weights in one layer: pre-norm attention projections and a SwiGLU MLP (Qwen2)."""
 
-  def __init__(self, cfg: config_lib.ModelConfig, *, rngs: nnx.Rngs):
-    dtype = jnp.dtype(cfg.dtype)
+  def __init__(self, cfg: config_lib.ModelConfig, name: str, *, rngs: nnx.Rngs):
+    """name: `und` or `gen`."""
     # Residual branches start small, so that depth does not grow the residual stream at initialisation.
     out_init = nnx.initializers.variance_scaling(0.5 / cfg.depth, 'fan_in', 'truncated_normal')
     inner, kv = cfg.num_heads * cfg.head_dim, cfg.num_kv_heads * cfg.head_dim
+
+    def linear(matrix: str, in_dim: int, out_dim: int, **options: Any) -> layers.Linear:
+      lora = cfg.lora if cfg.lora and re.fullmatch(cfg.lora.kernels, f'{name}/{matrix}') else None
+      return layers.Linear(in_dim, out_dim, lora=lora, dtype=jnp.dtype(cfg.dtype), rngs=rngs, **options)
+
     self.attention_norm = layers.RMSNorm(cfg.width, eps=cfg.norm_eps)
-    self.q = layers.Linear(cfg.width, inner, bias=cfg.qkv_bias, dtype=dtype, rngs=rngs)
-    self.k = layers.Linear(cfg.width, kv, bias=cfg.qkv_bias, dtype=dtype, rngs=rngs)
-    self.v = layers.Linear(cfg.width, kv, bias=cfg.qkv_bias, dtype=dtype, rngs=rngs)
-    self.o = layers.Linear(inner, cfg.width, bias=False, init=out_init, dtype=dtype, rngs=rngs)
+    self.q = linear('q', cfg.width, inner, bias=cfg.qkv_bias)
+    self.k = linear('k', cfg.width, kv, bias=cfg.qkv_bias)
+    self.v = linear('v', cfg.width, kv, bias=cfg.qkv_bias)
+    self.o = linear('o', inner, cfg.width, bias=False, init=out_init)
     self.q_norm = layers.RMSNorm(cfg.head_dim, eps=cfg.norm_eps)
     self.k_norm = layers.RMSNorm(cfg.head_dim, eps=cfg.norm_eps)
     self.mlp_norm = layers.RMSNorm(cfg.width, eps=cfg.norm_eps)
-    self.gate = layers.Linear(cfg.width, cfg.mlp_dim, bias=False, dtype=dtype, rngs=rngs)
-    self.up = layers.Linear(cfg.width, cfg.mlp_dim, bias=False, dtype=dtype, rngs=rngs)
-    self.down = layers.Linear(cfg.mlp_dim, cfg.width, bias=False, init=out_init, dtype=dtype, rngs=rngs)
+    self.gate = linear('gate', cfg.width, cfg.mlp_dim, bias=False)
+    self.up = linear('up', cfg.width, cfg.mlp_dim, bias=False)
+    self.down = linear('down', cfg.mlp_dim, cfg.width, bias=False, init=out_init)
     self.head_dim = cfg.head_dim
 
   def qkv(self, x: jax.Array, cos: jax.Array, sin: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -86,8 +92,8 @@ class Layer(nnx.Module):
   """One layer: an und expert, a gen expert, one attention over both streams (and over what came before)."""
 
   def __init__(self, cfg: config_lib.ModelConfig, *, rngs: nnx.Rngs):
-    self.und = Expert(cfg, rngs=rngs)
-    self.gen = Expert(cfg, rngs=rngs)
+    self.und = Expert(cfg, 'und', rngs=rngs)
+    self.gen = Expert(cfg, 'gen', rngs=rngs)
     self.attention = cfg.attention
 
   def __call__(self, x: Streams, rope: Streams, plan, past_k: jax.Array | None, past_v: jax.Array | None):

@@ -92,7 +92,7 @@ class Checkpointer:
       return
     named = dict(sharding.named_leaves(state))
     meta = dict(format=_FORMAT, step=step, config=export.as_json(config), data=data, leaves=_describe(named))
-    checkpointables = dict(state=_nested(named), meta={'json': _sealed(meta)})
+    checkpointables = dict(state=sharding.nested(named), meta={'json': _sealed(meta)})
     self._orbax.save_checkpointables_async(step, checkpointables, force=True)
 
   def restore(self, abstract: state_lib.TrainState, *, config: config_lib.Config, step: int | None = None) -> Restored:
@@ -125,7 +125,7 @@ def load_averaged(
   path = _step_directory(pathlib.Path(directory).absolute(), step)
   meta = _meta(path)
   config = config_lib.from_config_dict(meta['config'])
-  shapes = _nested(
+  shapes = sharding.nested(
     {
       name: jax.ShapeDtypeStruct(leaf['shape'], leaf['dtype'])
       for name, leaf in meta['leaves'].items()
@@ -135,7 +135,7 @@ def load_averaged(
   placed = jax.tree.map(
     lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), shapes, sharding.shardings(shapes, mesh)
   )
-  loaded = _nested(_load(path, meta, dict(sharding.named_leaves(placed))))
+  loaded = sharding.nested(_load(path, meta, dict(sharding.named_leaves(placed))))
   return config, state_lib.merge(loaded['ema'], loaded.get('frozen', {}))
 
 
@@ -198,18 +198,6 @@ def _describe(named: dict[str, jax.Array]) -> dict[str, dict[str, Any]]:
   return {n: dict(shape=list(a.shape), dtype=str(a.dtype), digest=found[n]) for n, a in named.items()}
 
 
-def _nested(named: dict[str, Any]) -> dict[str, Any]:
-  """The nested dicts that `sharding.named_leaves` would give these paths."""
-  out: dict[str, Any] = {}
-  for name, leaf in named.items():
-    *folders, last = name.split('/')
-    place = out
-    for folder in folders:
-      place = place.setdefault(folder, {})
-    place[last] = leaf
-  return out
-
-
 def _sealed(meta: dict[str, Any]) -> str:
   """JSON of the metadata behind its own digest."""
   text = json.dumps(meta, sort_keys=True)
@@ -241,7 +229,7 @@ def _meta(path: pathlib.Path) -> dict[str, Any]:
 
 def _load(path: pathlib.Path, meta: dict[str, Any], wanted: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
   """The wanted leaves, checked against their digests."""
-  tree = _nested({name: wanted.get(name, ocp.PLACEHOLDER) for name in meta['leaves']})
+  tree = sharding.nested({name: wanted.get(name, ocp.PLACEHOLDER) for name in meta['leaves']})
   try:
     loaded = dict(sharding.named_leaves(ocp.load_checkpointables(path, {'state': tree})['state']))
   except Exception as error:

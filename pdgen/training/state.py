@@ -1,6 +1,7 @@
 """Everything that a training run carries from step to step, and its initialisation straight into shards."""
 
 import functools
+import re
 from typing import Any
 
 import jax
@@ -46,6 +47,27 @@ def abstract_params(cfg: config_lib.ModelConfig) -> Any:
   return nnx.to_pure_dict(nnx.split(_abstract_model(cfg), nnx.Param)[1])
 
 
+def partition(params: Any, cfg: config_lib.TrainConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+  """(what learns, what does not), the latter in bfloat16 where the config froze it.
+
+  Raises: ValueError for a pattern that matches nothing, or for patterns that leave nothing to learn.
+  """
+  named = dict(sharding.named_leaves(params))
+  adapters = {name for name in named if name.split('/')[-1] in ('lora_a', 'lora_b')}
+  codec = {name for name in named if name.split('/')[0] in FROZEN}
+  frozen: set[str] = set()
+  for pattern in cfg.freeze:
+    found = {name for name in named.keys() - adapters - codec if re.fullmatch(rf'({pattern})(/.*)?', name)}
+    if not found:
+      raise ValueError(f'config.train.freeze: no parameter or folder of parameters matches {pattern!r}.')
+    frozen |= found
+  learns = {name: leaf for name, leaf in named.items() if name not in frozen | codec}
+  if not learns:
+    raise ValueError(f'{cfg.freeze=} leaves nothing to learn. Learn a part, or adapters (config.model.lora).')
+  fixed = {name: leaf.astype(jnp.bfloat16) if name in frozen else leaf for name, leaf in named.items()}
+  return sharding.nested(learns), sharding.nested({name: fixed[name] for name in named if name in frozen | codec})
+
+
 def abstract_state(config: config_lib.Config) -> TrainState:
   """The state of a run as ShapeDtypeStructs, for no mesh in particular."""
   return jax.eval_shape(lambda: _initial(config))
@@ -67,9 +89,14 @@ def create(config: config_lib.Config, mesh: Mesh) -> TrainState:
 def start_from(state: TrainState, params: Any) -> TrainState:
   """The state of a new run with other parameters: those of a trained model. They are the start of the average too.
 
+  Adapters that the trained model lacks start as they are.
+
   Raises: ValueError listing the parameters whose shapes differ, or that only one of the two has.
   """
   own = merge(state.trainable, state.frozen)
+  missing = {name for name, _ in sharding.named_leaves(own)} - {name for name, _ in sharding.named_leaves(params)}
+  adapters = {name: leaf for name, leaf in sharding.named_leaves(own) if name in missing and '/lora_' in name}
+  params = merge(params, sharding.nested(adapters))
   shapes = [{name: list(leaf.shape) for name, leaf in sharding.named_leaves(tree)} for tree in (params, own)]
   differ = [
     f'{name}: {shapes[0].get(name, "absent")} given, {shapes[1].get(name, "absent")} wanted'
@@ -123,12 +150,11 @@ def _abstract_model(cfg: config_lib.ModelConfig) -> interleaved.Interleaved:
 
 def _initial(config: config_lib.Config) -> TrainState:
   model = interleaved.Interleaved(config.model, rngs=nnx.Rngs(params=keys(config.seed)[0]))
-  params = nnx.to_pure_dict(nnx.split(model, nnx.Param)[1])
-  trainable = {name: part for name, part in params.items() if name not in FROZEN}
+  trainable, frozen = partition(nnx.to_pure_dict(nnx.split(model, nnx.Param)[1]), config.train)
   return TrainState(
     step=jnp.int32(0),
     trainable=trainable,
-    frozen={name: part for name, part in params.items() if name in FROZEN},
+    frozen=frozen,
     ema=jax.tree.map(jnp.copy, trainable),  # Donated arrays may not be shared.
     opt_state=optimizer.direction(config.train).init(trainable),
     bad_steps=jnp.int32(0),
