@@ -76,6 +76,7 @@ case "$action" in
     ;;
   stop)
     need name zone
+    # shellcheck disable=SC2016 # The worker expands it.
     on_workers all 'kill -TERM "$(cat ~/pdgen.pid)"'
     ;;
   delete)

@@ -18,6 +18,8 @@ import sys
 import time
 from typing import Any
 
+os.environ['TPU_SKIP_MDS_QUERY'] = '1'  # There is no TPU near whose metadata JAX could ask for when it is imported.
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -293,7 +295,6 @@ def main():
     try:
       target = machines.parse(target_flag.value)
       # Nothing is ever run: where there are accelerators, they are left alone.
-      os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
       jax.config.update('jax_platforms', 'cpu')
       if target.machine.platform == 'cpu':
         jax.config.update('jax_num_cpu_devices', target.devices)

@@ -156,4 +156,6 @@ def _gpus(environment: Mapping[str, str]) -> int:
 def _in_tpu_pod(environment: Mapping[str, str]) -> bool:
   """Several workers, as the metadata that Cloud TPU and GKE put into the environment say, or PDGEN_TPU_POD does."""
   workers = environment.get('TPU_PROCESS_ADDRESSES') or environment.get('TPU_WORKER_HOSTNAMES') or ''
+  if workers.startswith('WARNING'):  # What JAX leaves there when libtpu is installed and no TPU is near.
+    workers = ''
   return ',' in workers or 'MEGASCALE_COORDINATOR_ADDRESS' in environment or environment.get('PDGEN_TPU_POD') == '1'

@@ -1,0 +1,163 @@
+"""Ahead-of-time compilation: what is counted in the compiled programs, against arithmetic and against files."""
+
+import dataclasses
+import importlib.util
+import json
+import math
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from pdgen import compile as compile_lib
+from pdgen.core import config as config_lib
+from pdgen.core import hlo, machines, sharding
+from pdgen.training import state as state_lib
+
+ROOT = pathlib.Path(__file__).parents[1]
+GOLDEN = pathlib.Path(__file__).parent / 'golden' / 'compile'
+EIGHT = machines.parse('cpu:8')
+
+
+@pytest.fixture(scope='module')
+def small(tiny):
+  model = dataclasses.replace(tiny.model, attention='blockwise', remat='full')
+  train = dataclasses.replace(tiny.train, loss_chunk=64)
+  return dataclasses.replace(tiny, model=model, train=train, mesh=config_lib.MeshConfig(fsdp=8))
+
+
+@pytest.fixture(scope='module')
+def reports(small):
+  return {program: compile_lib.report(small, EIGHT, program=program) for program in ('train', 'sample')}
+
+
+def test_bytes_are_those_of_the_arrays(reports, small):
+  found = reports['train']['bytes']
+  params = state_lib.abstract_params(small.model)
+  sizes = {name: math.prod(leaf.shape) for name, leaf in sharding.named_leaves(params)}
+  split = {name: 8 if 'fsdp' in str(sharding.spec(name)) else 1 for name in sizes}
+  a_device = sum(4 * size // split[name] for name, size in sizes.items())
+  assert reports['train']['parameters'] == sum(sizes.values())
+  assert found['parameters'] == found['ema'] == a_device
+  assert found['optimizer'] == 2 * a_device + 4  # Two moments and a counter.
+  assert found['peak'] > sum(found[kind] for kind in ('parameters', 'optimizer', 'ema', 'activations'))
+  assert reports['train']['fits'] and reports['sample']['fits']
+
+
+@pytest.mark.parametrize('program', ['train', 'sample'])
+def test_reports_are_those_of_the_files(reports, program):
+  """Written by `python -m tests.test_compile`. Memory and collectives may follow XLA a little."""
+  found = json.loads(json.dumps(reports[program]))
+  want = json.loads((GOLDEN / f'tiny-cpu-8-{program}.json').read_text())
+  for moving in ('compile_seconds', 'seconds', 'seconds_by_part', 'model_flops_utilisation'):
+    assert (moving in found) == (moving in want)
+    found.pop(moving, None), want.pop(moving, None)
+  for kind in ('activations', 'peak'):
+    assert found['bytes'].pop(kind) == pytest.approx(want['bytes'].pop(kind), rel=0.15)
+  have, expected = found.pop('collectives'), want.pop('collectives')
+  assert have.keys() == expected.keys()
+  for kind, counted in expected.items():
+    assert have[kind]['bytes'] == pytest.approx(counted['bytes'], rel=0.15), kind
+  assert found == want
+
+
+def test_depth_does_not_change_the_size_of_the_programs(small):
+  deeper = dataclasses.replace(small, model=dataclasses.replace(small.model, depth=5))
+  mesh = sharding.make_mesh(small.mesh)
+  for lowering in (compile_lib._train, lambda config, mesh: compile_lib._sample(config, mesh, 8)):
+    sizes = [lowering(config, mesh)[0]().as_text().count('\n') for config in (small, deeper)]
+    assert sizes[0] == sizes[1]
+
+
+def test_collectives_are_counted_as_often_as_their_loops_run():
+  mesh = sharding.make_mesh(config_lib.MeshConfig(data=2, fsdp=4))
+
+  def program(x, w):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+
+      def body(x, w):
+        total = jax.lax.psum(x @ w, 'fsdp')
+        return total / 4, jax.lax.all_gather(total, 'data', tiled=True)
+
+      f = jax.shard_map(
+        lambda x, w: jax.lax.scan(body, x, w), in_specs=(P(('data', 'fsdp')), P()), out_specs=(P('data'), P()),
+        check_vma=False,
+      )  # fmt: skip
+      return f(x, w)
+
+  compiled = jax.jit(program).lower(jnp.zeros((16, 32)), jnp.zeros((5, 32, 32))).compile()
+  found = hlo.collectives(compiled.as_text(), devices=8)
+  by_kind = {kind: [c for c in found if c.kind == kind] for kind in hlo.KINDS}
+  (reduced,), (gathered,) = by_kind['all-reduce'], by_kind['all-gather']
+  assert reduced.times == gathered.times == 5
+  assert reduced.bytes == 2 * 3 / 4 * (2 * 32 * 4) and gathered.bytes == 1 / 2 * (4 * 32 * 4)
+  assert sorted(map(sorted, reduced.groups.tolist())) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+  assert sorted(map(sorted, gathered.groups.tolist())) == [[0, 4], [1, 5], [2, 6], [3, 7]]
+
+
+def test_collectives_are_read_in_the_forms_of_other_machines():
+  text = """HloModule m, entry_computation_layout={()->f32[8]}
+%wrapped (p: bf16[4,8]) -> bf16[2,8] {
+  %p = bf16[4,8]{1,0:T(8,128)(2,1)} parameter(0)
+  ROOT %rs = bf16[2,8]{1,0} reduce-scatter(%p), replica_groups=[2,2]<=[2,2]T(1,0), dimensions={0}, to_apply=%add
+}
+ENTRY %main (x: f32[8]) -> f32[8] {
+  %x = f32[8]{0} parameter(0)
+  %start = (f32[8]{0}, f32[32]{0}) all-gather-start(%x), replica_groups={{0,1,2,3}}, dimensions={0}
+  %done = f32[32]{0} all-gather-done(%start)
+  %move = (f32[8]{0}, f32[8]{0}, u32[], u32[]) collective-permute-start(%x), source_target_pairs={{0,1},{1,2}}
+  %w = (s32[], bf16[4,8]{1,0}) while(%t), condition=%c, body=%loop, backend_config={"known_trip_count":{"n":"28"}}
+  ROOT %r = f32[8]{0} add(%x, %x)
+}
+%loop (t: (s32[], bf16[4,8])) -> (s32[], bf16[4,8]) {
+  %a = bf16[2,8]{1,0} async-start(%t), calls=%wrapped
+}
+"""
+  found = [(c.kind, c.bytes, c.times) for c in hlo.collectives(text, devices=4)]
+  assert found == [('all-gather', 96.0, 1), ('collective-permute', 32.0, 1), ('reduce-scatter', 32.0, 28)]
+  np.testing.assert_array_equal(hlo.collectives(text, devices=4)[2].groups, [[0, 2], [1, 3]])
+
+
+def test_targets():
+  assert machines.parse('h100:64').devices == 64 and machines.parse('v5p:4x4x4').shape == (4, 4, 4)
+  for wrong in ('h100', 'h100:0', 'v5p:64', 'v6e:4x4x4', 'tpu:8', 'h100:12', ''):
+    with pytest.raises(ValueError, match='target|Target'):
+      machines.parse(wrong)
+
+
+@pytest.mark.parametrize('target, extra', [('v5p:4x4x4', 'tpu'), ('v6e:16x16', 'tpu'), ('h100:8', 'cuda')])
+def test_without_the_compiler_it_says_what_to_install(monkeypatch, target, extra):
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+  with pytest.raises(ModuleNotFoundError, match=rf"pip install 'pdgen\[{extra}\]'"):
+    compile_lib.devices(machines.parse(target))
+
+
+def test_what_does_not_fit_is_told_what_to_change(small):
+  h100 = machines.parse('h100:8')
+  large = {'parameters': 70 * 2**30, 'optimizer': 0, 'ema': 0}
+  assert 'freeze' in compile_lib.advice(small, large, h100, 'train')[0]
+  plain = dataclasses.replace(small, model=dataclasses.replace(small.model, attention='reference', remat='none'))
+  first = compile_lib.advice(plain, {'parameters': 2**30}, h100, 'train')[:2]
+  assert 'attention=blockwise' in first[0] and 'remat=full' in first[1]
+
+
+def test_the_command_line_names_what_is_wrong():
+  command = [sys.executable, '-m', 'pdgen.compile', '--config=configs/shapes.py', '--target=h1000:8']
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode == 1 and "Unknown target 'h1000:8'" in done.stderr
+
+
+if __name__ == '__main__':
+  import conftest
+
+  jax.config.update('jax_num_cpu_devices', 8)
+  GOLDEN.mkdir(exist_ok=True)
+  experiment = small.__wrapped__(conftest.tiny_config()) if hasattr(small, '__wrapped__') else None
+  for which in ('train', 'sample'):
+    text_ = json.dumps(compile_lib.report(experiment, EIGHT, program=which), indent=1)
+    (GOLDEN / f'tiny-cpu-8-{which}.json').write_text(text_ + '\n')

@@ -1,0 +1,169 @@
+"""Real processes on this machine make one run: the same batches, the same parameters, one checkpoint, one voice."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from pdgen.core import config as config_lib
+from pdgen.core import distributed, sharding
+from pdgen.training import checkpoints
+
+# Sums over devices go round another ring in another process: rounding, which Adam's division by small second moments
+# makes larger. Measured after 24 steps: see the assertion.
+TOLERANCE = 1e-4
+
+SHRUNK = {
+  'model.width': 16,
+  'model.depth': 1,
+  'model.num_heads': 2,
+  'model.num_kv_heads': 1,
+  'model.head_dim': 8,
+  'model.mlp_dim': 16,
+  'model.attention': 'reference',
+  'data.batch_size': 8,
+  'data.shards': 2,
+  'data.packing_bins': 2,
+  'train.optimizer': 'adamw',
+  'train.learning_rate': '1e-3',
+  'train.steps': 24,
+  'train.warmup_steps': 2,
+  'train.log_every': 2,
+  'train.checkpoint_every': 20,
+  'train.eval_every': 0,
+  'train.self_sample_steps': '()',
+  'mesh.data': 2,
+  'mesh.fsdp': 4,
+}
+
+
+def start(workdir, *, processes=1, process=0, port=0, **changes):
+  """One process of a run of the command line, with 8 / processes devices."""
+  settings = {**SHRUNK, 'mesh.cpu_devices': 8 // processes, **changes}
+  command = [sys.executable, '-m', 'pdgen.train', '--config=configs/shapes.py', f'--workdir={workdir}']
+  command += [f'--config.{name}={value}' for name, value in settings.items()]
+  environment = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}
+  if processes > 1:
+    address = dict(PDGEN_COORDINATOR=f'localhost:{port}', PDGEN_PROCESSES=processes, PDGEN_PROCESS=process)
+    environment.update({name: str(value) for name, value in address.items()})
+  root = pathlib.Path(__file__).parents[1]
+  return subprocess.Popen(
+    command, env=environment, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+  )
+
+
+def two(workdir, *, second=None):
+  """(code, output) of each of two processes that make one run. second: what the second is started with besides."""
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    port = free.getsockname()[1]
+  running = [start(workdir, processes=2, process=i, port=port, **(second or {} if i else {})) for i in range(2)]
+  outputs = [process.communicate(timeout=600)[0] for process in running]
+  return [(process.returncode, output) for process, output in zip(running, outputs, strict=True)]
+
+
+def averaged(workdir):
+  mesh = sharding.make_mesh(config_lib.MeshConfig(), devices=jax.devices()[:1])
+  _, params = checkpoints.load_averaged(workdir / 'checkpoints', mesh=mesh)
+  return dict(sharding.named_leaves(jax.device_get(params)))
+
+
+def assert_same(have, want):
+  worst = {name: np.abs(have[name] - want[name]).max() / max(np.abs(want[name]).max(), 1e-3) for name in want}
+  assert max(worst.values()) < TOLERANCE, worst
+
+
+def test_two_processes_train_as_one_and_one_goes_on_from_their_checkpoint(tmp_path):
+  one, both = tmp_path / 'one', tmp_path / 'both'
+  alone = start(one)
+  output = alone.communicate(timeout=600)[0]
+  assert alone.returncode == 0, output[-3000:]
+  results = two(both)
+  for code, output in results:
+    assert code == 0, output[-3000:]
+  assert_same(averaged(both), averaged(one))
+  # Metrics are written and said once.
+  for workdir in (one, both):
+    steps = [json.loads(line)['step'] for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+    assert steps == list(range(2, 25, 2))
+  assert 'step 24/24' in results[0][1] and 'step 24/24' not in results[1][1]
+
+  # What two processes saved at step 20, one goes on from, with the same samples.
+  assert sorted(p.name for p in (both / 'checkpoints').iterdir()) == ['20', '24']
+  shutil.rmtree(both / 'checkpoints' / '24')
+  shutil.rmtree(both / 'final')
+  rest = start(both)
+  output = rest.communicate(timeout=600)[0]
+  assert rest.returncode == 0 and 'Resuming from step 20' in output, output[-3000:]
+  assert_same(averaged(both), averaged(one))
+
+
+def test_processes_that_were_started_differently_say_who_and_in_what(tmp_path):
+  for code, output in two(tmp_path, second={'train.learning_rate': '2e-3'}):
+    assert code != 0
+    assert f"process 1 ({socket.gethostname()}) has config/train/learning_rate '0.002', process 0 has '0.001'" in output
+  assert not (tmp_path / 'checkpoints').exists() or not list((tmp_path / 'checkpoints').iterdir())
+
+
+@pytest.mark.parametrize(
+  'environment, how, given',
+  [
+    ({}, 'alone', None),
+    ({'SLURM_NTASKS': '1', 'SLURM_PROCID': '0'}, 'alone', None),
+    ({'TPU_WORKER_HOSTNAMES': 'localhost'}, 'alone', None),
+    (
+      {'PDGEN_COORDINATOR': 'a:1', 'PDGEN_PROCESSES': '4', 'PDGEN_PROCESS': '3', 'SLURM_NTASKS': '2'},
+      'coordinator',
+      dict(coordinator_address='a:1', num_processes=4, process_id=3),
+    ),
+    (
+      {'SLURM_NTASKS': '2', 'SLURM_PROCID': '1', 'SLURM_STEP_NUM_NODES': '2', 'CUDA_VISIBLE_DEVICES': '0,1,2,3'},
+      'slurm',
+      dict(local_device_ids=[0, 1, 2, 3]),
+    ),
+    (
+      {'SLURM_NTASKS': '2', 'SLURM_PROCID': '1', 'SLURM_STEP_NUM_NODES': '2'},
+      'slurm',
+      dict(local_device_ids=list(range(8))),
+    ),
+    ({'SLURM_NTASKS': '16', 'SLURM_PROCID': '1', 'SLURM_STEP_NUM_NODES': '2'}, 'slurm', dict(local_device_ids=None)),
+    ({'TPU_WORKER_HOSTNAMES': 'a,b'}, 'tpu', {}),
+    ({'PDGEN_TPU_POD': '1'}, 'tpu', {}),
+  ],
+)
+def test_the_environment_tells_who_the_others_are(monkeypatch, environment, how, given):
+  calls = []
+  monkeypatch.setattr(jax.distributed, 'initialize', lambda **options: calls.append(options))
+  assert distributed.start(environment) == how
+  assert calls == ([] if given is None else [given])
+
+
+def test_half_an_address_is_an_error():
+  with pytest.raises(ValueError, match='PDGEN_COORDINATOR without PDGEN_PROCESS, PDGEN_PROCESSES'):
+    distributed.start({'PDGEN_COORDINATOR': 'a:1'})
+
+
+def test_differences_name_the_few_that_are_not_as_most():
+  everyone = [('a', {'code': '1', 'data': 'x'}), ('b', {'code': '2', 'data': 'x'}), ('c', {'code': '1', 'data': 'x'})]
+  assert distributed.differences(everyone) == ["process 1 (b) has code '2', processes 0, 2 have '1'"]
+  assert distributed.differences([('a', {'n': '1'}), ('b', {})]) == ["process 1 (b) has n 'absent', process 0 has '1'"]
+  assert distributed.differences(everyone[:1]) == []
+
+
+def test_alone_it_needs_nobody_and_hears_sigterm():
+  assert distributed.exchange('x') == ['x'] and distributed.is_first()
+  distributed.agree({'code': '1'})
+  before = signal.getsignal(signal.SIGTERM)
+  with distributed.stopping() as stop:
+    assert not stop(3)
+    signal.raise_signal(signal.SIGTERM)
+    assert stop(4)
+  assert signal.getsignal(signal.SIGTERM) is before
