@@ -24,11 +24,15 @@ GOLDEN = pathlib.Path(__file__).parent / 'golden' / 'compile'
 EIGHT = machines.parse('cpu:8')
 
 
-@pytest.fixture(scope='module')
-def small(tiny):
+def smallest(tiny):
   model = dataclasses.replace(tiny.model, attention='blockwise', remat='full')
   train = dataclasses.replace(tiny.train, loss_chunk=64)
   return dataclasses.replace(tiny, model=model, train=train, mesh=config_lib.MeshConfig(fsdp=8))
+
+
+@pytest.fixture(scope='module')
+def small(tiny):
+  return smallest(tiny)
 
 
 @pytest.fixture(scope='module')
@@ -51,7 +55,7 @@ def test_bytes_are_those_of_the_arrays(reports, small):
 
 @pytest.mark.parametrize('program', ['train', 'sample'])
 def test_reports_are_those_of_the_files(reports, program):
-  """Written by `python -m tests.test_compile`. Memory and collectives may follow XLA a little."""
+  """Written by `PYTHONPATH=tests python tests/test_compile.py`. Memory and collectives may follow XLA a little."""
   found = json.loads(json.dumps(reports[program]))
   want = json.loads((GOLDEN / f'tiny-cpu-8-{program}.json').read_text())
   for moving in ('compile_seconds', 'seconds', 'seconds_by_part', 'model_flops_utilisation'):
@@ -155,9 +159,7 @@ def test_the_command_line_names_what_is_wrong():
 if __name__ == '__main__':
   import conftest
 
-  jax.config.update('jax_num_cpu_devices', 8)
   GOLDEN.mkdir(exist_ok=True)
-  experiment = small.__wrapped__(conftest.tiny_config()) if hasattr(small, '__wrapped__') else None
-  for which in ('train', 'sample'):
-    text_ = json.dumps(compile_lib.report(experiment, EIGHT, program=which), indent=1)
-    (GOLDEN / f'tiny-cpu-8-{which}.json').write_text(text_ + '\n')
+  for name in ('train', 'sample'):
+    written = json.dumps(compile_lib.report(smallest(conftest.tiny_config()), EIGHT, program=name), indent=1)
+    (GOLDEN / f'tiny-cpu-8-{name}.json').write_text(written + '\n')

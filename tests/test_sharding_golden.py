@@ -1,6 +1,6 @@
 """The partition of every array of every config's training state, as files: a change of a rule or a size is a diff.
 
-python -m tests.test_sharding_golden        writes them anew, in tests/golden/sharding
+python tests/test_sharding_golden.py        writes them anew, in tests/golden/sharding
 """
 
 import json
@@ -31,7 +31,7 @@ def dump(name: str) -> str:
 
 @pytest.mark.parametrize('name', CONFIGS)
 def test_partitions_are_those_of_the_file(name):
-  assert dump(name) == (GOLDEN / f'{name}.json').read_text(), 'If that is meant: python -m tests.test_sharding_golden'
+  assert dump(name) == (GOLDEN / f'{name}.json').read_text(), 'If that is meant: python tests/test_sharding_golden.py'
 
 
 def test_there_is_no_file_without_a_config():

@@ -141,7 +141,7 @@ class ModelConfig:
     codec, vit: picture codec; optional understanding encoder (None: pictures re-enter as clean latents alone).
     lora: adapters beside the matrices of the layers; None: none.
     attention: name in `models.attention.IMPLEMENTATIONS`.
-    remat: `none`, or a policy name of `models.mot.REMAT_POLICIES` for the scanned layers.
+    remat: `none`, or a policy name of `models.remat.POLICIES` for the scanned layers.
     scan_layers: one compiled layer, scanned; False unrolls (for FLOP counts and very shallow models).
     dtype: compute dtype. Parameters are always float32.
   """

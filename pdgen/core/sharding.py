@@ -45,7 +45,8 @@ RULES: tuple[tuple[str, P], ...] = (
   (r'vit/layers/(o|fc2)/kernel', P(None, 'tensor', 'fsdp')),
   (r'vit/layers/(o|fc2)/bias', P()),
   (r'vit/layers/norm[12]/(scale|bias)', P()),
-  (r'vit/(patch_embedding|connector[12])/kernel', P('fsdp', None)),
+  (r'vit/patch_embedding/kernel', P(None, 'fsdp')),  # A patch of 14 x 14 pixels has 588 values.
+  (r'vit/connector[12]/kernel', P('fsdp', None)),
   (r'vit/(patch_embedding|connector[12])/bias', P()),
   (r'vit/position/table', P()),
   (r'vit/post_norm/(scale|bias)', P()),

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from pdgen.core import masks, packed
 
@@ -165,7 +166,8 @@ def _forward(q: jax.Array, k: jax.Array, v: jax.Array, plan: Plan):
     return None, (out.astype(q.dtype), top + jnp.log(jnp.maximum(total, 1e-30)))
 
   _, (out, lse) = jax.lax.scan(query_block, None, jnp.arange(q.shape[1]))
-  out, lse = jnp.moveaxis(out, 0, 1), jnp.moveaxis(lse, 0, 1)
+  # What the backward pass needs besides q, k and v: with these kept (models.remat) it need not run this again.
+  out, lse = (checkpoint_name(jnp.moveaxis(x, 0, 1), 'attended') for x in (out, lse))
   return out, (q, k, v, plan, out, lse)
 
 

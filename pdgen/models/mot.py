@@ -13,12 +13,7 @@ from flax import nnx
 
 from pdgen.core import config as config_lib
 from pdgen.core import packed, sharding
-from pdgen.models import attention, layers
-
-REMAT_POLICIES = {
-  'full': jax.checkpoint_policies.nothing_saveable,
-  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
+from pdgen.models import attention, layers, remat
 
 
 class Streams(NamedTuple):
@@ -158,8 +153,6 @@ class Trunk(nnx.Module):
       x, k, v = nnx.merge(graphdef, weights)(x, rope, plan, past_k, past_v)
       return x, (k, v) if keep else None
 
-    if cfg.remat != 'none':
-      body = jax.checkpoint(body, policy=REMAT_POLICIES[cfg.remat])
     scanned = (weights, past.k, past.v) if past is not None else (weights, None, None)
-    x, kv = jax.lax.scan(body, x, scanned, unroll=1 if cfg.scan_layers else cfg.depth)
+    x, kv = jax.lax.scan(remat.wrap(body, cfg.remat), x, scanned, unroll=1 if cfg.scan_layers else cfg.depth)
     return Streams(self.und_norm(x.und), self.gen_norm(x.gen)), kv

@@ -9,7 +9,7 @@ from flax import nnx
 
 from pdgen.core import config as config_lib
 from pdgen.core import packed, sharding
-from pdgen.models import attention, layers
+from pdgen.models import attention, layers, remat
 
 _EPS = 1e-6
 
@@ -36,7 +36,16 @@ class Block(nnx.Module):
 class Siglip(nnx.Module):
   """Patches of pixels in [-1, 1] to features of the model's width."""
 
-  def __init__(self, cfg: config_lib.VitConfig, out_dim: int, *, attention_name: str, dtype: jnp.dtype, rngs: nnx.Rngs):
+  def __init__(
+    self,
+    cfg: config_lib.VitConfig,
+    out_dim: int,
+    *,
+    attention_name: str,
+    remat_name: str,
+    dtype: jnp.dtype,
+    rngs: nnx.Rngs,
+  ):
     # The released checkpoint holds the patch embedding as a linear layer over (row, column, channel) vectors (BAGEL).
     self.patch_embedding = layers.Linear(3 * cfg.patch**2, cfg.width, dtype=dtype, rngs=rngs)
     self.position = layers.Embedding(cfg.max_patches**2, cfg.width, dtype=dtype, rngs=rngs)
@@ -50,7 +59,8 @@ class Siglip(nnx.Module):
     self.post_norm = layers.LayerNorm(cfg.width, eps=_EPS)
     self.connector1 = layers.Linear(cfg.width, out_dim, dtype=dtype, rngs=rngs)
     self.connector2 = layers.Linear(out_dim, out_dim, dtype=dtype, rngs=rngs)
-    self.cfg, self.out_dim, self.attention_name, self.dtype = cfg, out_dim, attention_name, dtype
+    self.cfg, self.out_dim, self.dtype = cfg, out_dim, dtype
+    self.attention_name, self.remat_name = attention_name, remat_name
 
   def __call__(self, patches: jax.Array, position: jax.Array, image: jax.Array) -> jax.Array:
     """Features of packed patches: [R, T, D].
@@ -78,7 +88,7 @@ class Siglip(nnx.Module):
       x = sharding.constrain(x, sharding.ROWS, 'sequence')
       return nnx.merge(graphdef, weights)(x, attend, plan), None
 
-    x, _ = jax.lax.scan(body, self.embed(patches, position), nnx.to_pure_dict(weights))
+    x, _ = jax.lax.scan(remat.wrap(body, self.remat_name), self.embed(patches, position), nnx.to_pure_dict(weights))
     return self.post_norm(x)
 
   def embed(self, patches: jax.Array, position: jax.Array) -> jax.Array:

@@ -1,0 +1,26 @@
+"""What of a scanned layer is kept for the backward pass, and what is computed again there."""
+
+from collections.abc import Callable
+
+import jax
+
+POLICIES = {
+  # The layer's input alone: least memory, a third more arithmetic.
+  'full': jax.checkpoint_policies.nothing_saveable,
+  # Results of matmuls, but not of attention.
+  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  # The layer's input and what attention gave, which costs most to compute again in long rows.
+  'attention': jax.checkpoint_policies.save_only_these_names('attended'),
+}
+
+
+def wrap(body: Callable, policy: str) -> Callable:
+  """The body of a scan under the policy of that name; `none` keeps everything.
+
+  Raises: ValueError for an unknown name.
+  """
+  if policy == 'none':
+    return body
+  if policy not in POLICIES:
+    raise ValueError(f'Unknown remat {policy!r}. Known: {["none", *sorted(POLICIES)]}')
+  return jax.checkpoint(body, policy=POLICIES[policy])
