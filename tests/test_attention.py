@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pdgen.core import masks, packed, sharding
-from pdgen.models import attention
+from pdgen.models import attention, remat
 from pdgen.training import state as state_lib
 from pdgen.training import step as step_lib
 
@@ -115,3 +115,35 @@ def test_memory_of_a_train_step_grows_linearly_with_the_row(tiny):
   assert used[1] < 2.1 * used[0] and used[2] < 2.1 * used[1], used
   # One float32 [T, T] of one head alone would be four times all of it.
   assert used[2] < 16384**2 * 4 / 4
+
+
+@pytest.mark.parametrize('policy', sorted(remat.POLICIES))
+def test_what_is_computed_again_does_not_change_gradients(tiny, batch, policy):
+  """And takes less memory than keeping everything does."""
+  mesh = sharding.make_mesh(tiny.mesh)
+  row = jax.tree.map(lambda x: x[:1], batch)
+  found = {}
+  for name in ('none', policy):
+    model = dataclasses.replace(tiny.model, attention='blockwise', remat=name, depth=4)
+    config = dataclasses.replace(tiny, model=model)
+    params = state_lib.create(config, mesh).trainable
+    f = jax.jit(step_lib.gradients(config, mesh)).lower(params, {}, row, jax.random.key(0)).compile()
+    found[name] = f(params, {}, row, jax.random.key(0))[1], f.memory_analysis().temp_size_in_bytes
+  for a, b in zip(*(jax.tree.leaves(grads) for grads, _ in found.values()), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+  assert found[policy][1] < 0.8 * found['none'][1]
+
+
+def test_attention_is_not_run_again_where_it_is_kept(tiny):
+  """Counted in the traced gradients: loops over query blocks, forward and backward."""
+
+  def loops(policy):
+    model = dataclasses.replace(tiny.model, attention='blockwise', remat=policy)
+    config = dataclasses.replace(tiny, model=model)
+    params = state_lib.abstract_params(model)
+    mesh = sharding.make_mesh(tiny.mesh)
+    f = step_lib.gradients(config, mesh)
+    text = str(jax.make_jaxpr(f)(params, {}, step_lib.abstract_batch(config), jax.random.key(0)))
+    return text.count('while[')
+
+  assert loops('attention') < loops('full')

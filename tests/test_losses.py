@@ -180,3 +180,22 @@ def test_a_weight_of_zero_silences_even_a_value_that_is_not_finite(tiny):
   ids = jnp.zeros((1, 2), jnp.int32)
   und = packed.UndStream(tokens, ids, ids, jnp.asarray([[2.0, 0.0]]), ids, ids)
   assert float(losses.text_loss(logits, und, cfg=tiny.data.sequence)[0]) == pytest.approx(np.log(5))
+
+
+@pytest.mark.parametrize('chunk', [100, 448])
+def test_the_loss_of_texts_in_chunks_is_the_same(model, row, tiny, chunk):
+  graphdef, params = nnx.split(model)
+
+  def loss(params, chunk):
+    config = dataclasses.replace(tiny, train=dataclasses.replace(tiny.train, loss_chunk=chunk))
+    return losses.flow_and_text_loss(nnx.merge(graphdef, params), row, jax.random.key(3), config)
+
+  run = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1)
+  (want, want_metrics), want_grads = run(params, 0)
+  (have, metrics), grads = run(params, chunk)
+  assert float(have) == pytest.approx(float(want), rel=TOLERANCE)
+  assert {name: float(x) for name, x in metrics.items()} == pytest.approx(
+    {name: float(x) for name, x in want_metrics.items()}, rel=TOLERANCE
+  )
+  for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(want_grads), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)

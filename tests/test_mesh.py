@@ -26,7 +26,9 @@ def mesh_config(data, fsdp, tensor, sequence):
 
 def experiment(tiny, *, name, vit):
   model = dataclasses.replace(tiny.model, attention=name, num_heads=4, num_kv_heads=2, vit=vit)
-  return dataclasses.replace(tiny, model=model, data=dataclasses.replace(tiny.data, und_tokens=640 if vit else 448))
+  data = dataclasses.replace(tiny.data, und_tokens=640 if vit else 448)
+  train = dataclasses.replace(tiny.train, loss_chunk=64 if vit else 0)
+  return dataclasses.replace(tiny, model=model, data=data, train=train)
 
 
 @pytest.fixture(scope='module')

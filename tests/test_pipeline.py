@@ -95,7 +95,7 @@ def test_resuming_sees_the_same_batches(opened, prefetch):
 
 
 def test_processes_share_the_index_out(opened):
-  cfg = _config(batch_size=4, packing_bins=4)
+  cfg = _config(batch_size=4, packing_bins=4, shards=2)
   batches = [next(opened(cfg, process_index=i, process_count=2)) for i in range(2)]
   assert all(batch.und.label.shape[0] == 2 for batch in batches)
   places = [pipeline.Samples(cfg)(index).row for index in range(6)]
@@ -103,8 +103,42 @@ def test_processes_share_the_index_out(opened):
   for process, batch in enumerate(batches):
     first = batch.und.token_id[0][batch.und.tokens.segment[0] == 1]
     np.testing.assert_array_equal(first, places[process].und.token_id)
-  with pytest.raises(ValueError, match=r'config\.data\.batch_size'):
+  with pytest.raises(ValueError, match=r'config\.data\.shards=2 must be a multiple of process_count=3'):
     pipeline.dataset(cfg, process_index=0, process_count=3)
+  with pytest.raises(ValueError, match=r'config\.data\.batch_size=3 must be a multiple of config\.data\.shards=2'):
+    pipeline.dataset(_config(batch_size=3, shards=2))
+
+
+def test_any_number_of_processes_makes_and_goes_on_with_the_same_batches(opened):
+  cfg = _config(batch_size=8, packing_bins=2, shards=4)
+
+  def joined(parts):
+    return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+
+  def all_of(count):
+    return [opened(cfg, process_index=i, process_count=count) for i in range(count)]
+
+  one, two = all_of(1), all_of(2)
+  for _ in range(3):
+    want = next(one[0])
+    assert _same([joined([next(process) for process in two])], [want])
+  positions = [
+    json.loads(json.dumps(pipeline.joined([process.get_state() for process in processes]))) for processes in (one, two)
+  ]
+  assert positions[0] == positions[1]
+  want = _take(one[0], 2)
+  for count in (1, 2, 4):
+    processes = all_of(count)
+    for i, process in enumerate(processes):
+      process.set_state(pipeline.cut(positions[0], process_index=i, process_count=count))
+    assert _same([joined([next(process) for process in processes]) for _ in range(2)], want)
+
+
+def test_a_fingerprint_tells_data_apart():
+  cfg = _config()
+  assert pipeline.fingerprint(cfg) == pipeline.fingerprint(_config(prefetch=7))
+  other = dataclasses.replace(cfg, seed=cfg.seed + 1)
+  assert pipeline.fingerprint(other) != pipeline.fingerprint(cfg)
 
 
 def test_the_mixture_is_met():

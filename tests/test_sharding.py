@@ -19,7 +19,8 @@ TOLERANCE = 1e-5
 
 def _every_part(model):
   codec = config_lib.CodecConfig(kind='flux', patch=16, vae=config_lib.VaeConfig(width=32, multipliers=(1, 1, 2)))
-  return dataclasses.replace(model, vit=config_lib.VitConfig(), codec=codec)
+  lora = config_lib.LoraConfig(kernels='.*')
+  return dataclasses.replace(model, vit=config_lib.VitConfig(), codec=codec, lora=lora)
 
 
 def test_every_parameter_of_every_part_has_exactly_one_rule(tiny):

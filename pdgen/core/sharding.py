@@ -139,6 +139,10 @@ def data_share(mesh: Mesh) -> tuple[int, int]:
   held = {}
   for process in sorted({device.process_index for device in mesh.devices.flat}):
     held[process] = _row_blocks(mesh, process)
+  if jax.process_index() not in held:
+    raise ValueError(
+      f'No device of process {jax.process_index()} is in the mesh {dict(mesh.shape)}: use all, or fewer hosts.'
+    )
   shares = sorted(set(held.values()))
   if sum(len(share) for share in shares) != len(set().union(*shares)):
     raise ValueError(

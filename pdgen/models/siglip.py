@@ -42,7 +42,7 @@ class Siglip(nnx.Module):
     out_dim: int,
     *,
     attention_name: str,
-    remat_name: str,
+    remat_name: str = 'none',
     dtype: jnp.dtype,
     rngs: nnx.Rngs,
   ):
