@@ -13,7 +13,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from pdgen.core import masks, packed
 
-BLOCK = 128
+BLOCK = 128  # tokens; in rows longer than LONG, LONG_BLOCK: a device that is fast needs more work at a time
+LONG, LONG_BLOCK = 4096, 512
 _NEVER = -1e30
 _SAMPLE = 2**20  # more than any sample has tokens; 2**11 samples a row stay below 2**31
 
@@ -23,7 +24,7 @@ class Plan(NamedTuple):
 
   query_sort, key_sort: int32[B, T], int32[B, S]; the tokens by sample and order. The trunk keeps the two streams apart;
     here the tokens of one sample stand together, so that the blocks to visit hug the diagonal.
-  query, key: sorted metadata in blocks, int32[B, blocks, BLOCK] a field; padded with segment 0.
+  query, key: sorted metadata in blocks, int32[B, blocks, block] a field; padded with segment 0.
   order: int32[B, query blocks, key blocks]; for each query block the key blocks, those it may see first.
   count: int32[query blocks]; key blocks to visit, the most that any row needs.
   """
@@ -39,8 +40,9 @@ class Plan(NamedTuple):
 def prepare(query: packed.Tokens, key: packed.Tokens) -> Plan:
   """Finds the blocks to visit from bounds on each block's metadata: never misses one, rarely visits an empty one."""
   sorts = [_sort(tokens) for tokens in (query, key)]
+  block = BLOCK if key.order.shape[1] <= LONG else LONG_BLOCK
   query, key = (
-    packed.Tokens(*(_blocks(_permute(f, sort)) for f in tokens))
+    packed.Tokens(*(_blocks(_permute(f, sort), block) for f in tokens))
     for tokens, sort in zip((query, key), sorts, strict=True)
   )
   sees = _may_see(query, key)
@@ -51,12 +53,12 @@ def prepare(query: packed.Tokens, key: packed.Tokens) -> Plan:
 def attend(q: jax.Array, keys: tuple[jax.Array, ...], values: tuple[jax.Array, ...], plan: Plan) -> jax.Array:
   """q: [B, T, N, H]; keys, values: tuples of [B, S_i, K, H]. Returns [B, T, N, H]; 0 where a query sees nothing."""
   k, v = (x[0] if len(x) == 1 else jnp.concatenate(x, axis=1) for x in (keys, values))
-  t, n, kv_heads = q.shape[1], q.shape[2], k.shape[2]
+  t, n, kv_heads, block = q.shape[1], q.shape[2], k.shape[2], plan.query.order.shape[-1]
   q = _permute(q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype), plan.query_sort)
-  k, v = (_heads_first(_permute(x, plan.key_sort), repeat=n // kv_heads) for x in (k, v))
-  out = _attend(_heads_first(q), k, v, plan)
+  k, v = (_heads_first(_permute(x, plan.key_sort), block, repeat=n // kv_heads) for x in (k, v))
+  out = _attend(_heads_first(q, block), k, v, plan)
   b, blocks, _, _, h = out.shape
-  out = out.transpose(0, 1, 3, 2, 4).reshape(b, blocks * BLOCK, n, h)[:, :t]
+  out = out.transpose(0, 1, 3, 2, 4).reshape(b, blocks * block, n, h)[:, :t]
   return _permute(out, jnp.argsort(plan.query_sort, axis=1))
 
 
@@ -78,16 +80,16 @@ _permute.defvjp(
 )
 
 
-def _blocks(x: jax.Array) -> jax.Array:
-  """[B, T, ...] to [B, T / BLOCK, BLOCK, ...], padded with zeros."""
-  pad = -x.shape[1] % BLOCK
+def _blocks(x: jax.Array, block: int) -> jax.Array:
+  """[B, T, ...] to [B, T / block, block, ...], padded with zeros."""
+  pad = -x.shape[1] % block
   x = jnp.pad(x, ((0, 0), (0, pad)) + ((0, 0),) * (x.ndim - 2))
-  return x.reshape(x.shape[0], -1, BLOCK, *x.shape[2:])
+  return x.reshape(x.shape[0], -1, block, *x.shape[2:])
 
 
-def _heads_first(x: jax.Array, *, repeat: int = 1) -> jax.Array:
-  """[B, T, heads, H] to [B, blocks, heads * repeat, BLOCK, H]; repeated heads stand side by side (GQA)."""
-  x = _blocks(x).transpose(0, 1, 3, 2, 4)
+def _heads_first(x: jax.Array, block: int, *, repeat: int = 1) -> jax.Array:
+  """[B, T, heads, H] to [B, blocks, heads * repeat, block, H]; repeated heads stand side by side (GQA)."""
+  x = _blocks(x, block).transpose(0, 1, 3, 2, 4)
   return jnp.repeat(x, repeat, axis=2) if repeat > 1 else x
 
 
@@ -122,7 +124,7 @@ def _row(x: jax.Array, index: jax.Array) -> jax.Array:
 
 
 def _scores(q_i: jax.Array, k_j: jax.Array, plan: Plan, i: jax.Array, j: jax.Array) -> jax.Array:
-  """Masked scores of query block i against key blocks j: f32[B, N, BLOCK, BLOCK]."""
+  """Masked scores of query block i against key blocks j: f32[B, N, block, block]."""
   query = packed.Tokens(*(jax.lax.dynamic_index_in_dim(f, i, 1, keepdims=False) for f in plan.query))
   key = packed.Tokens(*(_row(f, j) for f in plan.key))
   scores = jnp.einsum('BNTH,BNSH->BNTS', q_i, k_j, preferred_element_type=jnp.float32)
@@ -135,7 +137,7 @@ def _attend(q: jax.Array, k: jax.Array, v: jax.Array, plan: Plan) -> jax.Array:
 
 
 def _forward(q: jax.Array, k: jax.Array, v: jax.Array, plan: Plan):
-  """All arrays [B, blocks, N, BLOCK, H]. Online softmax over the key blocks of each query block."""
+  """All arrays [B, blocks, N, block, H]. Online softmax over the key blocks of each query block."""
 
   def query_block(_, i):
     q_i = jax.lax.dynamic_index_in_dim(q, i, 1, keepdims=False)
@@ -173,7 +175,7 @@ def _forward(q: jax.Array, k: jax.Array, v: jax.Array, plan: Plan):
 
 def _backward(saved, d_out: jax.Array):
   q, k, v, plan, out, lse = saved
-  delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1)  # [B, blocks, N, BLOCK]
+  delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1)  # [B, blocks, N, block]
   rows = jnp.arange(q.shape[0])
 
   def query_block(carry, i):
