@@ -115,6 +115,7 @@ ENTRY %main (x: f32[8]) -> f32[8] {
   %start = (f32[8]{0}, f32[32]{0}) all-gather-start(%x), replica_groups={{0,1,2,3}}, dimensions={0}
   %done = f32[32]{0} all-gather-done(%start)
   %move = (f32[8]{0}, f32[8]{0}, u32[], u32[]) collective-permute-start(%x), source_target_pairs={{0,1},{1,2}}
+  %scatter = ((f32[8]{0}, f32[4]{0}), (f32[2]{0}, f32[1]{0})) reduce-scatter-start(%x, %y), replica_groups={{0,1,2,3}}
   %w = (s32[], bf16[4,8]{1,0}) while(%t), condition=%c, body=%loop, backend_config={"known_trip_count":{"n":"28"}}
   ROOT %r = f32[8]{0} add(%x, %x)
 }
@@ -123,8 +124,13 @@ ENTRY %main (x: f32[8]) -> f32[8] {
 }
 """
   found = [(c.kind, c.bytes, c.times) for c in hlo.collectives(text, devices=4)]
-  assert found == [('all-gather', 96.0, 1), ('collective-permute', 32.0, 1), ('reduce-scatter', 32.0, 28)]
-  np.testing.assert_array_equal(hlo.collectives(text, devices=4)[2].groups, [[0, 2], [1, 3]])
+  assert found == [
+    ('all-gather', 96.0, 1),
+    ('collective-permute', 32.0, 1),
+    ('reduce-scatter', 36.0, 1),
+    ('reduce-scatter', 32.0, 28),
+  ]
+  np.testing.assert_array_equal(hlo.collectives(text, devices=4)[3].groups, [[0, 2], [1, 3]])
 
 
 def test_targets():

@@ -84,7 +84,7 @@ def _operation(line: str) -> tuple[str, str]:
 def _sent(kind: str, operation: str, shape: str, group: int) -> float:
   """Bytes that a device sends. shape: of the result; of the operands and the result where the operation only starts."""
   sizes = [_bytes(kind_, dims) for kind_, dims in _SHAPE.findall(shape)]
-  if operation == 'all-gather-start':
+  if operation in ('all-gather-start', 'reduce-scatter-start'):
     sizes = sizes[len(sizes) // 2 :]
   elif operation == 'collective-permute-start':
     sizes = sizes[1:2]
