@@ -5,11 +5,11 @@ Frozen dataclasses: hashable, so that they can be static arguments of compiled f
 """
 
 import dataclasses
-import types
-import typing
 from typing import Any
 
 import ml_collections
+
+from pdgen.core import conversion
 
 _FROZEN = dict(frozen=True, kw_only=True)
 
@@ -241,6 +241,7 @@ class DataConfig:
     batch_size: packed rows a step, over all processes.
     und_tokens, gen_tokens, pictures: budgets of a row. Both token budgets fill up only when their ratio is that of the
       data: `python -m pdgen.data.pipeline` prints it.
+    vit_tokens: budget of ViT patches of a row, for samples that carry them apart from their pictures (`data.plans`).
     packing_bins: rows' worth of samples that wait for the packer; more, fuller rows, more latency on the first batch.
     workers: worker processes; 0 makes the data in a thread of the main process.
     prefetch: batches made ahead.
@@ -255,6 +256,7 @@ class DataConfig:
   und_tokens: int = 512
   gen_tokens: int = 272
   pictures: int = 20
+  vit_tokens: int = 0
   packing_bins: int = 16
   workers: int = 0
   prefetch: int = 4
@@ -378,7 +380,7 @@ def to_config_dict(config: Config) -> ml_collections.ConfigDict:
 
   Tuples stay tuples; None stays None with its type open (`vit`).
   """
-  return ml_collections.ConfigDict(_to_dict(config))
+  return ml_collections.ConfigDict(conversion.to_dict(config))
 
 
 def from_config_dict(values: ml_collections.ConfigDict | dict[str, Any]) -> Config:
@@ -389,40 +391,4 @@ def from_config_dict(values: ml_collections.ConfigDict | dict[str, Any]) -> Conf
   """
   if isinstance(values, ml_collections.ConfigDict):
     values = values.to_dict()
-  return _from_dict(Config, values, path='config')
-
-
-def _to_dict(value: Any) -> Any:
-  if dataclasses.is_dataclass(value):
-    return {f.name: _to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
-  return value
-
-
-def _from_dict(cls: type, values: dict[str, Any], *, path: str) -> Any:
-  hints = typing.get_type_hints(cls)
-  unknown = sorted(set(values) - set(hints))
-  if unknown:
-    raise KeyError(f'Unknown key {path}.{unknown[0]}. Known: {sorted(hints)}')
-  return cls(**{k: _coerce(hints[k], v, path=f'{path}.{k}') for k, v in values.items()})
-
-
-def _coerce(hint: Any, value: Any, *, path: str) -> Any:
-  if isinstance(hint, types.UnionType):
-    if value is None:
-      return None
-    hint = next(a for a in typing.get_args(hint) if a is not type(None))
-  if dataclasses.is_dataclass(hint):
-    if not isinstance(value, dict):
-      raise ValueError(f'{path} must be a mapping of {[f.name for f in dataclasses.fields(hint)]}, not {value!r}.')
-    return _from_dict(hint, value, path=path)
-  if typing.get_origin(hint) is tuple:
-    return _as_tuple(value)
-  if hint is float and isinstance(value, int) and not isinstance(value, bool):
-    return float(value)
-  if hint in (int, float, bool, str) and not isinstance(value, hint):
-    raise ValueError(f'{path} must be {hint.__name__}, not {value!r}.')
-  return value
-
-
-def _as_tuple(value: Any) -> Any:
-  return tuple(_as_tuple(v) for v in value) if isinstance(value, (list, tuple)) else value
+  return conversion.from_dict(Config, values, path='config')
