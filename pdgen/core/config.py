@@ -234,8 +234,8 @@ class DataConfig:
   """Which trajectories, and how they are packed.
 
   Attributes:
-    world: name of the world that makes trajectories (`shapes`).
-    tokenizer: name of a shipped tokenizer or a path to a sentencepiece model.
+    world: name of the world that makes trajectories (`shapes`); empty: none, the model can only be sampled.
+    tokenizer: name of a shipped tokenizer, or a path that `data.tokenizer.load` takes.
     mixture: (kind, share) of the world's trajectory kinds; shares are normalised.
     sequence: see SequenceConfig.
     batch_size: packed rows a step, over all processes.
@@ -317,6 +317,8 @@ class SamplingConfig:
     grammar: hold texts to the format of plans and inspections; False lets the model write what it likes.
     renorm: `none`, or BAGEL's `global`, `channel`, `text_channel`.
     image_guidance_branch: keep the text-only cache that `image_guidance` other than 1 needs.
+    closed_positions: in that cache a text stands where it would if there had been no pictures (BAGEL's sampler).
+      False: where it stands with them, as in training with dropped pictures (BAGEL's training, and ours; QUIRKS 8, 27).
     temperature: of the text; 0 = greedy.
     text_guidance, image_guidance: BAGEL's two scales; 1 = none.
     guidance_interval: guidance is on for low < t <= high, t the shifted time.
@@ -331,6 +333,7 @@ class SamplingConfig:
   grammar: bool = True
   renorm: str = 'none'
   image_guidance_branch: bool = False
+  closed_positions: bool = False
   temperature: float = 0.0
   text_guidance: float = 2.0
   image_guidance: float = 1.0
