@@ -178,7 +178,7 @@ def paint(model: interleaved.Interleaved, state: State, knobs: flow.Knobs, progr
   active = state.status == WAITING
   z = denoise(model, state, knobs, program)
   # What is looked at is the picture as it is given out, so that a trajectory can be continued from its pictures.
-  picture = latents.to_uint8(model.codec.decode(z))
+  picture = model.codec.to_uint8(model.codec.decode(z))
   und, gen = streams.seen_copies(model.cfg, program.specials, active, state.order, state.position)
   seen = packed.PackedBatch(und, gen, picture[:, None])
   z = model.codec.encode(latents.to_pixels(picture))
