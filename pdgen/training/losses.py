@@ -100,12 +100,8 @@ def flow_loss(
 
 def text_loss(logits: jax.Array, und: packed.UndStream, *, cfg: config_lib.SequenceConfig) -> tuple[jax.Array, Metrics]:
   """Weighted mean cross-entropy of the supervised und tokens. logits: f32[B, U, V]."""
-  top = jax.lax.stop_gradient(jnp.max(logits, axis=-1))
-  log_normalizer = top + jnp.log(jnp.sum(jnp.exp(logits - top[..., None]), axis=-1))
-  label_logit = jnp.take_along_axis(logits, und.label[..., None], axis=-1)[..., 0]
-  ce = _weighted_mean(log_normalizer - label_logit, und.weight)
-  # The label is the most likely token; cheaper than an argmax over the vocabulary.
-  right = label_logit >= top
+  each, right = cross_entropy(logits, und.label)
+  ce = _weighted_mean(each, und.weight)
   supervised = und.weight > 0
   metrics = {
     'text_accuracy': _weighted_mean(right, supervised),
@@ -115,6 +111,15 @@ def text_loss(logits: jax.Array, und: packed.UndStream, *, cfg: config_lib.Seque
   if cfg.verdict_weight > ordinary and not cfg.length_weighting:
     metrics['verdict_accuracy'] = _weighted_mean(right, und.weight > ordinary)
   return ce, metrics
+
+
+def cross_entropy(logits: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Of every token, f32[...], and whether its label is the most likely one. logits: f32[..., V]; label: int32[...]."""
+  top = jax.lax.stop_gradient(jnp.max(logits, axis=-1))
+  log_normalizer = top + jnp.log(jnp.sum(jnp.exp(logits - top[..., None]), axis=-1))
+  label_logit = jnp.take_along_axis(logits, label[..., None], axis=-1)[..., 0]
+  # Cheaper than an argmax over the vocabulary.
+  return log_normalizer - label_logit, label_logit >= top
 
 
 def _weighted_mean(values: jax.Array, weight: jax.Array) -> jax.Array:
