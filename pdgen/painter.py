@@ -183,7 +183,7 @@ class Painter:
 
   def room(self, starts: Sequence[trajectory_lib.Trajectory]) -> packing.Budgets:
     """Lengths that hold the prefix of each of them, rounded up so that few different ones are ever compiled."""
-    und, _, pictures = (max(sizes) for sizes in zip(*(packing.lengths(self._prefix(s)) for s in starts), strict=True))
+    und, _, pictures, _ = map(max, zip(*(packing.lengths(self._prefix(s)) for s in starts), strict=True))
     pictures = _round_up(pictures, _PICTURE_BUCKET)
     return packing.Budgets(_round_up(und, _UND_BUCKET), pictures * self.config.model.latent_tokens, pictures)
 

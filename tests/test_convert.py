@@ -1,5 +1,6 @@
 """Released folders to checkpoints and back: bits kept, errors that list everything, memory that does not grow."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -58,9 +59,8 @@ def test_an_export_of_an_import_has_the_same_bytes(imported, tmp_path):
   assert_same_folder(tmp_path / 'again', BAGEL)
 
 
-@pytest.mark.parametrize('block', [1, 1000])
-def test_the_size_of_blocks_changes_nothing(imported, tmp_path, monkeypatch, block):
-  monkeypatch.setattr(tensor_files, 'BLOCK', block * 64)
+def test_the_size_of_blocks_changes_nothing(imported, tmp_path, monkeypatch):
+  monkeypatch.setattr(tensor_files, 'BLOCK', 30_000)  # parts of the larger tensors
   config = export.load_export(imported).config
   convert.import_bagel(BAGEL, tmp_path / 'imported', image_size=config.model.image_size)
   assert_same_folder_of_parameters(tmp_path / 'imported', imported)
@@ -120,8 +120,6 @@ def test_weights_load_into_their_shards(imported):
 @pytest.mark.parametrize('mode', ['process', 'direct'])
 def test_an_import_paints(imported, mode):
   painter = pdgen.load(str(imported))
-  import dataclasses
-
   sampling = dataclasses.replace(painter.config.sampling, **SMALL)
   result = pdgen.sample(painter, ['a ring', 'two'], mode=mode, sampling=sampling)
   side = painter.config.model.image_size
@@ -302,7 +300,7 @@ def synthetic(folder: pathlib.Path) -> int:
     num_attention_heads=16,
     num_key_value_heads=4,
     num_hidden_layers=14,
-    vocab_size=32_000,
+    vocab_size=40_000,
   )
   llm = json.loads((folder / 'llm_config.json').read_text()) | sizes
   (folder / 'llm_config.json').write_text(json.dumps(llm))

@@ -255,8 +255,7 @@ def velocities(
     return forward(z, t, 1)[0]
 
   def velocity(z: jax.Array, t: jax.Array) -> jax.Array:
-    on = (t > knobs.interval[0]) & (t <= knobs.interval[1])
-    return jax.lax.cond(on, guided, plain, z, t) if len(branches) > 1 else plain(z, t)
+    return jax.lax.cond(flow.is_guided(t, knobs), guided, plain, z, t) if len(branches) > 1 else plain(z, t)
 
   return velocity
 

@@ -31,6 +31,11 @@ def time_at(step: jax.Array, knobs: Knobs) -> jax.Array:
   return knobs.timestep_shift * t / (knobs.timestep_shift * t + (1.0 - t))
 
 
+def is_guided(t: jax.Array, knobs: Knobs) -> jax.Array:
+  """Whether guidance is on at the (shifted) time t: bool[]."""
+  return (t > knobs.interval[0]) & (t <= knobs.interval[1])
+
+
 def euler(z: jax.Array, velocity: Callable[[jax.Array, jax.Array], jax.Array], knobs: Knobs) -> jax.Array:
   """From noise z: f32[B, Q, C] to the picture's latents. velocity: of (z, t: f32[]), noise - picture.
 
