@@ -289,7 +289,7 @@ def test_inference_prefix_ignores_dropout():
 
 
 def _assert_same(a, b):
-  if isinstance(a, np.ndarray):
+  if a is None or isinstance(a, np.ndarray):
     np.testing.assert_array_equal(a, b)
   else:
     for x, y in zip(a, b, strict=True):

@@ -5,11 +5,11 @@ Frozen dataclasses: hashable, so that they can be static arguments of compiled f
 """
 
 import dataclasses
-import types
-import typing
 from typing import Any
 
 import ml_collections
+
+from pdgen.core import conversion
 
 _FROZEN = dict(frozen=True, kw_only=True)
 
@@ -251,13 +251,14 @@ class DataConfig:
   """Which trajectories, and how they are packed.
 
   Attributes:
-    world: name of the world that makes trajectories (`shapes`).
-    tokenizer: name of a shipped tokenizer or a path to a sentencepiece model.
+    world: name of the world that makes trajectories (`shapes`); empty: none, the model can only be sampled.
+    tokenizer: name of a shipped tokenizer, or a path that `data.tokenizer.load` takes.
     mixture: (kind, share) of the world's trajectory kinds; shares are normalised.
     sequence: see SequenceConfig.
     batch_size: packed rows a step, over all processes.
     und_tokens, gen_tokens, pictures: budgets of a row. Both token budgets fill up only when their ratio is that of the
       data: `python -m pdgen.data.pipeline` prints it.
+    vit_tokens: budget of ViT patches of a row, for samples that carry them apart from their pictures (`data.plans`).
     packing_bins: rows' worth of samples that wait for the packer; more, fuller rows, more latency on the first batch.
     shards: packers that the rows of a batch are dealt out to, and that the processes of a run share out: it may go on
       with any number of processes that divides them. Another number of shards makes other batches.
@@ -274,6 +275,7 @@ class DataConfig:
   und_tokens: int = 512
   gen_tokens: int = 272
   pictures: int = 20
+  vit_tokens: int = 0
   packing_bins: int = 16
   shards: int = 1
   workers: int = 0
@@ -345,6 +347,8 @@ class SamplingConfig:
     grammar: hold texts to the format of plans and inspections; False lets the model write what it likes.
     renorm: `none`, or BAGEL's `global`, `channel`, `text_channel`.
     image_guidance_branch: keep the text-only cache that `image_guidance` other than 1 needs.
+    closed_positions: in that cache a text stands where it would if there had been no pictures (BAGEL's sampler).
+      False: where it stands with them, as in training with dropped pictures (BAGEL's training, and ours; QUIRKS 8, 27).
     temperature: of the text; 0 = greedy.
     text_guidance, image_guidance: BAGEL's two scales; 1 = none.
     guidance_interval: guidance is on for low < t <= high, t the shifted time.
@@ -359,6 +363,7 @@ class SamplingConfig:
   grammar: bool = True
   renorm: str = 'none'
   image_guidance_branch: bool = False
+  closed_positions: bool = False
   temperature: float = 0.0
   text_guidance: float = 2.0
   image_guidance: float = 1.0
@@ -408,7 +413,7 @@ def to_config_dict(config: Config) -> ml_collections.ConfigDict:
 
   Tuples stay tuples; None stays None with its type open (`vit`).
   """
-  return ml_collections.ConfigDict(_to_dict(config))
+  return ml_collections.ConfigDict(conversion.to_dict(config))
 
 
 def from_config_dict(values: ml_collections.ConfigDict | dict[str, Any]) -> Config:
@@ -419,40 +424,4 @@ def from_config_dict(values: ml_collections.ConfigDict | dict[str, Any]) -> Conf
   """
   if isinstance(values, ml_collections.ConfigDict):
     values = values.to_dict()
-  return _from_dict(Config, values, path='config')
-
-
-def _to_dict(value: Any) -> Any:
-  if dataclasses.is_dataclass(value):
-    return {f.name: _to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
-  return value
-
-
-def _from_dict(cls: type, values: dict[str, Any], *, path: str) -> Any:
-  hints = typing.get_type_hints(cls)
-  unknown = sorted(set(values) - set(hints))
-  if unknown:
-    raise KeyError(f'Unknown key {path}.{unknown[0]}. Known: {sorted(hints)}')
-  return cls(**{k: _coerce(hints[k], v, path=f'{path}.{k}') for k, v in values.items()})
-
-
-def _coerce(hint: Any, value: Any, *, path: str) -> Any:
-  if isinstance(hint, types.UnionType):
-    if value is None:
-      return None
-    hint = next(a for a in typing.get_args(hint) if a is not type(None))
-  if dataclasses.is_dataclass(hint):
-    if not isinstance(value, dict):
-      raise ValueError(f'{path} must be a mapping of {[f.name for f in dataclasses.fields(hint)]}, not {value!r}.')
-    return _from_dict(hint, value, path=path)
-  if typing.get_origin(hint) is tuple:
-    return _as_tuple(value)
-  if hint is float and isinstance(value, int) and not isinstance(value, bool):
-    return float(value)
-  if hint in (int, float, bool, str) and not isinstance(value, hint):
-    raise ValueError(f'{path} must be {hint.__name__}, not {value!r}.')
-  return value
-
-
-def _as_tuple(value: Any) -> Any:
-  return tuple(_as_tuple(v) for v in value) if isinstance(value, (list, tuple)) else value
+  return conversion.from_dict(Config, values, path='config')

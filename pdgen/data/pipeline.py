@@ -110,7 +110,7 @@ def dataset(
     raise ValueError(f'{config.data.batch_size=} must be a multiple of {config.data.shards=}.')
   if data.shards % process_count:
     raise ValueError(f'{config.data.shards=} must be a multiple of {process_count=}.')
-  budgets = packing.Budgets(data.und_tokens, data.gen_tokens, data.pictures)
+  budgets = packing.Budgets(data.und_tokens, data.gen_tokens, data.pictures, data.vit_tokens)
   make = Samples(config, sources=sources, world=world)
   own = data.shards // process_count
   rows = [

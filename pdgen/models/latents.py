@@ -77,6 +77,10 @@ class PixelCodec(nnx.Module):
     """Latents f32[..., Q, C] to f32[..., H, W, 3], not clipped. rows: of latents; None: of the model's own pictures."""
     return unpatchify(latents, self.patch, rows or self.rows)
 
+  def to_uint8(self, pixels: jax.Array) -> jax.Array:
+    """Decoded pixels as a picture, rounded: what was encoded from a picture gives that picture back."""
+    return to_uint8(pixels)
+
 
 class FluxCodec(nnx.Module):
   """The FLUX VAE; 2 x 2 neighbouring latents make a gen token, ordered (row, column, channel) (BAGEL)."""
@@ -112,6 +116,10 @@ class FluxCodec(nnx.Module):
     z = unpatchify(latents, self.patch, rows or self.rows)
     pixels = self.vae.decode(z.reshape(-1, *z.shape[-3:]))
     return pixels.reshape(*z.shape[:-3], *pixels.shape[1:])
+
+  def to_uint8(self, pixels: jax.Array) -> jax.Array:
+    """Decoded pixels as a picture, truncated (BAGEL's `decode_image`, QUIRKS 33)."""
+    return (jnp.clip(pixels * 0.5 + 0.5, 0.0, 1.0) * 255).astype(jnp.uint8)
 
 
 CODECS = {'pixel': PixelCodec, 'flux': FluxCodec}

@@ -168,13 +168,18 @@ def sincos_2d(rows: jax.Array, columns: jax.Array, dim: int) -> jax.Array:
   return jnp.concatenate(parts, axis=-1)
 
 
+def rope_frequencies(head_dim: int, theta: float) -> jax.Array:
+  """1 / theta^(2 i / head_dim): f32[head_dim // 2]."""
+  return theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+
+
 def rope_angles(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
   """cos and sin of the rotary angles: f32[..., head_dim // 2] each.
 
   float32 throughout: bfloat16 rounds position 257 to 256, and rounded frequencies drift with the context (BAGEL B6).
   """
-  inverse = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-  angles = jnp.einsum('...,F->...F', positions.astype(jnp.float32), inverse, precision='highest')
+  frequencies = rope_frequencies(head_dim, theta)
+  angles = jnp.einsum('...,F->...F', positions.astype(jnp.float32), frequencies, precision='highest')
   return jnp.cos(angles), jnp.sin(angles)
 
 

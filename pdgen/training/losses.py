@@ -15,22 +15,40 @@ Metrics = dict[str, jax.Array]
 def flow_and_text_loss(
   model: interleaved.Interleaved, batch: packed.PackedBatch, key: jax.Array, config: config_lib.Config
 ) -> tuple[jax.Array, Metrics]:
-  """L = lambda_ce * CE + MSE (paper), each a weighted mean over the supervised tokens of the whole batch.
+  """L = lambda_ce * CE + MSE (paper), with random timesteps and noise; see `loss_of_noised`.
 
-  Every noised copy draws one timestep; z_t = t * noise + (1 - t) * clean, and the velocity is noise - clean (paper,
-  BAGEL); clean is drawn from the posterior of a codec that has one, if the config says so. A model that predicts x is
-  scored on the velocity that its x implies, with t clamped to `model.min_t` where that divides by t. A batch without
-  supervised text (or without noised copies) has CE (or MSE) 0.
+  Every noised copy draws one timestep. The clean latents are drawn from the posterior of a codec that has one, if the
+  config says so.
+  """
+  key_t, key_noise = jax.random.split(key)
+  vae = config.model.codec.vae
+  key_posterior = jax.random.fold_in(key, 2) if vae is not None and vae.sample_posterior else None
+  t = timesteps(key_t, batch.gen.copy, shift=config.train.timestep_shift)
+  clean = model.clean_latents(batch, key_posterior).astype(jnp.float32)
+  noise = jax.random.normal(key_noise, clean.shape, jnp.float32)
+  return loss_of_noised(model, batch, clean=clean, noise=noise, t=t, config=config)
+
+
+def loss_of_noised(
+  model: interleaved.Interleaved,
+  batch: packed.PackedBatch,
+  *,
+  clean: jax.Array,
+  noise: jax.Array,
+  t: jax.Array,
+  config: config_lib.Config,
+) -> tuple[jax.Array, Metrics]:
+  """lambda_ce * CE + MSE, each a weighted mean over the supervised tokens of the whole batch.
+
+  clean, noise: f32[B, G, C]; t: f32[B, G], 0 on clean copies. The model sees z_t = t * noise + (1 - t) * clean; the
+  velocity is noise - clean (paper, BAGEL). A model that predicts x is scored on the velocity that its x implies, with t
+  clamped to `model.min_t` where that divides by t. A batch without supervised text (or without noised copies) has CE
+  (or MSE) 0.
 
   Returns: the loss, and float32 scalars: loss, ce, mse, text_accuracy (share of supervised tokens whose label is the
   most likely one), verdict_accuracy (the same over tokens weighted above all ordinary text, if the config weights
   verdicts so), text_tokens and flow_tokens (supervised), und_tokens and gen_tokens (not padding).
   """
-  key_t, key_noise = jax.random.split(key)
-  key_posterior = jax.random.fold_in(key, 2) if _draws_from_posterior(config.model.codec) else None
-  t = timesteps(key_t, batch.gen.copy, shift=config.train.timestep_shift)
-  clean = model.clean_latents(batch, key_posterior).astype(jnp.float32)
-  noise = jax.random.normal(key_noise, clean.shape, jnp.float32)
   z = t[..., None] * noise + (1.0 - t[..., None]) * clean
   und_hidden, gen_hidden = model.hidden(batch, z, t)
   with jax.named_scope('losses'):
@@ -47,19 +65,20 @@ def flow_and_text_loss(
   return loss, {'loss': loss, 'ce': ce, 'mse': mse, **text_metrics, **flow_metrics, **counts}
 
 
-def _draws_from_posterior(codec: config_lib.CodecConfig) -> bool:
-  return codec.vae is not None and codec.vae.sample_posterior
-
-
 def timesteps(key: jax.Array, copy: jax.Array, *, shift: float) -> jax.Array:
-  """One shifted logit-normal timestep a noised copy, 0 on clean copies. copy: int32[B, G]. Returns f32[B, G].
-
-  t = sigmoid(normal), then t <- s t / (1 + (s - 1) t), which moves weight to the noise end (t = 1) for s > 1 (BAGEL).
-  """
+  """One shifted logit-normal timestep a noised copy, 0 on clean copies. copy: int32[B, G]. Returns f32[B, G]."""
   rows, length = copy.shape
-  t = jax.nn.sigmoid(jax.random.normal(key, (rows, length + 1), jnp.float32))
-  t = shift * t / (1.0 + (shift - 1.0) * t)
+  t = logit_normal(jax.random.normal(key, (rows, length + 1), jnp.float32), shift=shift)
   return jnp.where(copy > 0, jnp.take_along_axis(t, copy, axis=1), 0.0)
+
+
+def logit_normal(raw: jax.Array, *, shift: float) -> jax.Array:
+  """Timesteps of normal draws: t = sigmoid(raw), then t <- s t / (1 + (s - 1) t) (BAGEL); -inf is t = 0, the picture.
+
+  A shift above 1 moves weight to the noise end, t = 1.
+  """
+  t = jax.nn.sigmoid(raw)
+  return shift * t / (1.0 + (shift - 1.0) * t)
 
 
 def flow_loss(
@@ -84,19 +103,19 @@ def flow_loss(
 
 def text_loss(logits: jax.Array, und: packed.UndStream, *, cfg: config_lib.SequenceConfig) -> tuple[jax.Array, Metrics]:
   """Weighted mean cross-entropy of the supervised und tokens. logits: f32[B, U, V]."""
-  return _text_means(_scores(logits, und.label), und, cfg=cfg)
+  return _text_means(cross_entropy(logits, und.label), und, cfg=cfg)
 
 
 def _text_scores(
   model: interleaved.Interleaved, hidden: jax.Array, label: jax.Array, *, chunk: int
 ) -> tuple[jax.Array, jax.Array]:
-  """`_scores` of hidden states [B, U, D], of at most `chunk` tokens of a row (of a device's part of it) at a time.
+  """`cross_entropy` of hidden states [B, U, D], of at most `chunk` tokens of a row (of a device's part of it) at a time.
 
   152,000 logits of 16,000 tokens would be 10 GB. Each device walks over its own tokens, so that the gradient of the
   head is summed over the devices once, not in every chunk.
   """
   if not chunk or label.shape[1] // sharding.parts('sequence') <= chunk:
-    return _scores(model.logits(hidden), label)
+    return cross_entropy(model.logits(hidden), label)
   graphdef, head = nnx.split(model.head)
   head = jax.tree.map(lambda x: x.astype(jnp.float32), nnx.to_pure_dict(head))  # Its gradient is summed in float32.
 
@@ -111,7 +130,7 @@ def _text_scores(
     @jax.checkpoint
     def of_chunk(args: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
       hidden, label = args
-      return _scores(nnx.merge(graphdef, head)(hidden).astype(jnp.float32), label)
+      return cross_entropy(nnx.merge(graphdef, head)(hidden).astype(jnp.float32), label)
 
     scores = jax.lax.map(of_chunk, (apart(hidden), apart(label)))
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(b, -1)[:, :u], scores)
@@ -121,14 +140,6 @@ def _text_scores(
   tokens, axes = P(sharding.ROWS, 'sequence'), {*sharding.ROWS, 'sequence'}
   mapped = jax.shard_map(local, in_specs=(P(), tokens, tokens), out_specs=tokens, axis_names=axes, check_vma=False)
   return mapped(head, hidden, label)
-
-
-def _scores(logits: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Cross-entropy f32[...] of each token, and whether its label is the most likely one. logits: f32[..., V]."""
-  top = jax.lax.stop_gradient(jnp.max(logits, axis=-1))
-  log_normalizer = top + jnp.log(jnp.sum(jnp.exp(logits - top[..., None]), axis=-1))
-  label_logit = jnp.take_along_axis(logits, label[..., None], axis=-1)[..., 0]
-  return log_normalizer - label_logit, label_logit >= top  # Cheaper than an argmax over the vocabulary.
 
 
 def _text_means(
@@ -144,6 +155,15 @@ def _text_means(
   if cfg.verdict_weight > ordinary and not cfg.length_weighting:
     metrics['verdict_accuracy'] = _weighted_mean(right, und.weight > ordinary)
   return _weighted_mean(nats, und.weight), metrics
+
+
+def cross_entropy(logits: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Of every token, f32[...], and whether its label is the most likely one. logits: f32[..., V]; label: int32[...]."""
+  top = jax.lax.stop_gradient(jnp.max(logits, axis=-1))
+  log_normalizer = top + jnp.log(jnp.sum(jnp.exp(logits - top[..., None]), axis=-1))
+  label_logit = jnp.take_along_axis(logits, label[..., None], axis=-1)[..., 0]
+  # Cheaper than an argmax over the vocabulary.
+  return log_normalizer - label_logit, label_logit >= top
 
 
 def _weighted_mean(values: jax.Array, weight: jax.Array) -> jax.Array:
