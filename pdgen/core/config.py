@@ -102,6 +102,11 @@ class CodecConfig:
   patch: int = 8
   vae: VaeConfig | None = None
 
+  @property
+  def channels(self) -> int:
+    """Values in a gen token."""
+    return 3 * self.patch**2 if self.vae is None else self.vae.channels * (self.patch // self.vae.downsample) ** 2
+
   def __post_init__(self):
     if (self.kind == 'flux') != (self.vae is not None):
       raise ValueError(f'Codec {self.kind!r} with {self.vae=}: `flux`, and no other codec, needs a VaeConfig.')

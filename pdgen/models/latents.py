@@ -62,12 +62,8 @@ class PixelCodec(nnx.Module):
 
   def __init__(self, cfg: config_lib.ModelConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
     self.patch = cfg.codec.patch
+    self.channels = cfg.codec.channels
     self.rows = cfg.latent_grid
-
-  @property
-  def channels(self) -> int:
-    """Values in a gen token."""
-    return 3 * self.patch**2
 
   def encode(self, pixels: jax.Array, key: jax.Array | None = None) -> jax.Array:
     """f32[..., H, W, 3] in [-1, 1] to latents f32[..., Q, C], row-major. key: unused, there is no posterior."""
@@ -88,13 +84,8 @@ class FluxCodec(nnx.Module):
   def __init__(self, cfg: config_lib.ModelConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
     self.vae = flux_vae.FluxVae(cfg.codec.vae, dtype=dtype, rngs=rngs)
     self.patch = cfg.codec.patch // cfg.codec.vae.downsample
-    self.latent_channels = cfg.codec.vae.channels
+    self.channels = cfg.codec.channels
     self.rows = cfg.latent_grid
-
-  @property
-  def channels(self) -> int:
-    """Values in a gen token."""
-    return self.latent_channels * self.patch**2
 
   def encode(self, pixels: jax.Array, key: jax.Array | None = None) -> jax.Array:
     """f32[..., H, W, 3] in [-1, 1] to latents f32[..., Q, C], row-major; what fills no whole token is dropped.
@@ -103,7 +94,8 @@ class FluxCodec(nnx.Module):
     at once: the finest level of one picture of 1024 x 1024 alone takes half a gigabyte.
     """
     *lead, height, width, _ = pixels.shape
-    shape = (height // self.vae.cfg.downsample, width // self.vae.cfg.downsample, self.latent_channels)
+    cfg = self.vae.cfg
+    shape = (height // cfg.downsample, width // cfg.downsample, cfg.channels)
     pixels = pixels.reshape(-1, *lead[-1:], height, width, 3) if lead else pixels[None, None]
     noise = None if key is None else jax.random.normal(key, (*pixels.shape[:2], *shape), jnp.float32)
     each = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (pixels, noise))
