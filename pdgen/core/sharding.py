@@ -241,6 +241,18 @@ _gather.defvjp(
 )
 
 
+@jax.custom_vjp
+def looked_up(x: jax.Array) -> jax.Array:
+  """Rows of a table [B, T, D], as they are. Their gradients turn from rows to columns, as the table's are split.
+
+  Left to itself, XLA would give each device the gradients of all rows.
+  """
+  return x
+
+
+looked_up.defvjp(lambda x: (x, None), lambda _, d: (constrain(d, 'data', 'sequence', ('fsdp', 'tensor')),))
+
+
 def _row_blocks(mesh: Mesh, process: int) -> tuple[int, ...]:
   """The blocks of rows (places along data x fsdp) that devices of a process hold, in order."""
   blocks = mesh.devices.reshape(mesh.shape['data'] * mesh.shape['fsdp'], -1)

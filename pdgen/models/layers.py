@@ -128,7 +128,7 @@ class Embedding(nnx.Module):
 
   def __call__(self, ids: jax.Array) -> jax.Array:
     """ids: int32[...]. Returns [..., D]."""
-    return jnp.take(self.table[...].astype(self.dtype), ids, axis=0)
+    return sharding.looked_up(jnp.take(self.table[...].astype(self.dtype), ids, axis=0))
 
 
 class TimestepEmbedder(nnx.Module):

@@ -109,7 +109,7 @@ def text_loss(logits: jax.Array, und: packed.UndStream, *, cfg: config_lib.Seque
 def _text_scores(
   model: interleaved.Interleaved, hidden: jax.Array, label: jax.Array, *, chunk: int
 ) -> tuple[jax.Array, jax.Array]:
-  """`cross_entropy` of hidden states [B, U, D], of at most `chunk` tokens of a row (of a device's part of it) at a time.
+  """`cross_entropy` of hidden states [B, U, D], of at most `chunk` tokens of a row (of a device's part) at a time.
 
   152,000 logits of 16,000 tokens would be 10 GB. Each device walks over its own tokens, so that the gradient of the
   head is summed over the devices once, not in every chunk.

@@ -50,6 +50,15 @@ def abstract_batch(config: config_lib.Config) -> packed.PackedBatch:
     und=filled(packed.UndStream, data.und_tokens, tokens=tokens['und']),
     gen=filled(packed.GenStream, data.gen_tokens, tokens=tokens['gen']),
     pictures=jax.ShapeDtypeStruct((data.batch_size, data.pictures, side, side, 3), 'uint8'),
+    vit=_abstract_vit(config) if data.vit_tokens else None,
+  )
+
+
+def _abstract_vit(config: config_lib.Config) -> packed.VitStream:
+  shape = (config.data.batch_size, config.data.vit_tokens)
+  integers = jax.ShapeDtypeStruct(shape, 'int32')
+  return packed.VitStream(
+    pixels=jax.ShapeDtypeStruct((*shape, 3 * config.model.vit.patch**2), 'uint8'), position=integers, image=integers
   )
 
 
