@@ -113,15 +113,14 @@ def _prepare_over_mesh(base: Implementation) -> Callable[[packed.Tokens, packed.
 
 
 def _attend_over_mesh(base: Implementation) -> Callable[..., jax.Array]:
-  """Plan: of `_prepare_over_mesh`. Raises ValueError for heads that the `tensor` axis does not divide."""
+  """Plan: of `_prepare_over_mesh`. kv heads that the `tensor` axis does not divide are not split over it."""
 
   def attend(q: jax.Array, keys: tuple[jax.Array, ...], values: tuple[jax.Array, ...], plan: Any) -> jax.Array:
-    split, kv_heads = _is_split(q), keys[0].shape[2]
-    if kv_heads % sharding.parts('tensor'):
-      raise ValueError(f'{kv_heads} kv heads do not divide among tensor = {sharding.parts("tensor")} devices.')
+    split = _is_split(q)
     if split and len(keys) > 1:
       raise ValueError('A row with a past is not split: set config.mesh.sequence to 1 to sample.')
-    spec = sharding.fitting(q.shape, sharding.ROWS, 'sequence', 'tensor')
+    heads = 'tensor' if keys[0].shape[2] % sharding.parts('tensor') == 0 else None
+    spec = sharding.fitting(q.shape, sharding.ROWS, 'sequence', heads)
 
     def local(q: jax.Array, keys: tuple[jax.Array, ...], values: tuple[jax.Array, ...], plan: Any) -> jax.Array:
       if split:
