@@ -117,11 +117,12 @@ def test_weights_load_into_their_shards(imported):
   assert kernel.addressable_shards[0].data.size * 4 == kernel.size
 
 
-@pytest.mark.parametrize('mode', ['process', 'direct'])
-def test_an_import_paints(imported, mode):
+# Of lengths that share one compiled program, with the opening words of the process and without.
+@pytest.mark.parametrize('mode, prompt', [('process', 'a ring'), ('direct', 'a photo of a red ring and a blue square')])
+def test_an_import_paints(imported, mode, prompt):
   painter = pdgen.load(str(imported))
   sampling = dataclasses.replace(painter.config.sampling, **SMALL)
-  result = pdgen.sample(painter, ['a ring', 'two'], mode=mode, sampling=sampling)
+  result = pdgen.sample(painter, [prompt, prompt[:3]], mode=mode, sampling=sampling)
   side = painter.config.model.image_size
   for trajectory in result.trajectories:
     assert trajectory.pictures and trajectory.final.shape == (side, side, 3)

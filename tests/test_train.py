@@ -87,6 +87,18 @@ def test_a_run_writes_metrics_checkpoints_drafts_and_a_model(finished, tiny, cap
   assert config_lib.from_config_dict(json.loads((workdir / 'config.json').read_text())) == tiny
 
 
+def test_a_run_may_begin_with_given_weights(finished, tiny, tmp_path, capsys):
+  final = finished[0] / 'final'
+  # A rate of 0 changes nothing, so that the run ends with what it began with.
+  still = dataclasses.replace(tiny.train, steps=1, learning_rate=0.0, self_sample_steps=(), init_from=str(final))
+  train.train(dataclasses.replace(tiny, train=still), tmp_path / 'run')
+  began, ended = (export.load_export(folder).params for folder in (final, tmp_path / 'run' / 'final'))
+  jax.tree.map(np.testing.assert_array_equal, ended, began)
+  other = dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, mlp_dim=48), train=still)
+  with pytest.raises(ValueError, match=r'trunk/layers/gen/up/kernel: \[2, 16, 32\] there, \[2, 16, 48\] in config'):
+    train.train(other, tmp_path / 'other')
+
+
 @pytest.mark.parametrize('stop', [2, 5], ids=['before the drafts', 'after the drafts'])
 def test_resumed_equals_never_stopped(finished, tiny, tmp_path, monkeypatch, stop, capsys):
   # Drafts of an earlier run that never came to a checkpoint are not taken for this run's.

@@ -274,6 +274,7 @@ class TrainConfig:
 
   Attributes:
     steps: optimizer steps of the whole run.
+    init_from: a model that `pdgen.load` takes, whose weights a new run begins with; empty: random ones.
     learning_rate, warmup_steps, final_lr_fraction: linear warm-up, then one cosine down to the fraction.
     b1, b2, weight_decay, clip_norm: AdamW; gradients clipped to a global norm (0: never). Decay only on matrices.
     ema_decay: of the averaged parameters that are sampled from; min(decay, (1 + step) / (10 + step)) early on.
@@ -290,6 +291,7 @@ class TrainConfig:
   """
 
   steps: int = 1000
+  init_from: str = ''
   learning_rate: float = 1e-3
   warmup_steps: int = 100
   final_lr_fraction: float = 0.0

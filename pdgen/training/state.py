@@ -54,9 +54,12 @@ def abstract(config: config_lib.Config, mesh: Mesh) -> TrainState:
   )
 
 
-def create(config: config_lib.Config, mesh: Mesh) -> TrainState:
-  """The state before the first step, a function of config.seed alone; each device makes only its own shards."""
-  return _initializer(config, mesh)()
+def create(config: config_lib.Config, mesh: Mesh, params: Any = None) -> TrainState:
+  """The state before the first step; each device makes only its own shards.
+
+  params: weights to begin with, nested dicts of arrays; None: random ones, a function of config.seed alone.
+  """
+  return _initializer(config, mesh)() if params is None else _initializer(config, mesh, given=True)(params)
 
 
 def keys(seed: int) -> tuple[jax.Array, jax.Array]:
@@ -84,8 +87,10 @@ def merge(*parts: Any) -> Any:
 
 
 @functools.cache
-def _initializer(config: config_lib.Config, mesh: Mesh):
+def _initializer(config: config_lib.Config, mesh: Mesh, *, given: bool = False):
   shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract(config, mesh))
+  if given:
+    return jax.jit(lambda params: _of(config, params), out_shardings=shardings)
   return jax.jit(lambda: _initial(config), out_shardings=shardings)
 
 
@@ -95,7 +100,11 @@ def _abstract_model(cfg: config_lib.ModelConfig) -> interleaved.Interleaved:
 
 def _initial(config: config_lib.Config) -> TrainState:
   model = interleaved.Interleaved(config.model, rngs=nnx.Rngs(params=keys(config.seed)[0]))
-  params = nnx.to_pure_dict(nnx.split(model, nnx.Param)[1])
+  return _of(config, nnx.to_pure_dict(nnx.split(model, nnx.Param)[1]))
+
+
+def _of(config: config_lib.Config, params: Any) -> TrainState:
+  params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
   trainable = {name: part for name, part in params.items() if name not in FROZEN}
   return TrainState(
     step=jnp.int32(0),
