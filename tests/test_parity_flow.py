@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from pdgen.core import presets
 from pdgen.data import plans
 from pdgen.models import attention
 from pdgen.sampling import cycle, flow, streams
@@ -245,6 +246,7 @@ def test_whole_pictures_in_bfloat16():
 def test_the_sampler_paints_what_was_compared():
   """`cycle.denoise` is `flow.euler` over `cycle.velocities`, on the model's own grid and noise."""
   cfg, (shape, numbers) = golden_folder.model_config(), _run('global')
+  cfg = presets.at_image_size(cfg, 3 * cfg.codec.patch)
   state, params = _state(), golden_folder.params()
 
   @functools.partial(jax.jit, static_argnames=('shape',))
