@@ -38,8 +38,10 @@ def sampling_given(flags: argparse.Namespace) -> dict[str, Any]:
   return {name.removeprefix(_PREFIX): value for name, value in vars(flags).items() if name.startswith(_PREFIX)}
 
 
-def load(parser: argparse.ArgumentParser, flags: argparse.Namespace) -> tuple[painter_lib.Painter, types.ModuleType]:
-  """The painter, its sampling config as the command line has it, and the module of its world.
+def load(
+  parser: argparse.ArgumentParser, flags: argparse.Namespace, *, needs_world: bool = True
+) -> tuple[painter_lib.Painter, types.ModuleType | None]:
+  """The painter, its sampling config as the command line has it, and the module of its world (None: it has none).
 
   Exits with the parser's usage and the reason when there is no such checkpoint or the options do not fit.
   """
@@ -49,7 +51,10 @@ def load(parser: argparse.ArgumentParser, flags: argparse.Namespace) -> tuple[pa
   except (FileNotFoundError, ValueError) as error:
     parser.error(str(error))
   painter = dataclasses.replace(painter, config=dataclasses.replace(painter.config, sampling=sampling))
-  return painter, importlib.import_module(f'pdgen.worlds.{painter.config.data.world}')
+  world = painter.config.data.world
+  if needs_world and not world:
+    parser.error(f'{flags.checkpoint} was trained in no world of pdgen: it can be sampled, but nothing here judges it.')
+  return painter, importlib.import_module(f'pdgen.worlds.{world}') if world else None
 
 
 def _reader(hint: Any):

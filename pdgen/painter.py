@@ -145,7 +145,7 @@ class Painter:
 
   def program(self, sampling: config_lib.SamplingConfig) -> cycle.Program:
     """What of the sampling config shapes the compiled program; all else is set to its default, and travels in knobs."""
-    shaping = {f: getattr(sampling, f) for f in ('max_pictures', 'max_text_tokens', 'max_tokens', 'grammar', 'renorm')}
+    shaping = {f: getattr(sampling, f) for f in _SHAPING}
     return cycle.Program(
       sampling=config_lib.SamplingConfig(**shaping),
       specials=self.tokenizer.specials,
@@ -183,7 +183,7 @@ class Painter:
 
   def room(self, starts: Sequence[trajectory_lib.Trajectory]) -> packing.Budgets:
     """Lengths that hold the prefix of each of them, rounded up so that few different ones are ever compiled."""
-    und, _, pictures = (max(sizes) for sizes in zip(*(packing.lengths(self._prefix(s)) for s in starts), strict=True))
+    und, _, pictures, _ = map(max, zip(*(packing.lengths(self._prefix(s)) for s in starts), strict=True))
     pictures = _round_up(pictures, _PICTURE_BUCKET)
     return packing.Budgets(_round_up(und, _UND_BUCKET), pictures * self.config.model.latent_tokens, pictures)
 
@@ -216,6 +216,7 @@ def knobs(sampling: config_lib.SamplingConfig) -> flow.Knobs:
   )
 
 
+_SHAPING = ('max_pictures', 'max_text_tokens', 'max_tokens', 'grammar', 'renorm', 'closed_positions')
 _FETCHED = ('written', 'written_count', 'pictures', 'picture_count', 'stop', 'text_steps', 'rounds')
 
 

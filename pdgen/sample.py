@@ -8,6 +8,7 @@ prints what was planned, seen and mended, and writes a page to look at, the pict
 
 import argparse
 import dataclasses
+import functools
 import json
 import pathlib
 import sys
@@ -55,13 +56,14 @@ def main(arguments: Sequence[str] | None = None):
   flags = parser.parse_args(arguments)
   if not flags.prompt and not flags.heldout:
     parser.error('nothing to paint: give --prompt=... (as often as you like) or --heldout=1')
-  painter, world = command_line.load(parser, flags)
+  painter, world = command_line.load(parser, flags, needs_world=bool(flags.heldout))
+  detect = world.detect if world else None
   wanted = [_metadata(prompt, world) for prompt in flags.prompt]
   wanted += world.prompts('heldout', per_task=flags.heldout) if flags.heldout else []
   asked = [trajectory_lib.Trajectory(prompt=m['prompt'], steps=(), metadata=m, stop=None) for m in wanted]
   result = painter.sample(asked, mode=flags.mode, seed=flags.seed, batch_size=flags.batch_size)
-  verdicts = [_verdict(t, world.detect) for t in result.trajectories]
-  _report(result, verdicts, world.detect)
+  verdicts = [_verdict(t, detect) for t in result.trajectories]
+  _report(result, verdicts, detect)
   if flags.out:
     title = f'Painted by {pathlib.Path(flags.checkpoint).name}'
     page = _write(pathlib.Path(flags.out), result.trajectories, verdicts, title=title)
@@ -85,13 +87,14 @@ def _parser() -> argparse.ArgumentParser:
   return parser
 
 
-def _metadata(prompt: str, world: types.ModuleType) -> dict[str, Any]:
+def _metadata(prompt: str, world: types.ModuleType | None) -> dict[str, Any]:
   """What a typed prompt asks for, if it is one of the world's own; else the prompt alone, which cannot be judged."""
-  known = (m for split in ('train', 'heldout') for m in world.prompts(split, per_task=_ALL_PROMPTS))
+  splits = ('train', 'heldout') if world else ()
+  known = (m for split in splits for m in world.prompts(split, per_task=_ALL_PROMPTS))
   return next((m for m in known if m['prompt'] == prompt), {'prompt': prompt})
 
 
-def _verdict(trajectory: trajectory_lib.Trajectory, detect: Callable) -> gallery.Verdict | None:
+def _verdict(trajectory: trajectory_lib.Trajectory, detect: Callable | None) -> gallery.Verdict | None:
   """Whether the last picture shows what the prompt asks for; None where that is not known."""
   if 'include' not in trajectory.metadata:
     return None
@@ -101,11 +104,12 @@ def _verdict(trajectory: trajectory_lib.Trajectory, detect: Callable) -> gallery
   return right, 'shows what is asked for' if right else reason.replace('\n', '; ')
 
 
-def _report(result: painter_lib.Result, verdicts: Sequence[gallery.Verdict | None], detect: Callable):
+def _report(result: painter_lib.Result, verdicts: Sequence[gallery.Verdict | None], detect: Callable | None):
   trajectories, timings = result.trajectories, result.timings
   # The one that shows most of what there is to see: most refined pictures, then most pictures.
   shown = max(trajectories, key=lambda t: (sum(s.rejected for s in t.steps), len(t.pictures)))
-  print(transcript.text(shown, describe=lambda picture: _seen(picture, detect)), end='\n\n')
+  describe = functools.partial(_seen, detect=detect) if detect else None
+  print(transcript.text(shown, describe=describe), end='\n\n')
   for trajectory, verdict in zip(trajectories, verdicts, strict=True):
     sign, reason = (
       ('·', ' [not judged]') if verdict is None else ('✓✗'[not verdict[0]], '' if verdict[0] else f': {verdict[1]}')

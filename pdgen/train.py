@@ -35,7 +35,8 @@ def train(config: config_lib.Config, workdir: pathlib.Path) -> state_lib.TrainSt
   """Runs to config.train.steps, or to a SIGTERM, which saves and returns. Returns the last state.
 
   Raises: FloatingPointError after max_bad_steps steps in a row whose loss or gradient was not finite; CheckpointError
-  when the workdir holds a damaged checkpoint or one of another configuration.
+  when the workdir holds a damaged checkpoint or one of another configuration; ValueError when the weights to begin with
+  are another model's.
   """
   cfg = config.train
   with contextlib.ExitStack() as stack:
@@ -46,7 +47,7 @@ def train(config: config_lib.Config, workdir: pathlib.Path) -> state_lib.TrainSt
     # 2. State: resumed or new.
     saved = stack.enter_context(checkpoints.Checkpointer(workdir / checkpoints.CHECKPOINTS, keep=cfg.keep_checkpoints))
     if saved.latest is None:
-      state, start, position = _first_state(config, mesh), 0, None
+      state, start, position = state_lib.create(config, mesh, _weights(config, mesh)), 0, None
       # Left by a run that ended before its first checkpoint, maybe of another configuration.
       shutil.rmtree(_self_sampled_file(workdir, 0).parent, ignore_errors=True)
     else:
@@ -93,14 +94,6 @@ def train(config: config_lib.Config, workdir: pathlib.Path) -> state_lib.TrainSt
     )
     print(f'Finished {cfg.steps} steps: {final}', flush=True)
     return state
-
-
-def _first_state(config: config_lib.Config, mesh: jax.sharding.Mesh) -> state_lib.TrainState:
-  state = state_lib.create(config, mesh)
-  if not config.train.init_from:
-    return state
-  _, params, _ = checkpoints.load_for_sampling(config.train.init_from, mesh=mesh)
-  return state_lib.start_from(state, params)
 
 
 class _Data:
@@ -243,6 +236,23 @@ def _painter(config: config_lib.Config, state: state_lib.TrainState):
     # Replicated weights would make every device of the CPU sample the same batch, in each other's way.
     params = jax.device_put(params, jax.local_devices()[0])
   return painter.Painter(config=config, params=params, tokenizer=words)
+
+
+def _weights(config: config_lib.Config, mesh: jax.sharding.Mesh) -> Any:
+  """What `train.init_from` names, or None. Raises ValueError listing the weights that are not this model's."""
+  if not config.train.init_from:
+    return None
+  _, params, _ = checkpoints.load_for_sampling(config.train.init_from, mesh=mesh)
+  have, want = (dict(sharding.named_leaves(tree)) for tree in (params, state_lib.abstract_params(config.model)))
+  shape = lambda tree, name: list(tree[name].shape) if name in tree else 'absent'
+  differ = [
+    f'{name}: {shape(have, name)} there, {shape(want, name)} in config.model'
+    for name in sorted(have.keys() | want.keys())
+    if shape(have, name) != shape(want, name)
+  ]
+  if differ:
+    raise ValueError(f'{config.train.init_from} does not fit config.model:\n  ' + '\n  '.join(differ))
+  return params
 
 
 def _self_sampled_file(workdir: pathlib.Path, step: int) -> pathlib.Path:

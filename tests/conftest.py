@@ -1,6 +1,7 @@
 """Eight virtual CPU devices and strict numerics for every test; a tiny experiment that trains in milliseconds."""
 
 import os
+import sys
 
 os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=8'.strip()
 os.environ['JAX_PLATFORMS'] = 'cpu'
@@ -64,3 +65,9 @@ def batch(tiny) -> packed.PackedBatch:
   made = next(batches)
   batches.close()
   return made
+
+
+def pytest_terminal_summary(terminalreporter):
+  if 'golden_folder' in sys.modules:
+    for line in sys.modules['golden_folder'].summary():
+      terminalreporter.write_line(line)

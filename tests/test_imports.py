@@ -28,7 +28,7 @@ MAY_IMPORT = {
 COMMAND_LINES = {'train', 'sample', 'evaluate', 'construct', 'convert', 'compile', 'benchmark'}
 GLUE = {'painter', 'command_line'}  # what command lines share
 NUMPY_ONLY = {'data', 'worlds', 'construction', 'evals', 'viewing'}
-NUMPY_ONLY_CORE = {'core/__init__.py', 'core/config.py', 'core/trajectory.py', 'core/packed.py'}
+NUMPY_ONLY_CORE = {'core/__init__.py', 'core/config.py', 'core/conversion.py', 'core/trajectory.py', 'core/packed.py'}
 ACCELERATOR = {'jax', 'jaxlib', 'flax', 'optax', 'orbax'}
 
 

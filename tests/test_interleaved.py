@@ -10,7 +10,7 @@ import pytest
 import toy
 from flax import nnx
 
-from pdgen.core import config
+from pdgen.core import config, packed
 from pdgen.data import packing
 from pdgen.models import interleaved
 from pdgen.training import state as state_lib
@@ -186,7 +186,7 @@ WIDE = dataclasses.replace(toy.WITH_VIT, width=64, image_size=24, vit=dataclasse
 
 def test_latents_carry_their_row_and_column():
   model = toy.model(WIDE)
-  patch = jnp.arange(9)[None]
+  patch = jnp.asarray(packed.position_ids(3, 3, WIDE.max_latent_size))[None]
   z, t = jnp.ones((1, 9, 192)), jnp.full((1, 9), 0.3)
   got = model.embed_latents(z, t, patch) - model.latent_in(z) - model.time(t)
   np.testing.assert_allclose(got[0], _golden_position(3), atol=TOLERANCE)
@@ -203,9 +203,9 @@ def test_vit_tokens_carry_their_row_and_column_twice():
   rows, columns = np.divmod(np.arange(16), 4)
   seen = []
   vit = model.vit
-  vit.position = lambda ids: seen.append(np.asarray(ids)) or jnp.zeros((16, 16))
-  vit(jnp.zeros((1, 16, 108)), jnp.asarray(rows), jnp.asarray(columns))
-  np.testing.assert_array_equal(seen[0], rows * 5 + columns)
+  vit.position = lambda ids: seen.append(np.asarray(ids)) or jnp.zeros((1, 16, 16))
+  model.embed_und(toy.batch(row).und, toy.batch(row).pictures)
+  np.testing.assert_array_equal(seen[0], (rows * 5 + columns)[None])
 
 
 def test_structure_options_change_nothing():

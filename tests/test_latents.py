@@ -41,7 +41,7 @@ def test_clean_latents_are_those_of_each_tokens_picture_and_patch():
   z = np.asarray(model.clean_latents(toy.batch(row, other)))
   for got, pictures in zip(z, (row.pictures, other.pictures), strict=True):
     for i, (picture, patch) in enumerate(zip(row.gen.picture, row.gen.patch, strict=True)):
-      y, x = 8 * (patch // 2), 8 * (patch % 2)
+      y, x = (8 * place for place in divmod(patch, toy.MODEL.max_latent_size))
       want = pictures[picture, y : y + 8, x : x + 8].astype(np.float32) / 127.5 - 1
       np.testing.assert_allclose(got[i], want.ravel(), atol=1e-6)
 

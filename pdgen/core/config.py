@@ -5,11 +5,11 @@ Frozen dataclasses: hashable, so that they can be static arguments of compiled f
 """
 
 import dataclasses
-import types
-import typing
 from typing import Any
 
 import ml_collections
+
+from pdgen.core import conversion
 
 _FROZEN = dict(frozen=True, kw_only=True)
 
@@ -42,6 +42,10 @@ class VitConfig:
     width, depth, num_heads, mlp_dim: of the encoder; GELU-tanh, LayerNorm, biases everywhere.
     patch: pixels a side of a patch.
     max_patches: patches a side of the learned position table, and of the fixed one added after the connector.
+    image_size: pixels a side at which it sees the model's pictures; 0: as large as they are. (BAGEL: at most 980, 14
+      a patch, of pictures of at most 1024, 16 a patch.)
+    interpolate_positions: spread the position ids of a picture over the whole table (BAGEL's `interpolate_pos`; not in
+      the released model, whose ids are row * max_patches + column).
   """
 
   width: int = 96
@@ -50,19 +54,64 @@ class VitConfig:
   mlp_dim: int = 256
   patch: int = 8
   max_patches: int = 4
+  image_size: int = 0
+  interpolate_positions: bool = False
+
+
+@dataclasses.dataclass(**_FROZEN)
+class VaeConfig:
+  """The FLUX autoencoder; defaults are those of the released one (BAGEL's `load_ae`).
+
+  Attributes:
+    width: channels of the finest level.
+    multipliers: channels of each level as a multiple of width; every level after the first halves the sides.
+    blocks: residual blocks a level (one more in the decoder).
+    channels: of a latent.
+    groups: of every group norm.
+    scale, shift: a latent is scale * (z - shift).
+    sample_posterior: training draws its clean latents from the posterior instead of taking the mean (BAGEL).
+  """
+
+  width: int = 128
+  multipliers: tuple[int, ...] = (1, 2, 4, 4)
+  blocks: int = 2
+  channels: int = 16
+  groups: int = 32
+  scale: float = 0.3611
+  shift: float = 0.1159
+  sample_posterior: bool = True
+
+  @property
+  def downsample(self) -> int:
+    """Pixels a side of one latent."""
+    return 2 ** (len(self.multipliers) - 1)
 
 
 @dataclasses.dataclass(**_FROZEN)
 class CodecConfig:
-  """Between pixels and latents. `pixel`: patches of pixels scaled to [-1, 1], the small world's "VAE".
+  """Between pixels and latents.
 
   Attributes:
-    kind: name in `models.latents.CODECS`.
+    kind: name in `models.latents.CODECS`. `pixel`: patches of pixels scaled to [-1, 1], the small world's "VAE".
+      `flux`: the autoencoder `vae`, frozen; patch / downsample latents a side make one gen token (BAGEL: 2).
     patch: pixels a side that make one gen token.
+    vae: of `flux`.
   """
 
   kind: str = 'pixel'
   patch: int = 8
+  vae: VaeConfig | None = None
+
+  @property
+  def channels(self) -> int:
+    """Values in a gen token."""
+    return 3 * self.patch**2 if self.vae is None else self.vae.channels * (self.patch // self.vae.downsample) ** 2
+
+  def __post_init__(self):
+    if (self.kind == 'flux') != (self.vae is not None):
+      raise ValueError(f'Codec {self.kind!r} with {self.vae=}: `flux`, and no other codec, needs a VaeConfig.')
+    if self.vae is not None and self.patch % self.vae.downsample:
+      raise ValueError(f'{self.patch=} must be a multiple of the {self.vae.downsample} pixels a side of one latent.')
 
 
 @dataclasses.dataclass(**_FROZEN)
@@ -118,7 +167,18 @@ class ModelConfig:
 
   @property
   def vit_tokens(self) -> int:
-    return (self.image_size // self.vit.patch) ** 2 if self.vit else 0
+    """ViT tokens of a picture."""
+    return self.vit_grid**2 if self.vit else 0
+
+  @property
+  def vit_size(self) -> int:
+    """Pixels a side at which the ViT sees pictures; 0 without a ViT."""
+    return (self.vit.image_size or self.image_size) if self.vit else 0
+
+  @property
+  def vit_grid(self) -> int:
+    """ViT tokens a side of a picture; 0 without a ViT."""
+    return self.vit_size // self.vit.patch if self.vit else 0
 
   def __post_init__(self):
     if self.num_heads % self.num_kv_heads:
@@ -130,10 +190,12 @@ class ModelConfig:
     if self.latent_grid > self.max_latent_size:
       raise ValueError(f'{self.latent_grid} latent patches a side, but {self.max_latent_size=}.')
     if self.vit is not None:
-      if self.image_size % self.vit.patch:
-        raise ValueError(f'{self.image_size=} must be a multiple of {self.vit.patch=}.')
-      if self.image_size // self.vit.patch > self.vit.max_patches:
-        raise ValueError(f'{self.image_size // self.vit.patch} ViT patches a side, but {self.vit.max_patches=}.')
+      if self.vit_size % self.vit.patch:
+        raise ValueError(
+          f'{self.vit_size=} (vit.image_size, or else image_size) must be a multiple of {self.vit.patch=}.'
+        )
+      if self.vit_grid > self.vit.max_patches:
+        raise ValueError(f'{self.vit_grid} ViT patches a side, but {self.vit.max_patches=}.')
 
 
 @dataclasses.dataclass(**_FROZEN)
@@ -177,13 +239,14 @@ class DataConfig:
   """Which trajectories, and how they are packed.
 
   Attributes:
-    world: name of the world that makes trajectories (`shapes`).
-    tokenizer: name of a shipped tokenizer or a path to a sentencepiece model.
+    world: name of the world that makes trajectories (`shapes`); empty: none, the model can only be sampled.
+    tokenizer: name of a shipped tokenizer, or a path that `data.tokenizer.load` takes.
     mixture: (kind, share) of the world's trajectory kinds; shares are normalised.
     sequence: see SequenceConfig.
     batch_size: packed rows a step, over all processes.
     und_tokens, gen_tokens, pictures: budgets of a row. Both token budgets fill up only when their ratio is that of the
       data: `python -m pdgen.data.pipeline` prints it.
+    vit_tokens: budget of ViT patches of a row, for samples that carry them apart from their pictures (`data.plans`).
     packing_bins: rows' worth of samples that wait for the packer; more, fuller rows, more latency on the first batch.
     workers: worker processes; 0 makes the data in a thread of the main process.
     prefetch: batches made ahead.
@@ -198,6 +261,7 @@ class DataConfig:
   und_tokens: int = 512
   gen_tokens: int = 272
   pictures: int = 20
+  vit_tokens: int = 0
   packing_bins: int = 16
   workers: int = 0
   prefetch: int = 4
@@ -209,7 +273,7 @@ class TrainConfig:
   """Optimisation and what is written on the way.
 
   Attributes:
-    init_from: model to start from: a shipped name, an exported folder or the workdir of a run; empty: from nothing.
+    init_from: a model that `pdgen.load` takes, whose weights a new run begins with; empty: random ones.
     steps: optimizer steps of the whole run.
     optimizer: `adamw`, or `muon` (orthogonalised momentum for the matrices of the layers, AdamW for the rest).
     learning_rate, warmup_steps, final_lr_fraction: linear warm-up, then one cosine down to the fraction.
@@ -262,6 +326,8 @@ class SamplingConfig:
     grammar: hold texts to the format of plans and inspections; False lets the model write what it likes.
     renorm: `none`, or BAGEL's `global`, `channel`, `text_channel`.
     image_guidance_branch: keep the text-only cache that `image_guidance` other than 1 needs.
+    closed_positions: in that cache a text stands where it would if there had been no pictures (BAGEL's sampler).
+      False: where it stands with them, as in training with dropped pictures (BAGEL's training, and ours; QUIRKS 8, 27).
     temperature: of the text; 0 = greedy.
     text_guidance, image_guidance: BAGEL's two scales; 1 = none.
     guidance_interval: guidance is on for low < t <= high, t the shifted time.
@@ -276,6 +342,7 @@ class SamplingConfig:
   grammar: bool = True
   renorm: str = 'none'
   image_guidance_branch: bool = False
+  closed_positions: bool = False
   temperature: float = 0.0
   text_guidance: float = 2.0
   image_guidance: float = 1.0
@@ -325,7 +392,7 @@ def to_config_dict(config: Config) -> ml_collections.ConfigDict:
 
   Tuples stay tuples; None stays None with its type open (`vit`).
   """
-  return ml_collections.ConfigDict(_to_dict(config))
+  return ml_collections.ConfigDict(conversion.to_dict(config))
 
 
 def from_config_dict(values: ml_collections.ConfigDict | dict[str, Any]) -> Config:
@@ -336,40 +403,4 @@ def from_config_dict(values: ml_collections.ConfigDict | dict[str, Any]) -> Conf
   """
   if isinstance(values, ml_collections.ConfigDict):
     values = values.to_dict()
-  return _from_dict(Config, values, path='config')
-
-
-def _to_dict(value: Any) -> Any:
-  if dataclasses.is_dataclass(value):
-    return {f.name: _to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
-  return value
-
-
-def _from_dict(cls: type, values: dict[str, Any], *, path: str) -> Any:
-  hints = typing.get_type_hints(cls)
-  unknown = sorted(set(values) - set(hints))
-  if unknown:
-    raise KeyError(f'Unknown key {path}.{unknown[0]}. Known: {sorted(hints)}')
-  return cls(**{k: _coerce(hints[k], v, path=f'{path}.{k}') for k, v in values.items()})
-
-
-def _coerce(hint: Any, value: Any, *, path: str) -> Any:
-  if isinstance(hint, types.UnionType):
-    if value is None:
-      return None
-    hint = next(a for a in typing.get_args(hint) if a is not type(None))
-  if dataclasses.is_dataclass(hint):
-    if not isinstance(value, dict):
-      raise ValueError(f'{path} must be a mapping of {[f.name for f in dataclasses.fields(hint)]}, not {value!r}.')
-    return _from_dict(hint, value, path=path)
-  if typing.get_origin(hint) is tuple:
-    return _as_tuple(value)
-  if hint is float and isinstance(value, int) and not isinstance(value, bool):
-    return float(value)
-  if hint in (int, float, bool, str) and not isinstance(value, hint):
-    raise ValueError(f'{path} must be {hint.__name__}, not {value!r}.')
-  return value
-
-
-def _as_tuple(value: Any) -> Any:
-  return tuple(_as_tuple(v) for v in value) if isinstance(value, (list, tuple)) else value
+  return conversion.from_dict(Config, values, path='config')

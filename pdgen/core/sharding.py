@@ -39,6 +39,8 @@ RULES: tuple[tuple[str, P], ...] = (
   (r'vit/(patch_embedding|connector[12])/bias', P()),
   (r'vit/position/table', P()),
   (r'vit/post_norm/(scale|bias)', P()),
+  # 84M frozen parameters without optimizer state, in every part of every picture: each device holds them all.
+  (r'codec/vae/(encoder|decoder)/.*(kernel|bias|scale)', P()),
   (r'ns_coeffs', P()),  # Constants in the state of Muon.
 )
 

@@ -23,6 +23,7 @@ class Budgets(NamedTuple):
   und_tokens: int
   gen_tokens: int
   pictures: int
+  vit_tokens: int = 0  # 0 where samples carry no `PackedBatch.vit`.
 
 
 class Sample(NamedTuple):
@@ -34,11 +35,12 @@ class Sample(NamedTuple):
 
 def lengths(row: packed.PackedBatch) -> Budgets:
   """What a row or a sample takes of each budget, padding included."""
-  return Budgets(len(row.und.label), len(row.gen.patch), len(row.pictures))
+  vit_tokens = 0 if row.vit is None else len(row.vit.image)
+  return Budgets(len(row.und.label), len(row.gen.patch), len(row.pictures), vit_tokens)
 
 
 def choose(sizes: np.ndarray, budgets: Budgets) -> list[int]:
-  """Indices of the samples that make the next row, ascending. sizes: int[N, 3] in the order of waiting.
+  """Indices of the samples that make the next row, ascending. sizes: int[N, 3 or 4] in the order of waiting.
 
   The first is always taken; with it the set, found by beam search, with the least unused of the two token budgets
   (sum of squared shares). Deterministic.
@@ -46,7 +48,7 @@ def choose(sizes: np.ndarray, budgets: Budgets) -> list[int]:
   >>> choose(np.array([[50, 40, 1], [60, 10, 1], [50, 70, 1], [45, 55, 1]]), Budgets(100, 100, 9))
   [0, 3]
   """
-  budget = np.asarray(budgets)
+  budget = np.asarray(budgets)[: sizes.shape[1]]
   members = np.zeros([1, 1], np.int64)
   used = np.asarray(sizes[:1])
   best, least = [0], _unused(used, budget)[0]
@@ -77,7 +79,8 @@ def join(samples: Sequence[packed.PackedBatch], budgets: Budgets) -> packed.Pack
   """One row of the samples in turn, padded to the budgets; no batch axis.
 
   Segments, pictures and noised copies are numbered through the row; padding has segment 0 and picture -1 (und) or
-  0 (gen). Raises: ValueError when they do not fit.
+  0 (gen). Raises: ValueError when they do not fit, in numbers or in kind: of grids and ViT streams all samples or none
+  have their own.
 
   Args:
     samples: at least one, each unpadded with segment 1.
@@ -87,6 +90,9 @@ def join(samples: Sequence[packed.PackedBatch], budgets: Budgets) -> packed.Pack
     raise ValueError(f'{len(samples)} samples of together {total} do not fit a row of {budgets}.')
   first_picture = np.cumsum([0, *(len(s.pictures) for s in samples)])
   first_copy = np.cumsum([0, *(int(s.gen.copy.max(initial=0)) for s in samples)])
+  first_patch = np.cumsum([0, *(lengths(s).vit_tokens for s in samples)])
+  has_grids, has_vit = (_all_or_none(name, samples) for name in ('grids', 'vit'))
+  first_image = np.cumsum([0, *(int(s.vit.image.max(initial=0)) if has_vit else 0 for s in samples)])
 
   def numbered(number: int, sample: packed.PackedBatch) -> packed.PackedBatch:
     def stream(old):
@@ -96,9 +102,12 @@ def join(samples: Sequence[packed.PackedBatch], budgets: Budgets) -> packed.Pack
       )
       if isinstance(old, packed.GenStream):
         fields['copy'] = np.where(old.copy > 0, old.copy + first_copy[number], 0).astype(np.int32)
+      elif has_vit:
+        fields['patch'] = np.where(old.picture >= 0, old.patch + first_patch[number], 0).astype(np.int32)
       return old._replace(**fields)
 
-    return sample._replace(und=stream(sample.und), gen=stream(sample.gen))
+    vit = sample.vit and sample.vit._replace(image=(sample.vit.image + first_image[number]).astype(np.int32))
+    return sample._replace(und=stream(sample.und), gen=stream(sample.gen), vit=vit)
 
   parts = [numbered(i, sample) for i, sample in enumerate(samples)]
 
@@ -128,7 +137,18 @@ def join(samples: Sequence[packed.PackedBatch], budgets: Budgets) -> packed.Pack
       weight=padded([s.weight for s in gen], budgets.gen_tokens),
     ),
     pictures=padded([s.pictures for s in samples], budgets.pictures),
+    grids=padded([s.grids for s in samples], budgets.pictures) if has_grids else None,
+    vit=packed.VitStream(*(padded(f, budgets.vit_tokens) for f in zip(*(p.vit for p in parts), strict=True)))
+    if has_vit
+    else None,
   )
+
+
+def _all_or_none(name: str, samples: Sequence[packed.PackedBatch]) -> bool:
+  have = {getattr(s, name) is not None for s in samples}
+  if len(have) > 1:
+    raise ValueError(f'Some samples of a row have {name}, others have none. Build all of them in the same way.')
+  return have.pop()
 
 
 class PackIterDataset(grain.IterDataset):
@@ -141,8 +161,8 @@ class PackIterDataset(grain.IterDataset):
   def __init__(self, parent: grain.MapDataset, *, budgets: Budgets, bins: int):
     """bins: rows' worth of tokens that wait in the pool."""
     super().__init__(parent)
-    if min(budgets) < 1 or bins < 1:
-      raise ValueError(f'{budgets=} and {bins=} must be at least 1.')
+    if min(budgets[:3]) < 1 or bins < 1:
+      raise ValueError(f'{budgets=} and {bins=} must be at least 1 (vit_tokens may be 0).')
     self._budgets = budgets
     self._bins = bins
 
@@ -198,7 +218,7 @@ class _PackIterator(grain.DatasetIterator):
     self._worth += self._share(sample.row)
 
   def _share(self, row: packed.PackedBatch) -> float:
-    und, gen, _ = lengths(row)
+    und, gen, *_ = lengths(row)
     return (und / self._budgets.und_tokens + gen / self._budgets.gen_tokens) / 2
 
   def _check(self, sample: Sample):

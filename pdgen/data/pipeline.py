@@ -107,7 +107,7 @@ def dataset(
   samples = grain.MapDataset.range(process_index, _ENDLESS, process_count).map(
     Samples(config, sources=sources, world=world)
   )
-  budgets = packing.Budgets(data.und_tokens, data.gen_tokens, data.pictures)
+  budgets = packing.Budgets(data.und_tokens, data.gen_tokens, data.pictures, data.vit_tokens)
   rows = packing.PackIterDataset(samples, budgets=budgets, bins=data.packing_bins)
   ready = rows.batch(data.batch_size // process_count)
   if data.workers:

@@ -8,7 +8,7 @@ The layout of a direct trajectory without prompt words, pictures of 2x2 latent p
 >>> import numpy as np
 >>> from pdgen.core import config, trajectory
 >>> from pdgen.data import tokenizer
->>> model = config.ModelConfig(image_size=16, codec=config.CodecConfig(patch=8))
+>>> model = config.ModelConfig(image_size=16, codec=config.CodecConfig(patch=8), max_latent_size=2)
 >>> picture = np.zeros([16, 16, 3], np.uint8)
 >>> direct = trajectory.Trajectory(prompt='', steps=(trajectory.Step(draft=picture),))
 >>> words = tokenizer.load('shapes')
@@ -41,9 +41,8 @@ import numpy as np
 from pdgen.core import config as config_lib
 from pdgen.core import packed
 from pdgen.core import trajectory as trajectory_lib
+from pdgen.data import layout as layout_lib
 from pdgen.data import tokenizer as tokenizer_lib
-
-_LATENT, _VIT = 'latent', 'vit'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,12 +101,12 @@ def build(
     if isinstance(block, _Text):
       # A text after a picture that left no copy would be written unseen.
       learned = block.learned and (keep_clean or keep_vit or not pictures)
-      layout.text(block, sequence, tokenizer, successor=successor, learned=learned)
+      layout.write(block, sequence, tokenizer, successor=successor, learned=learned)
       continue
     _check_picture(block.pixels, model, trajectory)
     copies = sequence.noised_copies if block.target and rng is not None else 0
     blind = rng.random(copies) < sequence.drop_text if copies else ()
-    layout.picture(len(pictures), block, blind=blind, keep_clean=keep_clean, keep_vit=keep_vit, successor=successor)
+    layout.show(len(pictures), block, blind=blind, keep_clean=keep_clean, keep_vit=keep_vit, successor=successor)
     pictures.append(block.pixels)
   size = model.image_size
   pixels = np.stack(pictures) if pictures else np.zeros([0, size, size, 3], np.uint8)
@@ -189,26 +188,18 @@ def _successor(blocks: list[_Text | _Picture], i: int, specials: config_lib.Spec
   return specials.endoftext if finished and isinstance(blocks[i], _Picture) else None
 
 
-class _Layout:
-  """Appends spans as runs of tokens that share their metadata, then expands the runs to arrays at once."""
+class _Layout(layout_lib.Layout):
+  """The blocks of a trajectory, as spans and copies."""
 
   def __init__(self, specials: config_lib.Specials, model: config_lib.ModelConfig):
-    self._specials = specials
-    self._latents = model.latent_tokens
-    self._vit = model.vit_tokens
+    super().__init__(specials)
+    self._latents = packed.position_ids(model.latent_grid, model.latent_grid, model.max_latent_size)
+    self._vit = np.arange(model.vit_tokens, dtype=np.int32)
     self._has_vit = model.vit is not None
-    self._order = 0  # Next order.
-    self._position = 0  # The counter of RoPE positions.
-    self._spans = 0
     self._copies = 0
     self._before = (-1, 0)  # Last order and counter right after the last picture: what a text-blind copy knows.
-    # A run: length, is_gen, span, noised, position, step of position, reach (None: own order), picture, copy.
-    self._runs: list[tuple] = []
-    self._token_id: list[int] = []
-    self._label: list[int] = []
-    self._weight: list[float] = []
 
-  def text(
+  def write(
     self,
     block: _Text,
     cfg: config_lib.SequenceConfig,
@@ -217,99 +208,37 @@ class _Layout:
     successor: int | None,
     learned: bool,
   ):
-    """`<|im_start|> ids <|im_end|>`, causal, one position a token."""
-    ids, end = block.ids, self._specials.im_end
-    length = len(ids) + 2
+    """A text. successor: what comes after it."""
+    length = len(block.ids) + 2
     weights = [0.0] * length
     if learned:
-      # (BAGEL) 1 / sqrt(supervised tokens) on the text itself, never on the boundary label.
-      scale = (length - 1) ** -0.5 if cfg.length_weighting else 1.0
+      # On the text itself, never on the boundary label (BAGEL).
+      scale = layout_lib.length_weight(length - 1) if cfg.length_weighting else 1.0
       weights[:-1] = [block.weight * scale] * (length - 1)
       if block.verdict is not None:
-        word = _verdict(ids, tokenizer)
+        word = _verdict(block.ids, tokenizer)
         weights[word] = [block.verdict * scale] * len(weights[word])
-        for i, token_id in enumerate(ids):
+        for i, token_id in enumerate(block.ids):
           if token_id == self._specials.refine:
             weights[i] = block.verdict * scale
       weights[-1] = cfg.boundary_weight if successor is not None else 0.0
-    self._run(length, position=self._position, position_step=1)
-    self._und([self._specials.im_start, *ids, end], [*ids, end, successor or 0], weights)
-    self._position += length
+    self.text(block.ids, weights=weights, end_label=successor)
 
-  def picture(self, picture: int, block: _Picture, *, blind, keep_clean: bool, keep_vit: bool, successor: int | None):
+  def show(self, picture: int, block: _Picture, *, blind, keep_clean: bool, keep_vit: bool, successor: int | None):
     """Noised copies, then the clean and the ViT copy, which advance the position even where they are dropped."""
+    latents = dict(is_gen=True, picture=picture)
     for is_blind in blind:
       self._copies += 1
-      reach, position = self._before if is_blind else (None, self._position)
-      self._copy(picture, _LATENT, position=position, reach=reach, copy=self._copies)
+      reach, position = self._before if is_blind else (None, self.position)
+      self.copy(self._latents, position=position, reach=reach, noised=True, copy=self._copies, **latents)
+    end = dict(end_label=successor, end_weight=block.end_weight)
     if keep_clean:
-      self._copy(picture, _LATENT, position=self._position, label=None if keep_vit else successor, block=block)
-    self._position += 1
+      self.copy(self._latents, position=self.position, **latents, **({} if keep_vit else end))
+    self.position += 1
     if keep_vit:
-      self._copy(picture, _VIT, position=self._position, label=successor, block=block)
-    self._position += int(self._has_vit)
-    self._before = (self._order - 1, self._position)
-
-  def _copy(self, picture, kind, *, position, reach=None, copy=0, label=None, block=None):
-    """`<|vision_start|> tokens <|vision_end|>`, one span at one position."""
-    self._spans += 1
-    shared = dict(span=self._spans, noised=int(copy > 0), position=position, reach=reach)
-    self._run(1, **shared)
-    self._und([self._specials.vision_start], [0], [0.0])
-    length = self._latents if kind == _LATENT else self._vit
-    self._run(length, is_gen=kind == _LATENT, picture=picture, copy=copy, **shared)
-    if kind == _VIT:
-      self._und([0] * length, [0] * length, [0.0] * length)
-    self._run(1, **shared)
-    self._und([self._specials.vision_end], [label or 0], [0.0 if label is None else block.end_weight])
-
-  def _run(self, length, *, position, position_step=0, is_gen=False, span=0, noised=0, reach=None, picture=-1, copy=0):
-    follows = reach is None
-    self._runs.append(
-      (length, is_gen, span, noised, position, position_step, follows, -1 if follows else reach, picture, copy)
-    )
-    self._order += length
-
-  def _und(self, token_id: list[int], label: list[int], weight: list[float]):
-    self._token_id += token_id
-    self._label += label
-    self._weight += weight
-
-  def row(self, pictures: np.ndarray) -> packed.PackedBatch:
-    """The arrays of both streams."""
-    runs = np.array(self._runs, np.int32)
-    length = runs[:, 0]
-    order = np.arange(self._order, dtype=np.int32)
-    within = order - np.repeat(np.cumsum(length, dtype=np.int32) - length, length)
-    _, gen, span, noised, position, step, follows, reach, picture, copy = np.repeat(runs, length, axis=0).T
-    tokens = packed.Tokens(
-      segment=np.ones(self._order, np.int32),
-      order=order,
-      reach=np.where(follows, order, reach),
-      span=span,
-      noised=noised,
-      position=position + step * within,
-    )
-    patch = np.where(picture >= 0, within, 0)
-    of_gen, of_und = np.flatnonzero(gen), np.flatnonzero(gen == 0)
-    return packed.PackedBatch(
-      und=packed.UndStream(
-        tokens=packed.Tokens(*(field[of_und] for field in tokens)),
-        token_id=np.array(self._token_id, np.int32),
-        label=np.array(self._label, np.int32),
-        weight=np.array(self._weight, np.float32),
-        picture=picture[of_und],
-        patch=patch[of_und],
-      ),
-      gen=packed.GenStream(
-        tokens=packed.Tokens(*(field[of_gen] for field in tokens)),
-        picture=picture[of_gen],
-        patch=patch[of_gen],
-        copy=copy[of_gen],
-        weight=(copy[of_gen] > 0).astype(np.float32),
-      ),
-      pictures=pictures,
-    )
+      self.copy(self._vit, is_gen=False, picture=picture, position=self.position, **end)
+    self.position += int(self._has_vit)
+    self._before = (self.order - 1, self.position)
 
 
 def _verdict(ids: list[int], tokenizer: tokenizer_lib.Tokenizer) -> slice:

@@ -2,9 +2,9 @@
 
     python -m pdgen.data.tokenizer --world=shapes --out=pdgen/data/assets/shapes.model
 
-trains the shipped sentencepiece model on the text of a world. Special ids (`core.config.Specials`) are not known to
-sentencepiece: they are appended after its vocabulary and composed by code, so that `<|im_end|>` or `<refine>` in a
-user's prompt stays plain text.
+trains the shipped sentencepiece model on the text of a world. Special ids (`core.config.Specials`) are known neither to
+sentencepiece nor to Qwen2's byte-level BPE as `byte_level` sets it up: they are composed by code, so that
+`<|im_end|>` or `<refine>` in a user's prompt stays plain text.
 """
 
 import abc
@@ -87,6 +87,13 @@ class Tokenizer(abc.ABC):
     """
     return b''.join(self._bytes(int(i)) for i in ids).decode('utf-8', errors='replace')
 
+  def _valid(self, text: str) -> str:
+    try:
+      text.encode()
+    except UnicodeEncodeError as error:
+      raise ValueError(f'{text!r} holds a lone surrogate: it is no Unicode text. Decode its bytes properly.') from error
+    return text
+
   @functools.cached_property
   def sentence_ends(self) -> frozenset[int]:
     """Ids whose text holds a full stop or an exclamation mark."""
@@ -146,13 +153,9 @@ class SentencePiece(Tokenizer):
     return self._pieces[token_id]
 
   def _encode_exact(self, text: str) -> tuple[int, ...]:
-    try:
-      text.encode()
-    except UnicodeEncodeError as error:
-      raise ValueError(f'{text!r} holds a lone surrogate: it is no Unicode text. Decode its bytes properly.') from error
     # Sentencepiece would read a typed U+2581 as a space, so that it and NUL (end of a C string) go as bytes.
     ids: list[int] = []
-    for part in re.split(f'([{_SPACE}\0]+)', text):
+    for part in re.split(f'([{_SPACE}\0]+)', self._valid(text)):
       if part and part[0] in (_SPACE, '\0'):
         ids.extend(self._byte_ids[byte] for byte in part.encode())
       elif part:
@@ -162,16 +165,23 @@ class SentencePiece(Tokenizer):
 
 @functools.cache
 def load(name_or_path: str) -> Tokenizer:
-  """The shipped tokenizer of that name, or the sentencepiece model at that path.
+  """The shipped tokenizer of that name, the sentencepiece model at that path, or the folder of a byte-level BPE.
 
-  Raises: FileNotFoundError naming what is shipped.
+  Raises: FileNotFoundError naming what is shipped; ValueError for a vocabulary that cannot be used.
   """
+  from pdgen.data import byte_level  # that module builds on this one
+
   path = ASSETS / f'{name_or_path}.model'
   if not path.is_file():
     path = pathlib.Path(name_or_path)
+  if byte_level.is_tokenizer(path):
+    return byte_level.read(path)
   if not path.is_file():
     shipped = sorted(p.stem for p in ASSETS.glob('*.model'))
-    raise FileNotFoundError(f'No tokenizer {name_or_path!r}: neither shipped ({shipped}) nor a file.')
+    raise FileNotFoundError(
+      f'No tokenizer {name_or_path!r}: neither shipped ({shipped}), nor a file, nor a folder with tokenizer.json or '
+      'with vocab.json and merges.txt.'
+    )
   return SentencePiece(path.read_bytes())
 
 

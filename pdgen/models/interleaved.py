@@ -15,11 +15,11 @@ class Interleaved(nnx.Module):
   def __init__(self, cfg: config_lib.ModelConfig, *, rngs: nnx.Rngs):
     dtype = jnp.dtype(cfg.dtype)
     self.cfg, self.dtype = cfg, dtype
-    self.codec = latents.codec(cfg)
+    self.codec = latents.codec(cfg, rngs=rngs)
     self.embed = layers.Embedding(cfg.vocab_size, cfg.width, dtype=dtype, rngs=rngs)
     self.latent_in = layers.Linear(self.codec.channels, cfg.width, dtype=dtype, rngs=rngs)
     self.time = layers.TimestepEmbedder(cfg.width, dtype=dtype, rngs=rngs)
-    self.vit = siglip.Siglip(cfg.vit, cfg.width, dtype=dtype, rngs=rngs) if cfg.vit else None
+    self.vit = siglip.Siglip(cfg, rngs=rngs) if cfg.vit else None
     self.trunk = mot.Trunk(cfg, rngs=rngs)
     self.head = layers.Linear(cfg.width, cfg.vocab_size, bias=False, dtype=dtype, rngs=rngs)
     # Zero: the first prediction is the mean of the target, and the trunk gets no noise from an untrained head.
@@ -27,11 +27,23 @@ class Interleaved(nnx.Module):
       cfg.width, self.codec.channels, init=nnx.initializers.zeros_init(), dtype=dtype, rngs=rngs
     )
 
-  def clean_latents(self, batch: packed.PackedBatch) -> jax.Array:
-    """The clean latent of every gen token: f32[B, G, C]. Each picture is encoded once, whatever its copies."""
-    encoded = self.codec.encode(latents.to_pixels(batch.pictures))  # [B, P, Q, C]
+  def clean_latents(self, batch: packed.PackedBatch, key: jax.Array | None = None) -> jax.Array:
+    """The clean latent of every gen token: f32[B, G, C]. Each picture is encoded once, whatever its copies.
+
+    key: draws from the codec's posterior, where it has one; None takes the mean. A picture smaller than the array that
+    holds it is encoded with zeros around it, which changes its latents (BAGEL, QUIRKS 22).
+    """
+    pixels, patch = latents.to_pixels(batch.pictures), self.cfg.codec.patch
+    if batch.grids is not None:
+      height, width = pixels.shape[2:4]
+      rows, columns = jnp.arange(height) // patch, jnp.arange(width) // patch
+      rows, columns = rows[None, None] < batch.grids[..., :1], columns[None, None] < batch.grids[..., 1:]
+      inside = rows[..., :, None] & columns[..., None, :]
+      pixels = jnp.where(inside[..., None], pixels, 0.0)
+    encoded = self.codec.encode(pixels, key)  # [B, P, Q, C]
     b, p, q, c = encoded.shape
-    index = batch.gen.picture * q + batch.gen.patch
+    row, column = jnp.divmod(batch.gen.patch, self.cfg.max_latent_size)
+    index = batch.gen.picture * q + row * (pixels.shape[3] // patch) + column
     return jnp.take_along_axis(encoded.reshape(b, p * q, c), index[..., None], axis=1)
 
   def hidden(self, batch: packed.PackedBatch, z: jax.Array, t: jax.Array) -> mot.Streams:
@@ -40,33 +52,43 @@ class Interleaved(nnx.Module):
     z: f32[B, G, C] latents as the model is fed them, noised where batch.gen.copy > 0. t: f32[B, G], 1 = noise,
     0 = picture. Returns und [B, U, D] and gen [B, G, D].
     """
-    x = mot.Streams(self.embed_und(batch.und, batch.pictures), self.embed_latents(z, t, batch.gen.patch))
+    x = mot.Streams(self.embed_und(batch.und, batch.pictures, batch.vit), self.embed_latents(z, t, batch.gen.patch))
     return self.trunk.forward(x, batch.und.tokens, batch.gen.tokens)
 
   def extend(
     self, batch: packed.PackedBatch, z: jax.Array, t: jax.Array, past: attention.Past
   ) -> tuple[mot.Streams, tuple[jax.Array, jax.Array]]:
     """As `hidden`, for new tokens after a past. Also returns their (k, v): [L, B, U + G, K, H], und tokens first."""
-    x = mot.Streams(self.embed_und(batch.und, batch.pictures), self.embed_latents(z, t, batch.gen.patch))
+    x = mot.Streams(self.embed_und(batch.und, batch.pictures, batch.vit), self.embed_latents(z, t, batch.gen.patch))
     return self.trunk.extend(x, batch.und.tokens, batch.gen.tokens, past)
 
-  def embed_und(self, und: packed.UndStream, pictures: jax.Array) -> jax.Array:
-    """Input vectors of the und stream: [B, U, D]. Boundary tokens get neither time nor patch position (BAGEL)."""
+  def embed_und(self, und: packed.UndStream, pictures: jax.Array, vit: packed.VitStream | None = None) -> jax.Array:
+    """Input vectors of the und stream: [B, U, D]. Boundary tokens get neither time nor patch position (BAGEL).
+
+    vit: the pictures as the ViT sees them; None: it sees `pictures`, all of one size, at `cfg.vit_size`.
+    """
     x = self.embed(und.token_id)
-    if self.vit is None or not pictures.shape[1]:
+    if self.vit is None or not (pictures if vit is None else vit.pixels).shape[1]:
       return x
-    patches = latents.patchify(latents.to_pixels(pictures), self.cfg.vit.patch)
-    b, p, q, c = patches.shape
-    side = self.cfg.image_size // self.cfg.vit.patch
-    rows, columns = jnp.divmod(jnp.arange(q), side)
-    features = self.vit(patches.reshape(b * p, q, c), rows, columns).reshape(b, p * q, -1)
-    index = jnp.maximum(und.picture, 0) * q + und.patch
+    if vit is None:
+      features, index = self._see(pictures), jnp.maximum(und.picture, 0) * self.cfg.vit_tokens + und.patch
+    else:
+      features, index = self.vit(latents.to_pixels(vit.pixels), vit.position, vit.image), und.patch
     seen = jnp.take_along_axis(features, index[..., None], axis=1)
     return jnp.where((und.picture >= 0)[..., None], seen, x)
 
+  def _see(self, pictures: jax.Array) -> jax.Array:
+    """Features of pictures of the model's size, each in a row of its own: [B, P Q, D]."""
+    side, vit = self.cfg.vit_grid, self.cfg.vit
+    patches = latents.patchify(latents.to_pixels(latents.resize(pictures, self.cfg.vit_size)), vit.patch)
+    b, p, q, c = patches.shape
+    position = jnp.asarray(packed.position_ids(side, side, vit.max_patches, interpolate=vit.interpolate_positions))
+    position = jnp.broadcast_to(position, (b * p, q))
+    return self.vit(patches.reshape(b * p, q, c), position, jnp.ones_like(position)).reshape(b, p * q, -1)
+
   def embed_latents(self, z: jax.Array, t: jax.Array, patch: jax.Array) -> jax.Array:
     """Input vectors of the gen stream: latent projection + time (t = 0 too) + 2-D position. Returns [B, G, D]."""
-    rows, columns = jnp.divmod(patch, self.cfg.latent_grid)
+    rows, columns = jnp.divmod(patch, self.cfg.max_latent_size)
     position = layers.sincos_2d(rows, columns, self.cfg.width).astype(self.dtype)
     return self.latent_in(z) + self.time(t) + position
 

@@ -2,27 +2,31 @@
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from pdgen.core import config as config_lib
+from pdgen.models import flux_vae
 
 
 def patchify(pictures: jax.Array, patch: int) -> jax.Array:
-  """[..., H, W, 3] to [..., Q, patch * patch * 3]: row-major patches, each ordered (row, column, channel) (BAGEL).
+  """[..., H, W, C] to [..., Q, patch * patch * C]: row-major patches, each ordered (row, column, channel) (BAGEL).
+
+  What remains of a side that is no multiple of `patch` is dropped (BAGEL).
 
   >>> import numpy as np
-  >>> patchify(np.arange(48.0).reshape(4, 4, 3), 2).shape
+  >>> patchify(np.arange(60.0).reshape(4, 5, 3), 2).shape
   (4, 12)
   """
   *lead, height, width, channels = pictures.shape
   rows, columns = height // patch, width // patch
-  x = pictures.reshape(*lead, rows, patch, columns, patch, channels)
+  x = pictures[..., : rows * patch, : columns * patch, :].reshape(*lead, rows, patch, columns, patch, channels)
   n = len(lead)
   x = x.transpose(*range(n), n, n + 2, n + 1, n + 3, n + 4)
   return x.reshape(*lead, rows * columns, patch * patch * channels)
 
 
 def unpatchify(tokens: jax.Array, patch: int, rows: int) -> jax.Array:
-  """Inverse of `patchify` for pictures of `rows` rows of patches: [..., Q, patch * patch * 3] to [..., H, W, 3]."""
+  """Inverse of `patchify` for pictures of `rows` rows of patches: [..., Q, patch * patch * C] to [..., H, W, C]."""
   *lead, count, dim = tokens.shape
   columns, channels = count // rows, dim // patch**2
   n = len(lead)
@@ -32,8 +36,8 @@ def unpatchify(tokens: jax.Array, patch: int, rows: int) -> jax.Array:
 
 
 def to_pixels(pictures: jax.Array) -> jax.Array:
-  """uint8 to float32 in [-1, 1]."""
-  return pictures.astype(jnp.float32) / 127.5 - 1.0
+  """uint8 to float32 in [-1, 1]; what is float32 already stays as it is."""
+  return pictures.astype(jnp.float32) / 127.5 - 1.0 if pictures.dtype == jnp.uint8 else pictures
 
 
 def to_uint8(pixels: jax.Array) -> jax.Array:
@@ -41,32 +45,83 @@ def to_uint8(pixels: jax.Array) -> jax.Array:
   return jnp.round((jnp.clip(pixels, -1.0, 1.0) + 1.0) * 127.5).astype(jnp.uint8)
 
 
-class PixelCodec:
+def resize(pictures: jax.Array, side: int) -> jax.Array:
+  """uint8[..., H, W, 3] to uint8[..., side, side, 3], bicubic with antialiasing as PIL's (a = -1/2).
+
+  PIL rounds between its two passes, so that single levels may differ by 1.
+  """
+  *lead, height, width, channels = pictures.shape
+  if (height, width) == (side, side):
+    return pictures
+  resized = jax.image.resize(pictures.astype(jnp.float32), (*lead, side, side, channels), 'cubic', antialias=True)
+  return jnp.clip(jnp.round(resized), 0, 255).astype(jnp.uint8)
+
+
+class PixelCodec(nnx.Module):
   """The small world's "VAE": patches of pixels in [-1, 1], no parameters, exact both ways."""
 
-  def __init__(self, cfg: config_lib.ModelConfig):
+  def __init__(self, cfg: config_lib.ModelConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
     self.patch = cfg.codec.patch
+    self.channels = cfg.codec.channels
     self.rows = cfg.latent_grid
 
-  @property
-  def channels(self) -> int:
-    """Values in a gen token."""
-    return 3 * self.patch**2
-
-  def encode(self, pixels: jax.Array) -> jax.Array:
-    """f32[..., H, W, 3] in [-1, 1] to latents f32[..., Q, C]."""
+  def encode(self, pixels: jax.Array, key: jax.Array | None = None) -> jax.Array:
+    """f32[..., H, W, 3] in [-1, 1] to latents f32[..., Q, C], row-major. key: unused, there is no posterior."""
     return patchify(pixels, self.patch)
 
-  def decode(self, latents: jax.Array) -> jax.Array:
-    """Latents f32[..., Q, C] to f32[..., H, W, 3], not clipped."""
-    return unpatchify(latents, self.patch, self.rows)
+  def decode(self, latents: jax.Array, *, rows: int | None = None) -> jax.Array:
+    """Latents f32[..., Q, C] to f32[..., H, W, 3], not clipped. rows: of latents; None: of the model's own pictures."""
+    return unpatchify(latents, self.patch, rows or self.rows)
+
+  def to_uint8(self, pixels: jax.Array) -> jax.Array:
+    """Decoded pixels as a picture, rounded: what was encoded from a picture gives that picture back."""
+    return to_uint8(pixels)
 
 
-CODECS = {'pixel': PixelCodec}
+class FluxCodec(nnx.Module):
+  """The FLUX VAE; 2 x 2 neighbouring latents make a gen token, ordered (row, column, channel) (BAGEL)."""
+
+  def __init__(self, cfg: config_lib.ModelConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    self.vae = flux_vae.FluxVae(cfg.codec.vae, dtype=dtype, rngs=rngs)
+    self.patch = cfg.codec.patch // cfg.codec.vae.downsample
+    self.channels = cfg.codec.channels
+    self.rows = cfg.latent_grid
+
+  def encode(self, pixels: jax.Array, key: jax.Array | None = None) -> jax.Array:
+    """f32[..., H, W, 3] in [-1, 1] to latents f32[..., Q, C], row-major; what fills no whole token is dropped.
+
+    key: draws from the posterior; None takes its mean. Pictures are encoded one after the other, all rows of a batch
+    at once: the finest level of one picture of 1024 x 1024 alone takes half a gigabyte.
+    """
+    *lead, height, width, _ = pixels.shape
+    cfg = self.vae.cfg
+    shape = (height // cfg.downsample, width // cfg.downsample, cfg.channels)
+    pixels = pixels.reshape(-1, *lead[-1:], height, width, 3) if lead else pixels[None, None]
+    noise = None if key is None else jax.random.normal(key, (*pixels.shape[:2], *shape), jnp.float32)
+    each = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (pixels, noise))
+    z = jnp.moveaxis(jax.lax.map(lambda args: self.vae.encode(*args), each), 0, 1)
+    tokens = patchify(z, self.patch)
+    return tokens.reshape(*lead, *tokens.shape[2:])
+
+  def decode(self, latents: jax.Array, *, rows: int | None = None) -> jax.Array:
+    """Latents f32[..., Q, C] to f32[..., H, W, 3], not clipped. rows: of latents; None: of the model's own pictures."""
+    z = unpatchify(latents, self.patch, rows or self.rows)
+    pixels = self.vae.decode(z.reshape(-1, *z.shape[-3:]))
+    return pixels.reshape(*z.shape[:-3], *pixels.shape[1:])
+
+  def to_uint8(self, pixels: jax.Array) -> jax.Array:
+    """Decoded pixels as a picture, truncated (BAGEL's `decode_image`, QUIRKS 33)."""
+    return (jnp.clip(pixels * 0.5 + 0.5, 0.0, 1.0) * 255).astype(jnp.uint8)
 
 
-def codec(cfg: config_lib.ModelConfig) -> PixelCodec:
-  """Raises ValueError for an unknown codec kind."""
+CODECS = {'pixel': PixelCodec, 'flux': FluxCodec}
+
+
+def codec(cfg: config_lib.ModelConfig, *, rngs: nnx.Rngs | None = None) -> PixelCodec | FluxCodec:
+  """The codec that the config names. rngs: of its initial parameters, if it has any.
+
+  Raises: ValueError for an unknown codec kind.
+  """
   if cfg.codec.kind not in CODECS:
     raise ValueError(f'Unknown codec {cfg.codec.kind!r}. Known: {sorted(CODECS)}')
-  return CODECS[cfg.codec.kind](cfg)
+  return CODECS[cfg.codec.kind](cfg, dtype=jnp.dtype(cfg.dtype), rngs=rngs or nnx.Rngs(0))

@@ -69,6 +69,43 @@ class LayerNorm(nnx.Module):
     return (x32 * scale + bias).astype(x.dtype)
 
 
+class GroupNorm(nnx.Module):
+  """Statistics of each of `groups` groups of channels over a whole picture, in float32; scale and bias a channel."""
+
+  def __init__(self, channels: int, *, groups: int, eps: float):
+    self.scale = nnx.Param(jnp.ones((channels,), jnp.float32))
+    self.bias = nnx.Param(jnp.zeros((channels,), jnp.float32))
+    self.groups, self.eps = groups, eps
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """x: [N, H, W, C]; channels of a group are neighbours."""
+    grouped = x.astype(jnp.float32).reshape(*x.shape[:3], self.groups, -1)
+    grouped = grouped - jnp.mean(grouped, axis=(1, 2, 4), keepdims=True)
+    grouped = grouped * jax.lax.rsqrt(jnp.mean(grouped * grouped, axis=(1, 2, 4), keepdims=True) + self.eps)
+    scale, bias = (jnp.broadcast_to(p[...], x.shape) for p in (self.scale, self.bias))
+    return (grouped.reshape(x.shape) * scale + bias).astype(x.dtype)
+
+
+class Conv(nnx.Module):
+  """2-D convolution with bias. kernel: [rows, columns, in, out]."""
+
+  def __init__(self, size: int, in_dim: int, out_dim: int, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
+    self.kernel = nnx.Param(fan_in(rngs.params(), (size, size, in_dim, out_dim), jnp.float32))
+    self.bias = nnx.Param(jnp.zeros((out_dim,), jnp.float32))
+    self.dtype = dtype
+
+  def __call__(self, x: jax.Array, *, stride: int = 1, padding: str = 'SAME') -> jax.Array:
+    """x: [N, H, W, in]. Returns [N, H', W', out] in the compute dtype."""
+    y = jax.lax.conv_general_dilated(
+      x.astype(self.dtype),
+      self.kernel[...].astype(self.dtype),
+      window_strides=(stride, stride),
+      padding=padding,
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    )
+    return y + self.bias[...].astype(self.dtype)[None, None, None, :]
+
+
 class Embedding(nnx.Module):
   """A table of vectors looked up by id. table: [V, D]."""
 
@@ -118,13 +155,18 @@ def sincos_2d(rows: jax.Array, columns: jax.Array, dim: int) -> jax.Array:
   return jnp.concatenate(parts, axis=-1)
 
 
+def rope_frequencies(head_dim: int, theta: float) -> jax.Array:
+  """1 / theta^(2 i / head_dim): f32[head_dim // 2]."""
+  return theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+
+
 def rope_angles(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
   """cos and sin of the rotary angles: f32[..., head_dim // 2] each.
 
   float32 throughout: bfloat16 rounds position 257 to 256, and rounded frequencies drift with the context (BAGEL B6).
   """
-  inverse = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-  angles = jnp.einsum('...,F->...F', positions.astype(jnp.float32), inverse, precision='highest')
+  frequencies = rope_frequencies(head_dim, theta)
+  angles = jnp.einsum('...,F->...F', positions.astype(jnp.float32), frequencies, precision='highest')
   return jnp.cos(angles), jnp.sin(angles)
 
 

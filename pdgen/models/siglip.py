@@ -1,60 +1,91 @@
-"""The understanding encoder: a SigLIP vision transformer on patches, and the connector into the und stream."""
+"""The understanding encoder: SigLIP NaViT on packed patches, and the connector into the und stream (BAGEL).
+
+Pictures of any size stand one after the other in a row of patches; each patch knows its picture and its place in it.
+"""
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from pdgen.core import config as config_lib
-from pdgen.models import layers
+from pdgen.core import packed
+from pdgen.models import attention, layers, mot
+
+_EPS = 1e-6
 
 
 class Block(nnx.Module):
   """Pre-LayerNorm attention and GELU-tanh MLP, biases everywhere."""
 
   def __init__(self, cfg: config_lib.VitConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-    self.norm1 = layers.LayerNorm(cfg.width, eps=1e-6)
+    self.norm1 = layers.LayerNorm(cfg.width, eps=_EPS)
     self.q, self.k, self.v, self.o = (layers.Linear(cfg.width, cfg.width, dtype=dtype, rngs=rngs) for _ in range(4))
-    self.norm2 = layers.LayerNorm(cfg.width, eps=1e-6)
+    self.norm2 = layers.LayerNorm(cfg.width, eps=_EPS)
     self.fc1 = layers.Linear(cfg.width, cfg.mlp_dim, dtype=dtype, rngs=rngs)
     self.fc2 = layers.Linear(cfg.mlp_dim, cfg.width, dtype=dtype, rngs=rngs)
     self.num_heads = cfg.num_heads
 
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """x: [images, Q, width]; attention is full inside an image and never crosses images."""
+  def __call__(self, x: jax.Array, attend, plan) -> jax.Array:
+    """x: [R, T, width]; attend, plan: of a `models.attention.Implementation`."""
     h = self.norm1(x)
     q, k, v = (p(h).reshape(*h.shape[:2], self.num_heads, -1) for p in (self.q, self.k, self.v))
-    scores = jnp.einsum('BTNH,BSNH->BNTS', q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
-    attended = jnp.einsum('BNTS,BSNH->BTNH', jax.nn.softmax(scores, axis=-1).astype(v.dtype), v)
-    x = x + self.o(attended.reshape(h.shape))
+    x = x + self.o(attend(q, (k,), (v,), plan).reshape(h.shape))
     return x + self.fc2(jax.nn.gelu(self.fc1(self.norm2(x)), approximate=True))
 
 
 class Siglip(nnx.Module):
   """Patches of pixels in [-1, 1] to features of the model's width."""
 
-  def __init__(self, cfg: config_lib.VitConfig, out_dim: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+  def __init__(self, cfg: config_lib.ModelConfig, *, rngs: nnx.Rngs):
+    vit, dtype = cfg.vit, jnp.dtype(cfg.dtype)
     # The released checkpoint holds the patch embedding as a linear layer over (row, column, channel) vectors (BAGEL).
-    self.patch_embedding = layers.Linear(3 * cfg.patch**2, cfg.width, dtype=dtype, rngs=rngs)
-    self.position = layers.Embedding(cfg.max_patches**2, cfg.width, dtype=dtype, rngs=rngs)
+    self.patch_embedding = layers.Linear(3 * vit.patch**2, vit.width, dtype=dtype, rngs=rngs)
+    self.position = layers.Embedding(vit.max_patches**2, vit.width, dtype=dtype, rngs=rngs)
 
-    @nnx.split_rngs(splits=cfg.depth)
+    @nnx.split_rngs(splits=vit.depth)
     @nnx.vmap
     def stack(rngs):
-      return Block(cfg, dtype=dtype, rngs=rngs)
+      return Block(vit, dtype=dtype, rngs=rngs)
 
     self.layers = stack(rngs)
-    self.post_norm = layers.LayerNorm(cfg.width, eps=1e-6)
-    self.connector1 = layers.Linear(cfg.width, out_dim, dtype=dtype, rngs=rngs)
-    self.connector2 = layers.Linear(out_dim, out_dim, dtype=dtype, rngs=rngs)
-    self.cfg, self.out_dim, self.dtype = cfg, out_dim, dtype
+    self.post_norm = layers.LayerNorm(vit.width, eps=_EPS)
+    self.connector1 = layers.Linear(vit.width, cfg.width, dtype=dtype, rngs=rngs)
+    self.connector2 = layers.Linear(cfg.width, cfg.width, dtype=dtype, rngs=rngs)
+    self.cfg, self.dtype = cfg, dtype
 
-  def __call__(self, patches: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
-    """patches: [images, Q, 3 p p] ordered (row, column, channel); rows, columns: int32[Q]. Returns [images, Q, D].
+  def __call__(self, patches: jax.Array, position: jax.Array, image: jax.Array) -> jax.Array:
+    """Features of packed patches: [R, T, D].
 
-    The learned table and the fixed sin-cos one added after the connector share the id row * max_patches + column.
+    patches: [R, T, 3 p p] ordered (row, column, channel). position: int32[R, T], row * max_patches + column (BAGEL),
+    the id of the learned table and of the fixed sin-cos one that is added after the connector. image: int32[R, T],
+    the picture of each patch, from 1 in each row; 0 is padding. Attention is full inside a picture and never
+    crosses pictures.
     """
-    x = self.patch_embedding(patches) + self.position(rows * self.cfg.max_patches + columns)[None]
+    hidden = self.encode(patches, position, image)
+    rows, columns = jnp.divmod(position, self.cfg.vit.max_patches)
+    return self.connect(hidden) + layers.sincos_2d(rows, columns, self.cfg.width).astype(self.dtype)
+
+  def encode(self, patches: jax.Array, position: jax.Array, image: jax.Array) -> jax.Array:
+    """The encoder alone, its last norm included: [R, T, width]. Arguments as of `__call__`."""
+    zeros = jnp.zeros_like(image)
+    # The order of all is 0, so that within a segment, a picture, all see all.
+    tokens = packed.Tokens(segment=image, order=zeros, reach=zeros, span=zeros, noised=zeros, position=zeros)
+    prepare, attend = attention.implementation(self.cfg.attention)
+    plan = prepare(tokens, tokens)
     graphdef, weights = nnx.split(self.layers)
-    x, _ = jax.lax.scan(lambda x, w: (nnx.merge(graphdef, w)(x), None), x, weights)
-    x = self.connector2(jax.nn.gelu(self.connector1(self.post_norm(x)), approximate=True))
-    return x + layers.sincos_2d(rows, columns, self.out_dim).astype(self.dtype)[None]
+
+    def body(x: jax.Array, weights: nnx.State) -> tuple[jax.Array, None]:
+      return nnx.merge(graphdef, weights)(x, attend, plan), None
+
+    if self.cfg.remat != 'none':
+      body = jax.checkpoint(body, policy=mot.REMAT_POLICIES[self.cfg.remat])
+    x, _ = jax.lax.scan(body, self.embed(patches, position), weights)
+    return self.post_norm(x)
+
+  def embed(self, patches: jax.Array, position: jax.Array) -> jax.Array:
+    """What the first block reads: [R, T, width]."""
+    return self.patch_embedding(patches) + self.position(position)
+
+  def connect(self, hidden: jax.Array) -> jax.Array:
+    """The connector: [R, T, width] to [R, T, D], without the fixed positions."""
+    return self.connector2(jax.nn.gelu(self.connector1(hidden), approximate=True))

@@ -7,6 +7,7 @@ its own cache slots and its own positions.
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -62,6 +63,7 @@ class State(struct.PyTreeNode):
   slot: jax.Array  # int32[B]; next free cache slot. The text-only branch's entries lie half a cache further on.
   order: jax.Array  # int32[B]; order of the next token.
   position: jax.Array  # int32[B]; RoPE position of the next token.
+  text_position: jax.Array  # int32[B]; the same in the text-only branch.
   picture_order: jax.Array  # int32[B]; order of the last picture's last token, -1 before the first picture.
   picture_position: jax.Array  # int32[B]; RoPE position right after that picture, 0 before the first.
   written: jax.Array  # int32[B, E]; every token chosen, `<|vision_start|>` standing for a whole picture.
@@ -106,6 +108,8 @@ def start(model: interleaved.Interleaved, request: Request, knobs: flow.Knobs, p
     # The same texts once more, as they are without the pictures between them.
     is_text = (prefix.und.tokens.segment > 0) & (prefix.und.tokens.span == 0)
     text = prefix.und.tokens._replace(segment=jnp.where(is_text, streams.TEXT_ONLY, 0))
+    if sampling.closed_positions:
+      text = text._replace(position=jnp.cumsum(is_text, axis=1) - 1)
     _, kv = _extend_text(model, prefix.und._replace(tokens=text), nothing)
     past = cache.write(past, kv, text, slot[:, :u] + slots // 2)
 
@@ -113,6 +117,8 @@ def start(model: interleaved.Interleaved, request: Request, knobs: flow.Knobs, p
   in_picture = real & (both.span > 0)
   last = jnp.argmax(jnp.where(prefix.und.tokens.segment > 0, prefix.und.tokens.order, -1), axis=1)
   ready = request.budget > 0
+  position = jnp.max(jnp.where(real, both.position, -1), axis=1) + 1
+  texts = jnp.sum((prefix.und.tokens.segment > 0) & (prefix.und.tokens.span == 0), axis=1)
   state = State(
     past=past,
     lane=request.lane,
@@ -123,7 +129,8 @@ def start(model: interleaved.Interleaved, request: Request, knobs: flow.Knobs, p
     pending=jnp.zeros((batch,), jnp.int32),
     slot=jnp.full((batch,), u + g, jnp.int32),
     order=jnp.max(jnp.where(real, both.order, -1), axis=1) + 1,
-    position=jnp.max(jnp.where(real, both.position, -1), axis=1) + 1,
+    position=position,
+    text_position=texts if sampling.closed_positions else position,
     picture_order=jnp.max(jnp.where(in_picture, both.order, -1), axis=1),
     picture_position=jnp.max(jnp.where(in_picture, both.position, -1), axis=1) + 1,
     written=jnp.zeros((batch, sampling.max_tokens), jnp.int32),
@@ -140,7 +147,15 @@ def start(model: interleaved.Interleaved, request: Request, knobs: flow.Knobs, p
 def write_token(model: interleaved.Interleaved, state: State, knobs: flow.Knobs, program: Program) -> State:
   """One step of the text phase: every writing trajectory reads its pending token and chooses the next."""
   active = state.status == WRITING
-  und = streams.text(state.pending, active, state.order, state.position, text_only=program.image_branch)
+  state, hidden = read_token(model, state, program)
+  return _decide(model, state, hidden, active, knobs, program)
+
+
+def read_token(model: interleaved.Interleaved, state: State, program: Program) -> tuple[State, jax.Array]:
+  """Every writing trajectory reads its pending token. Also returns the final hidden states, [B, D]."""
+  active = state.status == WRITING
+  text_position = state.text_position if program.image_branch else None
+  und = streams.text(state.pending, active, state.order, state.position, text_position)
   slots = state.slot[:, None]
   if program.image_branch:
     slots = slots + jnp.array([[0, state.past.k.shape[2] // 2]])
@@ -152,9 +167,10 @@ def write_token(model: interleaved.Interleaved, state: State, knobs: flow.Knobs,
     slot=state.slot + active,
     order=state.order + active,
     position=state.position + active,
+    text_position=state.text_position + active,
     text_steps=state.text_steps + 1,
   )
-  return _decide(model, state, hidden.und[:, 0], active, knobs, program)
+  return state, hidden.und[:, 0]
 
 
 def paint(model: interleaved.Interleaved, state: State, knobs: flow.Knobs, program: Program) -> State:
@@ -162,7 +178,7 @@ def paint(model: interleaved.Interleaved, state: State, knobs: flow.Knobs, progr
   active = state.status == WAITING
   z = denoise(model, state, knobs, program)
   # What is looked at is the picture as it is given out, so that a trajectory can be continued from its pictures.
-  picture = latents.to_uint8(model.codec.decode(z))
+  picture = model.codec.to_uint8(model.codec.decode(z))
   und, gen = streams.seen_copies(model.cfg, program.specials, active, state.order, state.position)
   seen = packed.PackedBatch(und, gen, picture[:, None])
   z = model.codec.encode(latents.to_pixels(picture))
@@ -179,6 +195,7 @@ def paint(model: interleaved.Interleaved, state: State, knobs: flow.Knobs, progr
     slot=state.slot + active * count,
     order=order,
     position=position,
+    text_position=state.text_position if program.sampling.closed_positions else position,
     picture_order=jnp.where(active, order - 1, state.picture_order),
     picture_position=jnp.where(active, position, state.picture_position),
     pictures=state.pictures.at[rows, index].set(picture, mode='drop'),
@@ -189,42 +206,58 @@ def paint(model: interleaved.Interleaved, state: State, knobs: flow.Knobs, progr
 
 
 def denoise(model: interleaved.Interleaved, state: State, knobs: flow.Knobs, program: Program) -> jax.Array:
-  """Euler steps from noise to the latents of the next picture: f32[B, Q, C]. One forward a step for all branches."""
-  q, active = model.cfg.latent_tokens, state.status == WAITING
+  """The latents of the next picture, from the noise of each trajectory's own key: f32[B, Q, C]."""
 
   def noise(key: jax.Array, count: jax.Array) -> jax.Array:
     # Texts fold in 0, 1, 2, ...; pictures count down from the other end.
-    return jax.random.normal(jax.random.fold_in(key, jnp.uint32(0xFFFFFFFF) - count), (q, model.codec.channels))
+    key = jax.random.fold_in(key, jnp.uint32(0xFFFFFFFF) - count)
+    return jax.random.normal(key, (model.cfg.latent_tokens, model.codec.channels))
 
+  z = jax.vmap(noise)(state.key, state.picture_count)
+  return flow.euler(z, velocities(model, state, knobs, program), knobs)
+
+
+def velocities(
+  model: interleaved.Interleaved,
+  state: State,
+  knobs: flow.Knobs,
+  program: Program,
+  *,
+  grid: tuple[int, int] | None = None,
+) -> Callable[[jax.Array, jax.Array], jax.Array]:
+  """The guided velocity of the pictures that are waited for, as a function of z: f32[B, Q, C] and t: f32[].
+
+  One forward a call for all branches of guidance. grid: rows and columns of the pictures' latent patches; None: of the
+  model's own.
+  """
+  active = state.status == WAITING
   branches = [(streams.FULL, state.order - 1, state.position)]
   if program.text_branch:
     branches.append((streams.FULL, state.picture_order, state.picture_position))
   if program.image_branch:
-    branches.append((streams.TEXT_ONLY, state.order - 1, state.position))
+    branches.append((streams.TEXT_ONLY, state.order - 1, state.text_position))
 
-  def velocity(z: jax.Array, t: jax.Array, count: int) -> list[jax.Array]:
-    und, gen = streams.noised_copies(model.cfg, program.specials, active, branches[:count], state.order)
+  def forward(z: jax.Array, t: jax.Array, count: int) -> list[jax.Array]:
+    und, gen = streams.noised_copies(model.cfg, program.specials, active, branches[:count], state.order, grid)
     copies = packed.PackedBatch(und, gen, _no_pictures(model, z.shape[0]))
-    z, t = jnp.tile(z, (1, count, 1)), jnp.broadcast_to(t, (z.shape[0], count * q))
+    t = jnp.broadcast_to(t, (z.shape[0], count * z.shape[1]))
+    z = jnp.tile(z, (1, count, 1))
     hidden, _ = model.extend(copies, z, t, state.past)
     return jnp.split(model.velocity(hidden.gen, z, t), count, axis=1)
 
   def guided(z: jax.Array, t: jax.Array) -> jax.Array:
-    v, *others = velocity(z, t, len(branches))
+    v, *others = forward(z, t, len(branches))
     v_text = others[0] if program.text_branch else None
     v_image = others[-1] if program.image_branch else None
     return flow.guide(v, v_text, v_image, knobs, renorm=program.sampling.renorm)
 
   def plain(z: jax.Array, t: jax.Array) -> jax.Array:
-    return velocity(z, t, 1)[0]
+    return forward(z, t, 1)[0]
 
-  def step(i: jax.Array, z: jax.Array) -> jax.Array:
-    t, after = flow.time_at(i, knobs), flow.time_at(i + 1, knobs)
-    on = (t > knobs.interval[0]) & (t <= knobs.interval[1])
-    v = jax.lax.cond(on, guided, plain, z, t) if len(branches) > 1 else plain(z, t)
-    return z + (after - t) * v
+  def velocity(z: jax.Array, t: jax.Array) -> jax.Array:
+    return jax.lax.cond(flow.is_guided(t, knobs), guided, plain, z, t) if len(branches) > 1 else plain(z, t)
 
-  return jax.lax.fori_loop(0, knobs.flow_steps, step, jax.vmap(noise)(state.key, state.picture_count))
+  return velocity
 
 
 def worst_round(cfg: config_lib.ModelConfig, sampling: config_lib.SamplingConfig) -> int:

@@ -1,5 +1,7 @@
 """Rectified-flow sampling: time grid, guidance and its renormalisation. t = 1 is noise, t = 0 the picture."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -27,6 +29,24 @@ def time_at(step: jax.Array, knobs: Knobs) -> jax.Array:
   t = 1.0 - step / knobs.flow_steps
   # As s t / (1 + (s - 1) t), but exactly 1 at t = 1, where rounding up would leave the guidance interval.
   return knobs.timestep_shift * t / (knobs.timestep_shift * t + (1.0 - t))
+
+
+def is_guided(t: jax.Array, knobs: Knobs) -> jax.Array:
+  """Whether guidance is on at the (shifted) time t: bool[]."""
+  return (t > knobs.interval[0]) & (t <= knobs.interval[1])
+
+
+def euler(z: jax.Array, velocity: Callable[[jax.Array, jax.Array], jax.Array], knobs: Knobs) -> jax.Array:
+  """From noise z: f32[B, Q, C] to the picture's latents. velocity: of (z, t: f32[]), noise - picture.
+
+  BAGEL's `num_timesteps` counts the points of the grid: N of them are N - 1 steps (golden/QUIRKS 25).
+  """
+
+  def step(i: jax.Array, z: jax.Array) -> jax.Array:
+    t, after = time_at(i, knobs), time_at(i + 1, knobs)
+    return z + (after - t) * velocity(z, t)
+
+  return jax.lax.fori_loop(0, knobs.flow_steps, step, z)
 
 
 def guide(v: jax.Array, v_text: jax.Array | None, v_image: jax.Array | None, knobs: Knobs, *, renorm: str) -> jax.Array:

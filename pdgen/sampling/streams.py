@@ -19,17 +19,18 @@ def concatenate(und: packed.Tokens, gen: packed.Tokens) -> packed.Tokens:
 
 
 def text(
-  token: jax.Array, active: jax.Array, order: jax.Array, position: jax.Array, *, text_only: bool
+  token: jax.Array, active: jax.Array, order: jax.Array, position: jax.Array, text_position: jax.Array | None
 ) -> packed.UndStream:
-  """One text token a trajectory, twice (in both segments) with `text_only`. All arguments [B]."""
+  """One text token a trajectory, twice (in both segments) with the position in the text-only one. Arguments [B]."""
   zeros = jnp.zeros_like(order)
   tokens = packed.Tokens(jnp.where(active, FULL, 0), order, order, zeros, zeros, position)
   und = packed.UndStream(tokens, token, token, jnp.zeros(token.shape), zeros - 1, zeros)
   und = jax.tree.map(lambda x: x[:, None], und)
-  if text_only:
+  if text_position is not None:
     und = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=1), und)
     segment = und.tokens.segment * jnp.array([[1, TEXT_ONLY]])
-    und = und._replace(tokens=und.tokens._replace(segment=segment))
+    positions = jnp.stack([position, text_position], axis=1)
+    und = und._replace(tokens=und.tokens._replace(segment=segment, position=positions))
   return und
 
 
@@ -39,10 +40,11 @@ def no_gen(batch: int) -> packed.GenStream:
   return packed.GenStream(packed.Tokens(*(none,) * len(packed.Tokens._fields)), none, none, none, none)
 
 
-def gen(tokens: packed.Tokens, patches: int) -> packed.GenStream:
-  """Whole copies of picture 0, one after the other, each of `patches` tokens."""
+def gen(cfg: config_lib.ModelConfig, tokens: packed.Tokens, grid: tuple[int, int]) -> packed.GenStream:
+  """Whole copies of picture 0, one after the other. grid: rows and columns of its latent patches."""
   zeros = jnp.zeros_like(tokens.order)
-  patch = jnp.broadcast_to(jnp.arange(tokens.order.shape[1]) % patches, zeros.shape)
+  ids = packed.position_ids(*grid, cfg.max_latent_size)
+  patch = jnp.broadcast_to(jnp.tile(ids, tokens.order.shape[1] // len(ids)), zeros.shape)
   return packed.GenStream(tokens, zeros, patch, zeros, jnp.zeros(zeros.shape))
 
 
@@ -59,13 +61,16 @@ def noised_copies(
   active: jax.Array,
   branches: list[tuple[int, jax.Array, jax.Array]],
   order: jax.Array,
+  grid: tuple[int, int] | None = None,
 ) -> tuple[packed.UndStream, packed.GenStream]:
   """A noised copy of the next picture for each branch of guidance, side by side in one forward.
 
+  grid: rows and columns of its latent patches; None: of the model's own pictures.
   branches: (segment, reach [B], position [B]) each. A branch differs from the others in what it may see, not in what is
   stored: it is the same cache, read with another reach or segment.
   """
-  q = cfg.latent_tokens
+  grid = grid or (cfg.latent_grid, cfg.latent_grid)
+  q = grid[0] * grid[1]
 
   def copy(number: int, segment: int, reach: jax.Array, position: jax.Array, offsets: list[int]) -> packed.Tokens:
     offsets = jnp.array([offsets])
@@ -89,7 +94,7 @@ def noised_copies(
     for offsets in ([0, q + 1], list(range(1, q + 1)))
   )
   ids = jnp.array([[specials.vision_start, specials.vision_end] * len(branches)])
-  return boundaries(und, ids), gen(latent, q)
+  return boundaries(und, ids), gen(cfg, latent, grid)
 
 
 def seen_copies(
@@ -126,4 +131,4 @@ def seen_copies(
   und = boundaries(tokens(offsets, copy), jnp.array([ids]))
   row = lambda values: jnp.broadcast_to(jnp.array([values]), und.token_id.shape)
   und = und._replace(patch=row(patch), picture=row(picture))
-  return und, gen(tokens(list(range(1, q + 1)), [0] * q), q)
+  return und, gen(cfg, tokens(list(range(1, q + 1)), [0] * q), (cfg.latent_grid, cfg.latent_grid))

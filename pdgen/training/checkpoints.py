@@ -155,9 +155,8 @@ def load_for_sampling(
   if not path.is_dir():
     names = sorted(p.name for p in SHIPPED.glob('*') if export.is_export(p))
     raise FileNotFoundError(f'No model {str(name_or_path)!r}: neither shipped ({names}) nor a folder.')
-  stored = export.load_export(path)
-  params = jax.device_put(stored.params, sharding.shardings(stored.params, mesh))
-  return stored.config, params, str(stored.tokenizer)
+  stored = export.load_export(path, mesh=mesh)
+  return stored.config, stored.params, str(stored.tokenizer)
 
 
 def digests(named: dict[str, jax.Array]) -> dict[str, str]:

@@ -12,6 +12,7 @@ from pdgen.core import config as config_lib
 # Elementwise operations of one attention score: forward scale, mask, max, subtract, exp, sum, divide; backward the
 # product and sum of softmax, mask and scale.
 _PER_SCORE = 12
+_PER_SOFTMAX = 5  # Its forward half without a mask.
 # Of one logit: max, subtract, exp, sum; backward normalise, scale, subtract the label.
 _PER_LOGIT = 8
 
@@ -21,7 +22,7 @@ def train_flops(config: config_lib.Config) -> dict[str, float]:
   cfg, data = config.model, config.data
   und, gen = data.batch_size * data.und_tokens, data.batch_size * data.gen_tokens
   length = data.und_tokens + data.gen_tokens
-  width, channels = cfg.width, 3 * cfg.codec.patch**2
+  width, channels = cfg.width, cfg.codec.channels
   inner, kv = cfg.num_heads * cfg.head_dim, cfg.num_kv_heads * cfg.head_dim
   pairs = data.batch_size * cfg.num_heads * length**2
   parts = {
@@ -33,6 +34,7 @@ def train_flops(config: config_lib.Config) -> dict[str, float]:
     'latents': gen * (4 + 6) * channels * width,
     'time': gen * (4 * 256 + 6 * width) * width,
     'vit': _vit(config),
+    'vae': _vae(config),
     'optimizer': _newton_schulz(config) if config.train.optimizer == 'muon' else 0,
   }
   parts = {name: float(flops) for name, flops in parts.items()}
@@ -54,11 +56,33 @@ def _vit(config: config_lib.Config) -> int:
   vit = config.model.vit
   if vit is None:
     return 0
-  pictures = config.data.batch_size * config.data.pictures
-  patches = pictures * config.model.vit_tokens
+  # Rows of patches: a picture each, or all pictures of a batch row where they are packed (`data.vit_tokens`).
+  packed = config.data.vit_tokens
+  rows = config.data.batch_size * (1 if packed else config.data.pictures)
+  length = packed or config.model.vit_tokens
+  patches = rows * length
   layer = 6 * patches * vit.width * (4 * vit.width + 2 * vit.mlp_dim)
-  pairs = pictures * vit.num_heads * config.model.vit_tokens**2
+  pairs = rows * vit.num_heads * length**2
   attention = pairs * (12 * vit.width // vit.num_heads + _PER_SCORE)
   width = config.model.width
   outside = 4 * patches * 3 * vit.patch**2 * vit.width + 6 * patches * (vit.width + width) * width
   return vit.depth * (layer + attention) + outside
+
+
+def _vae(config: config_lib.Config) -> int:
+  """Encoding of every picture once, forward only: convolutions and the mid attention."""
+  vae, pixels = config.model.codec.vae, config.model.image_size**2
+  if vae is None:
+    return 0
+  dims = [vae.width * m for m in vae.multipliers]
+  total = 9 * pixels * 3 * vae.width
+  for level, (before, dim) in enumerate(zip([vae.width, *dims], dims, strict=False)):
+    places = pixels // 4**level
+    total += 9 * places * (before * dim + (2 * vae.blocks - 1) * dim**2)
+    total += places * before * dim * (before != dim)
+    if level + 1 < len(dims):
+      total += 9 * places // 4 * dim**2
+  places, dim = pixels // vae.downsample**2, dims[-1]
+  total += places * (9 * 4 * dim**2 + 4 * dim**2 + 9 * dim * 2 * vae.channels) + 2 * places**2 * dim
+  pictures = config.data.batch_size * config.data.pictures
+  return pictures * (2 * total + places**2 * _PER_SOFTMAX)

@@ -13,6 +13,8 @@ from pdgen.core import sharding
 from pdgen.models import interleaved
 from pdgen.training import optimizer
 
+FROZEN = ('codec',)  # Parts of the model that never learn: the autoencoder (BAGEL).
+
 
 class TrainState(struct.PyTreeNode):
   """Parameters are nested dicts of arrays; `nnx.merge(graphdef, trainable, frozen)` is the model."""
@@ -52,32 +54,12 @@ def abstract(config: config_lib.Config, mesh: Mesh) -> TrainState:
   )
 
 
-def create(config: config_lib.Config, mesh: Mesh) -> TrainState:
-  """The state before the first step, a function of config.seed alone; each device makes only its own shards."""
-  return _initializer(config, mesh)()
+def create(config: config_lib.Config, mesh: Mesh, params: Any = None) -> TrainState:
+  """The state before the first step; each device makes only its own shards.
 
-
-def start_from(state: TrainState, params: Any) -> TrainState:
-  """The state of a new run with other parameters: those of a trained model. They are the start of the average too.
-
-  Raises: ValueError listing the parameters whose shapes differ, or that only one of the two has.
+  params: weights to begin with, nested dicts of arrays; None: random ones, a function of config.seed alone.
   """
-  own = merge(state.trainable, state.frozen)
-  shapes = [{name: list(leaf.shape) for name, leaf in sharding.named_leaves(tree)} for tree in (params, own)]
-  differ = [
-    f'{name}: {shapes[0].get(name, "absent")} given, {shapes[1].get(name, "absent")} wanted'
-    for name in sorted(shapes[0].keys() | shapes[1].keys())
-    if shapes[0].get(name) != shapes[1].get(name)
-  ]
-  if differ:
-    raise ValueError('The parameters do not fit the model:\n  ' + '\n  '.join(differ))
-  given = dict(sharding.named_leaves(params))
-
-  def take(tree: Any) -> Any:
-    return sharding.map_named(lambda name, leaf: jax.device_put(given[name].astype(leaf.dtype), leaf.sharding), tree)
-
-  trainable = take(state.trainable)
-  return state.replace(trainable=trainable, frozen=take(state.frozen), ema=jax.tree.map(jnp.copy, trainable))
+  return _initializer(config, mesh)() if params is None else _initializer(config, mesh, given=True)(params)
 
 
 def keys(seed: int) -> tuple[jax.Array, jax.Array]:
@@ -105,8 +87,10 @@ def merge(*parts: Any) -> Any:
 
 
 @functools.cache
-def _initializer(config: config_lib.Config, mesh: Mesh):
+def _initializer(config: config_lib.Config, mesh: Mesh, *, given: bool = False):
   shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract(config, mesh))
+  if given:
+    return jax.jit(lambda params: _of(config, params), out_shardings=shardings)
   return jax.jit(lambda: _initial(config), out_shardings=shardings)
 
 
@@ -116,11 +100,16 @@ def _abstract_model(cfg: config_lib.ModelConfig) -> interleaved.Interleaved:
 
 def _initial(config: config_lib.Config) -> TrainState:
   model = interleaved.Interleaved(config.model, rngs=nnx.Rngs(params=keys(config.seed)[0]))
-  trainable = nnx.to_pure_dict(nnx.split(model, nnx.Param)[1])
+  return _of(config, nnx.to_pure_dict(nnx.split(model, nnx.Param)[1]))
+
+
+def _of(config: config_lib.Config, params: Any) -> TrainState:
+  params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
+  trainable = {name: part for name, part in params.items() if name not in FROZEN}
   return TrainState(
     step=jnp.int32(0),
     trainable=trainable,
-    frozen={},
+    frozen={name: part for name, part in params.items() if name in FROZEN},
     ema=jax.tree.map(jnp.copy, trainable),  # Donated arrays may not be shared.
     opt_state=optimizer.direction(config.train).init(trainable),
     bad_steps=jnp.int32(0),

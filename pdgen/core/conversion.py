@@ -1,0 +1,47 @@
+"""Frozen dataclasses to nested dicts and back, with types checked on the way in."""
+
+import dataclasses
+import types
+import typing
+from typing import Any
+
+
+def to_dict(value: Any) -> Any:
+  """Dataclasses to dicts, at every depth; all else stays as it is."""
+  if dataclasses.is_dataclass(value):
+    return {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
+  return value
+
+
+def from_dict(cls: type, values: dict[str, Any], *, path: str) -> Any:
+  """Inverse of `to_dict` for a dataclass. path: what an error calls it.
+
+  Raises: KeyError naming an unknown key and the known ones, ValueError naming a value of the wrong type.
+  """
+  hints = typing.get_type_hints(cls)
+  unknown = sorted(set(values) - set(hints))
+  if unknown:
+    raise KeyError(f'Unknown key {path}.{unknown[0]}. Known: {sorted(hints)}')
+  return cls(**{k: _coerce(hints[k], v, path=f'{path}.{k}') for k, v in values.items()})
+
+
+def _coerce(hint: Any, value: Any, *, path: str) -> Any:
+  if isinstance(hint, types.UnionType):
+    if value is None:
+      return None
+    hint = next(a for a in typing.get_args(hint) if a is not type(None))
+  if dataclasses.is_dataclass(hint):
+    if not isinstance(value, dict):
+      raise ValueError(f'{path} must be a mapping of {[f.name for f in dataclasses.fields(hint)]}, not {value!r}.')
+    return from_dict(hint, value, path=path)
+  if typing.get_origin(hint) is tuple:
+    return _as_tuple(value)
+  if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    return float(value)
+  if hint in (int, float, bool, str) and not isinstance(value, hint):
+    raise ValueError(f'{path} must be {hint.__name__}, not {value!r}.')
+  return value
+
+
+def _as_tuple(value: Any) -> Any:
+  return tuple(_as_tuple(v) for v in value) if isinstance(value, (list, tuple)) else value

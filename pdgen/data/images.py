@@ -1,0 +1,81 @@
+"""Pictures as BAGEL's VAE and ViT get them: resized to a multiple of the stride, normalised to [-1, 1]."""
+
+import dataclasses
+
+import numpy as np
+from PIL import Image
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageTransform:
+  """The reference's `ImageTransform`: bicubic resize, then (x / 255 - 0.5) / 0.5.
+
+  Attributes:
+    max_size: of the longer side, in pixels.
+    min_size: of the shorter side; it wins over max_size before the sides are rounded.
+    stride: both sides become multiples of it.
+    max_pixels: of a picture, shared by the pictures of a sample.
+  """
+
+  max_size: int
+  min_size: int
+  stride: int
+  max_pixels: int = 14 * 14 * 9 * 1024
+
+  def size(self, width: int, height: int, *, pictures: int = 1) -> tuple[int, int]:
+    """(width, height) of a picture after the resize. pictures: of its sample.
+
+    Over the pixel limit the sides shrink by the ratio of the areas, not by its root: a bug of the reference that the
+    token counts of every released model have been trained with (QUIRKS B4).
+
+    >>> ImageTransform(max_size=980, min_size=378, stride=14, max_pixels=501760).size(980, 980)
+    (518, 518)
+    """
+    scale = max(min(self.max_size / max(width, height), 1.0), self.min_size / min(width, height))
+    width, height = self._scaled(width, height, scale)
+    if width * height > self.max_pixels / pictures:
+      width, height = self._scaled(width, height, self.max_pixels / pictures / (width * height))
+    if max(width, height) > self.max_size:
+      width, height = self._scaled(width, height, self.max_size / max(width, height))
+    return width, height
+
+  def resize(self, picture: np.ndarray, *, pictures: int = 1) -> np.ndarray:
+    """uint8[H, W, 3] to uint8[h, w, 3], by PIL's bicubic filter with antialiasing.
+
+    Raises: ValueError for anything else than uint8[H, W, 3].
+    """
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3:
+      raise ValueError(f'A picture must be uint8[H, W, 3], not {picture.dtype}{list(picture.shape)}.')
+    size = self.size(picture.shape[1], picture.shape[0], pictures=pictures)
+    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
+
+  def __call__(self, picture: np.ndarray, *, pictures: int = 1) -> np.ndarray:
+    """uint8[H, W, 3] to float32[h, w, 3] in [-1, 1]."""
+    return normalised(self.resize(picture, pictures=pictures))
+
+  def _scaled(self, width: int, height: int, scale: float) -> tuple[int, int]:
+    def divisible(side: float) -> int:
+      return max(self.stride, round(round(side * scale) / self.stride) * self.stride)
+
+    return divisible(width), divisible(height)
+
+
+VAE = ImageTransform(max_size=1024, min_size=512, stride=16)  # of the released inference code
+VIT = ImageTransform(max_size=980, min_size=224, stride=14)
+
+
+def normalised(picture: np.ndarray) -> np.ndarray:
+  """uint8 to float32 in [-1, 1], with the reference's rounding."""
+  return (picture.astype(np.float32) / np.float32(255) - np.float32(0.5)) / np.float32(0.5)
+
+
+def patches(picture: np.ndarray, patch: int) -> np.ndarray:
+  """[H, W, C] to [rows * columns, patch * patch * C]: row-major, each patch ordered (row, column, channel) (BAGEL).
+
+  >>> patches(np.arange(16).reshape(4, 4, 1), 2)[1]
+  array([2, 3, 6, 7])
+  """
+  height, width, channels = picture.shape
+  rows, columns = height // patch, width // patch
+  x = picture[: rows * patch, : columns * patch].reshape(rows, patch, columns, patch, channels)
+  return x.transpose(0, 2, 1, 3, 4).reshape(rows * columns, -1)

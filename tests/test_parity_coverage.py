@@ -1,0 +1,48 @@
+"""Every array of the golden folder is checked by some test, and what a test declares it does."""
+
+import importlib
+import pathlib
+
+import golden_folder
+import pytest
+
+
+def test_every_array_is_checked_by_a_test():
+  for path in pathlib.Path(__file__).parent.glob('test_parity_*.py'):
+    importlib.import_module(path.stem)
+  declared = {name for pattern in golden_folder.DECLARED for name in golden_folder.matching(pattern)}
+  left_out = sorted(set(golden_folder.names()) - declared)
+  assert not left_out
+
+
+def test_a_test_that_leaves_out_a_declared_array_fails():
+  name, other = golden_folder.matching('a_masks/*_sample_lens')[:2]
+
+  @golden_folder.checks(name, inputs=(other,))
+  def half():
+    golden_folder.equal(golden_folder.value(name), name)
+
+  with pytest.raises(AssertionError, match='declares that it reads'):
+    half()
+
+  @golden_folder.checks(name)
+  def reads_only():
+    golden_folder.value(name)
+
+  with pytest.raises(AssertionError, match='declares that it compares'):
+    reads_only()
+
+
+def test_one_percent_is_an_error_in_every_array():
+  # Tolerances are far below it, whatever the size of the values.
+  for name in golden_folder.names():
+    array = golden_folder.value(name)
+    if array.dtype.kind == 'f' and not _is_noise(name):
+      finite = golden_folder.finite(array)
+      if finite.any():
+        assert golden_folder.tolerance(name) < 0.01 * abs(finite).max(), name
+
+
+def _is_noise(name):
+  """Gradients that are zero but for rounding, as of the ViT's key biases, which softmax does not see (QUIRKS 24)."""
+  return name.startswith(golden_folder.GRADIENT_NORMS) and abs(golden_folder.value(name)) < 1e-7
