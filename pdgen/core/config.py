@@ -42,10 +42,8 @@ class VitConfig:
     width, depth, num_heads, mlp_dim: of the encoder; GELU-tanh, LayerNorm, biases everywhere.
     patch: pixels a side of a patch.
     max_patches: patches a side of the learned position table, and of the fixed one added after the connector.
-    image_size: pixels a side at which it sees the model's pictures; 0: as large as they are. (BAGEL: at most 980, 14
-      a patch, of pictures of at most 1024, 16 a patch.)
-    interpolate_positions: spread the position ids of a picture over the whole table (BAGEL's `interpolate_pos`; not in
-      the released model, whose ids are row * max_patches + column).
+    image_size: pixels a side at which it sees the model's pictures; 0: as large as they are (BAGEL: 980 of 1024).
+    interpolate_positions: spread a picture's position ids over the whole table (BAGEL's `interpolate_pos`, not in use).
   """
 
   width: int = 96
@@ -65,9 +63,7 @@ class VaeConfig:
   Attributes:
     width: channels of the finest level.
     multipliers: channels of each level as a multiple of width; every level after the first halves the sides.
-    blocks: residual blocks a level (one more in the decoder).
-    channels: of a latent.
-    groups: of every group norm.
+    blocks: residual blocks a level (one more in the decoder); channels: of a latent; groups: of every group norm.
     scale, shift: a latent is scale * (z - shift).
     sample_posterior: training draws its clean latents from the posterior instead of taking the mean (BAGEL).
   """
@@ -94,8 +90,7 @@ class CodecConfig:
   Attributes:
     kind: name in `models.latents.CODECS`. `pixel`: patches of pixels scaled to [-1, 1], the small world's "VAE".
       `flux`: the autoencoder `vae`, frozen; patch / downsample latents a side make one gen token (BAGEL: 2).
-    patch: pixels a side that make one gen token.
-    vae: of `flux`.
+    patch, vae: pixels a side that make one gen token; the autoencoder of `flux`.
   """
 
   kind: str = 'pixel'
@@ -285,9 +280,8 @@ class TrainConfig:
       0 switches that off (a last checkpoint is always written).
     keep_checkpoints: newest checkpoints that are kept.
     eval_prompts: held-out prompts a task scored at every evaluation.
-    self_sample_steps: steps at which the model paints drafts of its own, which the world's detector judges; from then
-      on they are part of the data (see data.self_share).
-    self_samples: drafts painted at each of those steps.
+    self_sample_steps, self_samples: steps at which the model paints so many drafts of its own, which the world's
+      detector judges; from then on they are part of the data (see data.self_share).
     max_bad_steps: that many steps in a row with a non-finite loss or gradient stop the run; single ones are skipped.
   """
 
