@@ -42,10 +42,8 @@ class VitConfig:
     width, depth, num_heads, mlp_dim: of the encoder; GELU-tanh, LayerNorm, biases everywhere.
     patch: pixels a side of a patch.
     max_patches: patches a side of the learned position table, and of the fixed one added after the connector.
-    image_size: pixels a side at which it sees the model's pictures; 0: as large as they are. (BAGEL: at most 980, 14
-      a patch, of pictures of at most 1024, 16 a patch.)
-    interpolate_positions: spread the position ids of a picture over the whole table (BAGEL's `interpolate_pos`; not in
-      the released model, whose ids are row * max_patches + column).
+    image_size: pixels a side at which it sees the model's pictures (BAGEL: 980 of 1024); 0: as large as they are.
+    interpolate_positions: spread position ids over the whole table (BAGEL's `interpolate_pos`; not when released).
   """
 
   width: int = 96
@@ -324,8 +322,8 @@ class SamplingConfig:
     grammar: hold texts to the format of plans and inspections; False lets the model write what it likes.
     renorm: `none`, or BAGEL's `global`, `channel`, `text_channel`.
     image_guidance_branch: keep the text-only cache that `image_guidance` other than 1 needs.
-    closed_positions: in that cache a text stands where it would if there had been no pictures (BAGEL's sampler).
-      False: where it stands with them, as in training with dropped pictures (BAGEL's training, and ours; QUIRKS 8, 27).
+    closed_positions: in that cache pictures leave no gap in the positions (BAGEL's sampler; QUIRKS 8, 27), as dropped
+      ones do in training (BAGEL's, and ours).
     temperature: of the text; 0 = greedy.
     text_guidance, image_guidance: BAGEL's two scales; 1 = none.
     guidance_interval: guidance is on for low < t <= high, t the shifted time.
@@ -386,10 +384,7 @@ class Config:
 
 
 def to_config_dict(config: Config) -> ml_collections.ConfigDict:
-  """The experiment as a locked ConfigDict, whose leaves flags may override.
-
-  Tuples stay tuples; None stays None with its type open (`vit`).
-  """
+  """The experiment as a locked ConfigDict, whose leaves flags may override; a None (`vit`) takes any type."""
   return ml_collections.ConfigDict(conversion.to_dict(config))
 
 
