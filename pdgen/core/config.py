@@ -320,8 +320,8 @@ class SamplingConfig:
     grammar: hold texts to the format of plans and inspections; False lets the model write what it likes.
     renorm: `none`, or BAGEL's `global`, `channel`, `text_channel`.
     image_guidance_branch: keep the text-only cache that `image_guidance` other than 1 needs.
-    closed_positions: in that cache a text stands where it would if there had been no pictures (BAGEL's sampler).
-      False: where it stands with them, as in training with dropped pictures (BAGEL's training, and ours; QUIRKS 8, 27).
+    closed_positions: in that cache pictures leave no gap in the positions (BAGEL's sampler; QUIRKS 8, 27), as dropped
+      ones do in training (BAGEL's, and ours).
     temperature: of the text; 0 = greedy.
     text_guidance, image_guidance: BAGEL's two scales; 1 = none.
     guidance_interval: guidance is on for low < t <= high, t the shifted time.
@@ -382,10 +382,7 @@ class Config:
 
 
 def to_config_dict(config: Config) -> ml_collections.ConfigDict:
-  """The experiment as a locked ConfigDict, whose leaves flags may override.
-
-  Tuples stay tuples; None stays None with its type open (`vit`).
-  """
+  """The experiment as a locked ConfigDict, whose leaves flags may override; a None (`vit`) takes any type."""
   return ml_collections.ConfigDict(conversion.to_dict(config))
 
 
