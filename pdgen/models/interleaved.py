@@ -19,8 +19,7 @@ class Interleaved(nnx.Module):
     self.embed = layers.Embedding(cfg.vocab_size, cfg.width, dtype=dtype, rngs=rngs)
     self.latent_in = layers.Linear(self.codec.channels, cfg.width, dtype=dtype, rngs=rngs)
     self.time = layers.TimestepEmbedder(cfg.width, dtype=dtype, rngs=rngs)
-    options = dict(attention_name=cfg.attention, dtype=dtype, rngs=rngs)
-    self.vit = siglip.Siglip(cfg.vit, cfg.width, **options) if cfg.vit else None
+    self.vit = siglip.Siglip(cfg, rngs=rngs) if cfg.vit else None
     self.trunk = mot.Trunk(cfg, rngs=rngs)
     self.head = layers.Linear(cfg.width, cfg.vocab_size, bias=False, dtype=dtype, rngs=rngs)
     # Zero: the first prediction is the mean of the target, and the trunk gets no noise from an untrained head.
