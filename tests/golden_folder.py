@@ -246,7 +246,7 @@ def _compare(got, want, name, tolerance, dtype):
   np.testing.assert_array_equal(got[~finite], want[~finite], err_msg=name)
   error = np.abs(got[finite] - want[finite]).max(initial=0.0)
   worst = ERRORS.setdefault(name, {})
-  worst[dtype] = max(worst.get(dtype, (0.0, 1.0)), (float(error), float(tolerance)))
+  worst[dtype] = max(worst.get(dtype, (0.0, 0.0)), (float(error), float(tolerance)))
   # Not `>`: a NaN must fail.
   assert error <= tolerance, f'{name}: {dtype} error {error:.2e} exceeds {tolerance:.2e}.'
   _records[-1].compared.add(name)
