@@ -23,7 +23,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from pdgen.core import config as config_lib
-from pdgen.core import sharding
+from pdgen.core import seeding, sharding
 from pdgen.data import pipeline, store
 from pdgen.data import tokenizer as tokenizer_lib
 from pdgen.training import checkpoints, export, flops, metrics
@@ -218,7 +218,7 @@ def _self_sample(config: config_lib.Config, state: state_lib.TrainState, step: i
   file = _self_sampled_file(workdir, step)
   if file.is_file():
     return
-  seed = int(np.random.SeedSequence((config.seed, step)).generate_state(1)[0] >> 1)
+  seed = int(seeding.generator(config.seed, step).integers(2**31))
   painter = _painter(config, state)
   trajectories = self_sampled.collect(painter, _world(config), count=config.train.self_samples, seed=seed)
   file.parent.mkdir(exist_ok=True)

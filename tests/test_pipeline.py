@@ -17,6 +17,7 @@ from pdgen.core import trajectory as trajectory_lib
 from pdgen.data import pipeline, store
 from pdgen.data import tokenizer as tokenizer_lib
 from pdgen.worlds import shapes
+from pdgen.worlds.shapes import prompt_space, stories, trajectories
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -112,6 +113,32 @@ def test_the_mixture_is_met():
   counts = collections.Counter(pipeline.Samples(cfg)(i).name.split()[1] for i in range(400))
   shares = {kind: count / 400 for kind, count in counts.items()}
   assert shares == pytest.approx({"'multi_turn'": 0.5, "'conflict'": 0.25, "'direct'": 0.25}, abs=0.08)
+
+
+def test_the_kind_of_a_sample_says_nothing_about_its_task():
+  """The draws that choose a kind are not those of the trajectory: every kind has every task at its share."""
+  seen = collections.defaultdict(collections.Counter)
+
+  class Recorder:
+    KINDS = shapes.KINDS
+
+    def trajectory(self, kind, *, seed, index):
+      made = shapes.trajectory(kind, seed=seed, index=index)
+      seen[kind][made.metadata['tag']] += 1
+      seen[kind]['detour'] += made.metadata['detour'] is not None
+      return made
+
+  # As from the first self-sampled source on: what the draw of the source leaves to the world must not matter either.
+  own = [shapes.trajectory('multi_turn', seed=9, index=0)]
+  samples = pipeline.Samples(_config(mixture=(('direct', 0.6), ('multi_turn', 0.4))), sources=[own], world=Recorder())
+  for index in range(1500):
+    samples(index)
+  for kind, counts in seen.items():
+    shares = {tag: counts[tag] / sum(counts[t] for t in prompt_space.TASKS) for tag in prompt_space.TASKS}
+    expected = dict(zip(prompt_space.TASKS, stories.TASK_SHARES, strict=True))
+    assert all(abs(shares[t] - expected[t]) < 0.06 for t in shares), (kind, shares)
+  detours = seen['multi_turn']['detour'] / sum(seen['multi_turn'][t] for t in prompt_space.TASKS)
+  assert abs(detours - trajectories.DETOUR_SHARE) < 0.05
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ import numpy as np
 from absl import flags
 
 from pdgen.core import config as config_lib
-from pdgen.core import packed
+from pdgen.core import packed, seeding
 from pdgen.core import trajectory as trajectory_lib
 from pdgen.data import packing, sequence
 from pdgen.data import tokenizer as tokenizer_lib
@@ -70,7 +70,7 @@ class Samples:
   def __call__(self, index: int) -> packing.Sample:
     """The sample at that place of the endless index."""
     cfg = self.config
-    rng = np.random.default_rng((cfg.seed, int(index)))
+    rng = seeding.generator(cfg.seed, int(index))
     luck_source, luck_kind = rng.random(2)
     if self.sources and luck_source < cfg.data.self_share:
       source = self.sources[int(rng.integers(len(self.sources)))]

@@ -23,9 +23,7 @@ import itertools
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
-
-from pdgen.core import boxes
+from pdgen.core import boxes, seeding
 from pdgen.worlds.shapes import scenes
 
 TASKS = ('single_object', 'two_object', 'counting', 'colors', 'position', 'color_attr')
@@ -45,7 +43,7 @@ def prompts(split: str, *, per_task: int, seed: int = 0) -> list[Metadata]:
   (two_object), 4 (counting), 12 (colors), 30 (position) and over five hundred (color_attr).
 
   >>> prompts('train', per_task=1)[0]
-  {'tag': 'single_object', 'include': [{'class': 'bar', 'count': 1}], 'prompt': 'a photo of a bar', 'index': 0}
+  {'tag': 'single_object', 'include': [{'class': 'pole', 'count': 1}], 'prompt': 'a photo of a pole', 'index': 0}
 
   Raises: ValueError for an unknown split.
   """
@@ -54,7 +52,7 @@ def prompts(split: str, *, per_task: int, seed: int = 0) -> list[Metadata]:
   chosen = []
   for number, task in enumerate(TASKS):
     pool = task_prompts(split, task)
-    order = np.random.default_rng((seed, number)).permutation(len(pool))
+    order = seeding.generator(seed, number).permutation(len(pool))
     chosen += [{**pool[order[i % len(pool)]], 'index': i} for i in range(per_task)]
   return chosen
 

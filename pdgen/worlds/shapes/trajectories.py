@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pdgen.core import config
+from pdgen.core import config, seeding
 from pdgen.core import trajectory as trajectories
 from pdgen.worlds.shapes import errors, language, prompt_space, renderer, scenes, stories
 
@@ -30,7 +30,7 @@ def trajectory(kind: str, *, seed: int, index: int) -> trajectories.Trajectory:
   """
   if kind not in KINDS:
     raise ValueError(f'Unknown kind {kind!r}. Known: {KINDS}')
-  rng = np.random.default_rng((seed, index, KINDS.index(kind)))
+  rng = seeding.generator(seed, index, KINDS.index(kind))
   if kind == 'conflict':
     return _conflict(rng)
   if kind == 'misalignment':
