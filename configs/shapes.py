@@ -10,18 +10,18 @@ def get_config():
   sequence = config.SequenceConfig(
     noised_copies=3,  # Contexts cost most of a step: each is used for three timesteps.
     drop_text=0.1,
-    verdict_weight=5.0,  # A handful of tokens decides whether a fault is found.
+    verdict_weight=4.0,  # A handful of tokens decides whether a fault is found.
   )
   return config.to_config_dict(
     config.Config(
       name='shapes',
       model=config.ModelConfig(prediction='x', min_t=0.2, attention='blockwise', scan_layers=False),
       data=config.DataConfig(
-        mixture=(('multi_turn', 0.48), ('conflict', 0.22), ('misalignment', 0.25), ('direct', 0.05)),
+        mixture=(('multi_turn', 0.27), ('conflict', 0.34), ('misalignment', 0.34), ('direct', 0.05)),
         sequence=sequence,
         batch_size=4,
-        und_tokens=512,
-        gen_tokens=496,
+        und_tokens=704,
+        gen_tokens=464,
         pictures=24,
         packing_bins=24,
       ),
@@ -39,11 +39,11 @@ def get_config():
         eval_every=1000,
         checkpoint_every=300,
         # Synthetic errors do not look like the model's own: show it those, early ones and late ones.
-        self_sample_steps=(1100, 1800, 2400),
+        self_sample_steps=(700, 1300, 2000),
         self_samples=1536,
       ),
       # Guidance below t = 0.6 too: without it a ring's hole fills up where rings are rare (the center).
-      sampling=config.SamplingConfig(max_tokens=600, max_text_tokens=72, max_pictures=8, guidance_interval=(0.3, 1.0)),
+      sampling=config.SamplingConfig(max_tokens=768, max_text_tokens=128, max_pictures=8, guidance_interval=(0.3, 1.0)),
       mesh=config.MeshConfig(data=2, fsdp=1, cpu_devices=2),
     )
   )

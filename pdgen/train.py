@@ -244,13 +244,7 @@ def _weights(config: config_lib.Config, mesh: jax.sharding.Mesh) -> Any:
     return None
   _, params, _ = checkpoints.load_for_sampling(config.train.init_from, mesh=mesh)
   have, want = (dict(sharding.named_leaves(tree)) for tree in (params, state_lib.abstract_params(config.model)))
-  shape = lambda tree, name: list(tree[name].shape) if name in tree else 'absent'
-  differ = [
-    f'{name}: {shape(have, name)} there, {shape(want, name)} in config.model'
-    for name in sorted(have.keys() | want.keys())
-    if shape(have, name) != shape(want, name)
-  ]
-  if differ:
+  if differ := sharding.differences(have, want):
     raise ValueError(f'{config.train.init_from} does not fit config.model:\n  ' + '\n  '.join(differ))
   return params
 

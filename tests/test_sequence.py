@@ -32,7 +32,14 @@ WORDS = Letters()
 MODEL = config.ModelConfig(image_size=16, codec=config.CodecConfig(patch=8), max_latent_size=2)
 WITH_VIT = dataclasses.replace(MODEL, vit=config.VitConfig(patch=16))
 PLAIN = config.SequenceConfig(opening='', drop_text=0.0)
-WEIGHTED = dataclasses.replace(PLAIN, plan_weight=2.0, inspection_weight=3.0, verdict_weight=8.0, boundary_weight=0.5)
+WEIGHTED = dataclasses.replace(
+  PLAIN,
+  plan_weight=2.0,
+  inspection_weight=3.0,
+  verdict_weight=8.0,
+  verdict_words=('no', 'ok'),
+  boundary_weight=0.5,
+)
 
 
 def _picture(value):
@@ -47,7 +54,7 @@ def _build(trajectory, cfg=PLAIN, *, model=MODEL, seed=0):
 MULTI_TURN = Trajectory(
   prompt='p',
   steps=(
-    Step(plan='<ins>a</ins>', draft=_picture(1), inspection='k. b'),
+    Step(plan='<ins>a</ins>', draft=_picture(1), inspection='b ok'),
     Step(plan='c', draft=_picture(2)),
   ),
 )
@@ -92,11 +99,11 @@ def test_multi_turn():
     '14 14 8 2 <|vision_start|>',
     '15 15 8 2 patch 0',
     '19 19 8 2 <|vision_end|> <|im_start|> 8',
-    '20 20 9 0 <|im_start|> k 8',
-    '21 21 10 0 k . 8',
-    '22 22 11 0 . 3',
-    '23 23 12 0 b 3',
-    '24 24 13 0 b <|im_end|> 3',
+    '20 20 9 0 <|im_start|> b 3',
+    '21 21 10 0 b 8',
+    '22 22 11 0 o 8',
+    '23 23 12 0 o k 8',
+    '24 24 13 0 k <|im_end|> 3',
     '25 25 14 0 <|im_end|> <|im_start|> 0.5',
     '26 26 15 0 <|im_start|> c 2',
     '27 27 16 0 c <|im_end|> 2',
@@ -121,8 +128,8 @@ def test_conflict_learns_neither_the_rejected_plan_nor_its_draft():
     '6 6 6 1 <|vision_start|>',
     '7 7 6 1 patch 0',
     '11 11 6 1 <|vision_end|> <|im_start|> 8',
-    '12 12 7 0 <|im_start|> n 8',
-    '13 13 8 0 n ! 8',
+    '12 12 7 0 <|im_start|> n 3',  # `n` is not a verdict word.
+    '13 13 8 0 n ! 3',
     '14 14 9 0 ! 3',
     '15 15 10 0 <refine> 8',
     '16 16 11 0 <refine> r 3',
@@ -139,6 +146,25 @@ def test_conflict_learns_neither_the_rejected_plan_nor_its_draft():
     '30 30 18 3 patch 0',
     '34 34 18 3 <|vision_end|> <|endoftext|> 0.5',
   ]
+
+
+def test_an_inspection_that_approves_may_end_it():
+  step = Step(plan='x', draft=_picture(1), inspection='b ok no')
+  ended = _table(_build(Trajectory(prompt='p', steps=(step,)), WEIGHTED))
+  assert ended[-9:] == [
+    '18 18 7 0 <|im_start|> b 3',
+    '19 19 8 0 b 8',
+    '20 20 9 0 o 8',
+    '21 21 10 0 o k 8',
+    '22 22 11 0 k 8',  # Each verdict word is a verdict.
+    '23 23 12 0 n 8',
+    '24 24 13 0 n o 8',
+    '25 25 14 0 o <|im_end|> 3',
+    '26 26 15 0 <|im_end|> <|endoftext|> 0.5',
+  ]
+  for open_ended in (dict(stop=None), dict(steps=(dataclasses.replace(step, inspection='no <refine>r</refine>'),))):
+    row = _build(dataclasses.replace(Trajectory(prompt='p', steps=(step,)), **open_ended), WEIGHTED)
+    assert not np.isin(row.und.label[row.und.weight > 0], WORDS.specials.endoftext).any()
 
 
 def test_conflict_when_the_config_says_so():
@@ -161,7 +187,7 @@ def test_misalignment_learns_the_plan_and_refines_at_once():
     '6 6 6 1 <|vision_start|>',
     '7 7 6 1 patch 0',
     '11 11 6 1 <|vision_end|> <|im_start|> 8',
-    '12 12 7 0 <|im_start|> <refine> 8',  # No full stop: no verdict but the tag.
+    '12 12 7 0 <|im_start|> <refine> 8',  # No verdict but the tag.
     '13 13 8 0 <refine> r 3',
     '14 14 9 0 r </refine> 3',
     '15 15 10 0 </refine> <|im_end|> 3',

@@ -206,8 +206,9 @@ class SequenceConfig:
     drop_clean, drop_vit: probability, for each sample, that its clean (its ViT) copies are left out. Where a
       picture keeps neither, the texts after it carry no cross-entropy: they would teach to write unseen.
     plan_weight, inspection_weight: cross-entropy weight of the tokens of plans and of inspections.
-    verdict_weight: of what decides: the last word of an inspection's first sentence (`This step is wrong.`), the
-      `<refine>` tag, and whether a draft ends the trajectory.
+    verdict_weight: of what decides: the verdicts of an inspection, its `<refine>` tag, and whether a draft ends the
+      trajectory.
+    verdict_words: they are verdicts wherever they stand in an inspection (paper: `The intermediate step is wrong.`).
     boundary_weight: of the boundary labels (what comes after a text or a picture).
     length_weighting: divide the weights of a text by sqrt(its tokens) (BAGEL's ce_loss_reweighting).
     learn_rejected_drafts: flow loss on drafts that their own inspection rejects (ours: no).
@@ -223,6 +224,7 @@ class SequenceConfig:
   plan_weight: float = 1.0
   inspection_weight: float = 1.0
   verdict_weight: float = 1.0
+  verdict_words: tuple[str, ...] = ('correct', 'wrong')
   boundary_weight: float = 1.0
   length_weighting: bool = False
   learn_rejected_drafts: bool = False
@@ -253,8 +255,8 @@ class DataConfig:
   mixture: tuple[tuple[str, float], ...] = (('multi_turn', 0.5), ('conflict', 0.25), ('misalignment', 0.25))
   sequence: SequenceConfig = SequenceConfig()
   batch_size: int = 4
-  und_tokens: int = 512
-  gen_tokens: int = 272
+  und_tokens: int = 640
+  gen_tokens: int = 240
   pictures: int = 20
   vit_tokens: int = 0
   packing_bins: int = 16

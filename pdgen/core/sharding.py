@@ -6,7 +6,7 @@ Rows of a batch are split over `data` and `fsdp`; weights over `fsdp` (gathered 
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -69,6 +69,26 @@ def named_leaves(tree: Any) -> list[tuple[str, Any]]:
   [('mu/0', 3), ('trunk/b', 2), ('trunk/k', 1)]
   """
   return [(_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def differences(have: Mapping[str, Any], want: Mapping[str, Any], *, dtypes: bool = False) -> list[str]:
+  """What keeps leaves from being those that are wanted: a line for each name that is absent, in excess or mis-shaped.
+
+  have, want: by name, anything with a shape and a dtype. dtypes: they have to be equal, too.
+
+  >>> differences({'k': np.zeros(2), 'b': np.zeros(1)}, {'k': np.zeros((2, 1)), 'b': np.zeros(1)})
+  ['k: [2] there, [2, 1] wanted']
+  """
+
+  def kind(leaves: Mapping[str, Any], name: str) -> str:
+    if name not in leaves:
+      return 'absent'
+    leaf = leaves[name]
+    return f'{leaf.dtype if dtypes else ""}{list(leaf.shape)}'
+
+  names = sorted(have.keys() | want.keys())
+  pairs = [(name, kind(have, name), kind(want, name)) for name in names]
+  return [f'{name}: {there} there, {wanted} wanted' for name, there, wanted in pairs if there != wanted]
 
 
 def map_named(f: Callable[[str, Any], Any], tree: Any) -> Any:

@@ -62,13 +62,12 @@ def review(request: DraftRequest, draft: np.ndarray) -> trajectories.Trajectory:
   faults = errors.faults(request.scene, seen)
   story, beat = request.story, request.story.beats[request.beat]
   *before, asked = request.prefix.steps
-  last = request.beat == len(story.beats) - 1
   if faults:
     reasons, corrections = critiques.explain(faults, rng=rng)
     error = errors.Wrong(scene=seen, picture=draft, reasons=reasons, corrections=corrections)
-    step = making.rejected(beat, error, rng=rng, plan_text=asked.plan, draft_is_target=False)
+    step = making.rejected(story, beat, error, rng=rng, plan_text=asked.plan, draft_is_target=False)
   else:
-    inspection = None if last else making.approval(beat, rng=rng)
+    inspection = making.approval(story, beat, rng=rng)
     step = dataclasses.replace(asked, draft=draft, inspection=inspection, draft_is_target=False)
     story = _moved(story, seen)
   rest = making.steps(story, rng=rng, start=request.beat + 1)
@@ -81,7 +80,7 @@ def injected(kind: str | None, *, seed: int, index: int) -> trajectories.Traject
 
   kind: one of errors.ERROR_KINDS, or None for a right draft. Nothing before the last step is wrong.
   metadata['error']: the kind; ['scene']: (shape, colour, cell) of what a right draft of that step shows; ['last']:
-  whether the step is the story's last, so that a right draft ends the trajectory.
+  whether the step is the story's last, so that a right draft finishes the painting.
 
   Raises: ValueError for an unknown kind.
   """

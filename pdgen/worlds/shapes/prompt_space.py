@@ -26,6 +26,7 @@ from typing import Any
 from pdgen.core import boxes, seeding
 from pdgen.worlds.shapes import scenes
 
+OPENING = 'a photo of '  # of every prompt, as GenEval's
 TASKS = ('single_object', 'two_object', 'counting', 'colors', 'position', 'color_attr')
 COUNTS = {2: 'two', 3: 'three', 4: 'four'}
 _INVERSE = {'right of': 'left of', 'below': 'above', 'left of': 'right of', 'above': 'below'}
@@ -128,7 +129,7 @@ def _metadata(task: str, words: str, *include: dict[str, Any], exclude: list | N
   metadata = {'tag': task, 'include': list(include)}
   if exclude:
     metadata['exclude'] = exclude
-  return {**metadata, 'prompt': f'a photo of {words}'}
+  return {**metadata, 'prompt': OPENING + words}
 
 
 def _object(shape: str, *, count: int = 1, **rest: Any) -> dict[str, Any]:
