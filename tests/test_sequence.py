@@ -3,6 +3,7 @@
 import dataclasses
 import doctest
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -10,6 +11,7 @@ from pdgen.core import config, masks, packed
 from pdgen.core import trajectory as trajectory_lib
 from pdgen.data import sequence
 from pdgen.data import tokenizer as tokenizer_lib
+from pdgen.sampling import streams
 
 Step, Trajectory = trajectory_lib.Step, trajectory_lib.Trajectory
 
@@ -146,6 +148,15 @@ def test_conflict_learns_neither_the_rejected_plan_nor_its_draft():
     '30 30 18 3 patch 0',
     '34 34 18 3 <|vision_end|> <|endoftext|> 0.5',
   ]
+
+
+def test_positions_spread_over_the_whole_table_where_the_model_says_so():
+  """(BAGEL, interpolate_pos) In the sequence that is learned from and in the copies that the sampler looks at."""
+  for spread, want in ((False, [0, 1, 5, 6]), (True, [0, 2, 10, 12])):
+    model = dataclasses.replace(MODEL, max_latent_size=5, interpolate_positions=spread)
+    assert _build(DIRECT, model=model).gen.patch.tolist() == want * 2
+    _, gen = streams.seen_copies(model, WORDS.specials, *(jnp.zeros(1, jnp.int32),) * 3)
+    assert gen.patch.tolist() == [want]
 
 
 def test_an_inspection_that_approves_may_end_it():

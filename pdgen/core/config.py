@@ -43,7 +43,6 @@ class VitConfig:
     patch: pixels a side of a patch.
     max_patches: patches a side of the learned position table, and of the fixed one added after the connector.
     image_size: pixels a side at which it sees the model's pictures; 0: as large as they are (BAGEL: 980 of 1024).
-    interpolate_positions: spread a picture's position ids over the whole table (BAGEL's `interpolate_pos`, not in use).
   """
 
   width: int = 96
@@ -53,7 +52,6 @@ class VitConfig:
   patch: int = 8
   max_patches: int = 4
   image_size: int = 0
-  interpolate_positions: bool = False
 
 
 @dataclasses.dataclass(**_FROZEN)
@@ -123,6 +121,8 @@ class ModelConfig:
     prediction: what the velocity head gives: `velocity` (paper) or `x`, the clean latents, turned into a velocity.
     min_t: with `prediction='x'`, t is clamped to at least this where a loss or a velocity divides by it.
     image_size: pixels a side of the pictures the model paints.
+    interpolate_positions: spread the position ids of a picture over the whole table, of latents and of ViT patches
+      (BAGEL's `interpolate_pos`, not in use).
     codec, vit: picture codec; optional understanding encoder (None: pictures re-enter as clean latents alone).
     attention: name in `models.attention.IMPLEMENTATIONS`.
     remat: `none`, or a policy name of `models.mot.REMAT_POLICIES` for the scanned layers.
@@ -144,6 +144,7 @@ class ModelConfig:
   prediction: str = 'velocity'
   min_t: float = 0.2
   image_size: int = 32
+  interpolate_positions: bool = False
   codec: CodecConfig = CodecConfig()
   vit: VitConfig | None = None
   attention: str = 'reference'

@@ -194,7 +194,9 @@ class _Layout(layout_lib.Layout):
 
   def __init__(self, specials: config_lib.Specials, model: config_lib.ModelConfig):
     super().__init__(specials)
-    self._latents = packed.position_ids(model.latent_grid, model.latent_grid, model.max_latent_size)
+    self._latents = packed.position_ids(
+      model.latent_grid, model.latent_grid, model.max_latent_size, interpolate=model.interpolate_positions
+    )
     self._vit = np.arange(model.vit_tokens, dtype=np.int32)
     self._has_vit = model.vit is not None
     self._copies = 0

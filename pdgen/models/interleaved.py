@@ -82,7 +82,8 @@ class Interleaved(nnx.Module):
     side, vit = self.cfg.vit_grid, self.cfg.vit
     patches = latents.patchify(latents.to_pixels(latents.resize(pictures, self.cfg.vit_size)), vit.patch)
     b, p, q, c = patches.shape
-    position = jnp.asarray(packed.position_ids(side, side, vit.max_patches, interpolate=vit.interpolate_positions))
+    spread = self.cfg.interpolate_positions
+    position = jnp.asarray(packed.position_ids(side, side, vit.max_patches, interpolate=spread))
     position = jnp.broadcast_to(position, (b * p, q))
     return self.vit(patches.reshape(b * p, q, c), position, jnp.ones_like(position)).reshape(b, p * q, -1)
 
