@@ -20,13 +20,13 @@ def get_config():
         mixture=(('multi_turn', 0.27), ('conflict', 0.34), ('misalignment', 0.34), ('direct', 0.05)),
         sequence=sequence,
         batch_size=4,
-        und_tokens=704,
+        und_tokens=768,
         gen_tokens=464,
         pictures=24,
         packing_bins=24,
       ),
       train=config.TrainConfig(
-        steps=2900,
+        steps=2000,
         # 2/3 of AdamW's steps to the same losses (over the first 500); each takes 1.15 times as long.
         optimizer='muon',
         learning_rate=4e-3,
@@ -39,11 +39,11 @@ def get_config():
         eval_every=1000,
         checkpoint_every=300,
         # Synthetic errors do not look like the model's own: show it those, early ones and late ones.
-        self_sample_steps=(700, 1300, 2000),
-        self_samples=1536,
+        self_sample_steps=(500, 900, 1400),
+        self_samples=1024,
       ),
       # Guidance below t = 0.6 too: without it a ring's hole fills up where rings are rare (the center).
-      sampling=config.SamplingConfig(max_tokens=768, max_text_tokens=128, max_pictures=8, guidance_interval=(0.3, 1.0)),
+      sampling=config.SamplingConfig(max_tokens=768, max_text_tokens=144, max_pictures=8, guidance_interval=(0.3, 1.0)),
       mesh=config.MeshConfig(data=2, fsdp=1, cpu_devices=2),
     )
   )

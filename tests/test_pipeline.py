@@ -238,7 +238,7 @@ def test_worker_processes_resume_exactly(tmp_path):
 
 
 @pytest.mark.parametrize(
-  'noised_copies, und_tokens, gen_tokens', [(1, 640, 240), (3, 640, 416), (3, 704, 464)], ids=lambda v: str(v)
+  'noised_copies, und_tokens, gen_tokens', [(1, 704, 240), (3, 704, 424), (3, 768, 464)], ids=lambda v: str(v)
 )
 def test_both_budgets_are_used(noised_copies, und_tokens, gen_tokens):
   sequence = config_lib.SequenceConfig(noised_copies=noised_copies)

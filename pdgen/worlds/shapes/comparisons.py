@@ -1,15 +1,18 @@
-"""What every inspection begins with: each thing the prompt asks for, beside what is planned and what is shown.
+"""What every inspection begins with: what is asked for, what is planned and what is shown, one property at a time.
 
-    A red ring is planned as a red ring: correct, and shown as a blue ring: wrong. The ring is above the bar: correct.
+    Asked ring, planned ring, shown ring: correct. Asked red, planned red, shown blue: wrong. Place: correct.
 
-Each comparison ends with its own verdict, right beside the words that it compares; the verdict of the step is no more
-than their sum. A measured dead end: the same words with one verdict at their end. On prompts and plans of two objects,
-half of them wrong, a model of this size was still at chance after 250 steps (with a verdict after each comparison it
-had left it after 75), and after a training of 2,000 steps it found none of the wrong colours and shapes.
+The words that are to be compared stand close together, always as far apart, and their verdict right behind them; the
+verdict of the step is no more than the sum of these. Whether two words are the same is learned very late otherwise.
+Measured dead ends, for a model of this size: with the verdict of the step first, plans of a wrong colour were told from
+right ones hardly better than by chance after 2,900 steps (area under the ROC curve .76); with whole objects described
+before it, no wrong colour was found after 2,000; with one verdict on each whole object (`a red ring is planned as a
+blue ring: wrong`), three in ten after 1,200. On texts alone, with one wrong property in twenty, it took these sentences
+75 steps to find half of them.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from pdgen.core import boxes
 from pdgen.worlds.shapes import language, prompt_space, scenes
@@ -18,9 +21,10 @@ _VERDICT = {True: 'correct', False: 'wrong'}
 
 
 @dataclasses.dataclass
-class _Row:
-  """Planned objects that answer one item of the prompt, and what is there in their stead (None: nothing)."""
+class _Group:
+  """Planned objects alike that answer one item of the prompt (None: an extra), and what is there in their stead."""
 
+  item: prompt_space.Metadata | None
   planned: list[scenes.Object]
   shown: list[scenes.Object | None]
 
@@ -39,24 +43,18 @@ def compare(
   """
   items = {item['class']: item for item in metadata['include']}
   shown, left = _matched(planned, seen)
-  rows: dict[str | None, _Row] = {}
-  for item in planned:
-    shape = (stands_for or {}).get(item, item).shape
-    row = rows.setdefault(shape if shape in items else None, _Row([], []))
-    row.planned.append(item)
-    row.shown.append(shown.get(item))
+  groups: dict[tuple, _Group] = {}
+  for thing in planned:
+    item = items.get((stands_for or {}).get(thing, thing).shape)
+    key = (item and item['class'], thing.shape, thing.color)
+    group = groups.setdefault(key, _Group(item, [], []))
+    group.planned.append(thing)
+    group.shown.append(shown.get(thing))
   sentences = []
-  for shape, row in rows.items():
-    asked = 'an extra' if shape is None else _asked(items[shape])
-    are = 'are' if shape is not None and items[shape]['count'] > 1 else 'is'
-    plan = _VERDICT[shape is None or _keeps(row.planned, items[shape])]
-    picture = _VERDICT[row.planned == row.shown or all(map(_alike, row.planned, row.shown))]
-    sentences.append(
-      f'{asked[0].upper()}{asked[1:]} {are} planned as {_listed(row.planned)}: {plan}, and shown as '
-      f'{_listed(row.shown, row.planned)}: {picture}.'
-    )
+  for group in groups.values():
+    sentences += _properties(group)
   sentences += [f'There is also {language.named((item,))}: wrong.' for item in left]
-  return ' '.join(sentences + _relation(metadata, planned))
+  return ' '.join([*sentences, *_counts(groups.values()), *_relation(metadata, planned)])
 
 
 def _matched(planned: scenes.Scene, seen: scenes.Scene) -> tuple[dict[scenes.Object, scenes.Object], scenes.Scene]:
@@ -71,34 +69,38 @@ def _matched(planned: scenes.Scene, seen: scenes.Scene) -> tuple[dict[scenes.Obj
   return shown, tuple(left)
 
 
-def _alike(item: scenes.Object, there: scenes.Object | None) -> bool:
-  return there is not None and (item.shape, item.color, item.cell) == (there.shape, there.color, there.cell)
+def _properties(group: _Group) -> list[str]:
+  """Shape, colour and place of objects alike."""
+  item, first = group.item, group.planned[0]
+  asked_shape, asked_color = ('nothing', None) if item is None else (item['class'], item.get('color'))
+  shapes = [o and (o.shape or 'broken') for o in group.shown]
+  colors = [o and (o.color if o.shape else 'broken') for o in group.shown]
+  there = all(o is not None and o.cell == p.cell for o, p in zip(group.shown, group.planned, strict=True))
+  return [
+    _property(asked_shape, first.shape, shapes, keeps=item is None or asked_shape == first.shape),
+    _property(asked_color or 'any', first.color, colors, keeps=asked_color in (None, first.color)),
+    f'Place: {_VERDICT[there]}.',
+  ]
 
 
-def _asked(item: dict) -> str:
-  return prompt_space.noun(item['class'], color=item.get('color'), count=item['count'])
+def _property(asked: str, planned: str, shown: Sequence[str | None], *, keeps: bool) -> str:
+  seen = language.listed(list(dict.fromkeys(word or 'nothing' for word in shown)))
+  return f'Asked {asked}, planned {planned}, shown {seen}: {_VERDICT[keeps and seen == planned]}.'
 
 
-def _keeps(planned: list[scenes.Object], item: dict) -> bool:
-  looks = all(o.shape == item['class'] and o.color == item.get('color', o.color) for o in planned)
-  return looks and len(planned) <= item['count']
-
-
-def _listed(shown: list[scenes.Object | None], planned: list[scenes.Object] | None = None) -> str:
-  """`two red rings and a blue ring`; what is not where it is planned is `elsewhere`."""
-  groups: dict[tuple, int] = {}
-  for place, item in enumerate(shown):
-    moved = bool(planned and item and item.cell != planned[place].cell)
-    key = item and (item.shape, item.shape and item.color, moved)
-    groups[key] = groups.get(key, 0) + 1
-  words = []
-  for key, count in groups.items():
-    if key is None:
-      words.append('nothing')
-    else:
-      shape, color, moved = key
-      words.append(prompt_space.noun(shape or 'broken object', color=color, count=count) + ' elsewhere' * moved)
-  return language.listed(words)
+def _counts(groups) -> list[str]:
+  """How many are planned of what the prompt counts; fewer may become more."""
+  planned: dict[str, int] = {}
+  asked: dict[str, int] = {}
+  for group in groups:
+    if group.item is not None and group.item['count'] > 1:
+      name = group.item['class']
+      asked[name], planned[name] = group.item['count'], planned.get(name, 0) + len(group.planned)
+  return [
+    f'Number: asked {language.number(count)}, planned {language.number(planned[name])}: '
+    f'{_VERDICT[planned[name] <= count]}.'
+    for name, count in asked.items()
+  ]
 
 
 def _relation(metadata: prompt_space.Metadata, planned: scenes.Scene) -> list[str]:
