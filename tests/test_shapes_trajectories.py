@@ -150,7 +150,8 @@ NOTHING = 'Asked ring, planned ring, shown nothing: wrong. Asked any, planned re
       (OBJECT('cross', 'pink', 4), RING, OBJECT('bar', 'blue', 0)),
       (OBJECT('cross', 'pink', 4), OBJECT(None, 'gray', 1), OBJECT('bar', 'green', 0)),
       'Asked nothing, planned cross, shown cross: correct. Asked any, planned pink, shown pink: correct. '
-      + 'Place: correct. Asked ring, planned ring, shown broken: wrong. Asked any, planned red, shown broken: wrong. Place: correct. '
+      + 'Place: correct. Asked ring, planned ring, shown broken: wrong. Asked any, planned red, shown broken: wrong. '
+      + 'Place: correct. '
       + 'Asked bar, planned bar, shown bar: correct. Asked any, planned blue, shown green: wrong. Place: correct. '
       + 'The ring is right of the bar: wrong.',
     ),
