@@ -220,11 +220,14 @@ def _self_sample(config: config_lib.Config, state: state_lib.TrainState, step: i
     return
   seed = int(seeding.generator(config.seed, step).integers(2**31))
   painter = _painter(config, state)
-  trajectories = self_sampled.collect(painter, _world(config), count=config.train.self_samples, seed=seed)
+  collected = self_sampled.collect(painter, _world(config), count=config.train.self_samples, seed=seed)
+  trajectories = [t for t in collected if pipeline.fits(config, t)]
   file.parent.mkdir(exist_ok=True)
   store.save(file, trajectories)
   wrong = sum(t.metadata['error'] is not None for t in trajectories)
   print(f'step {step}  of {config.train.self_samples} drafts of its own {wrong} are wrong: {file}', flush=True)
+  if len(trajectories) < len(collected):
+    print(f'step {step}  {len(collected) - len(trajectories)} more are longer than a row: left out', flush=True)
 
 
 def _painter(config: config_lib.Config, state: state_lib.TrainState):

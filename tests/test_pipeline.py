@@ -154,6 +154,20 @@ def test_a_sample_over_the_budget_is_named(opened):
     next(opened(_config(und_tokens=40, mixture=(('multi_turn', 1.0),), prefetch=0)))
 
 
+def test_what_fits_a_row_is_what_the_packer_takes(opened):
+  """A draft of many faults has an inspection of any length: told beforehand, it must not end a run."""
+  made = shapes.trajectory('multi_turn', seed=9, index=0)
+  (first, *rest) = made.steps
+  longer = dataclasses.replace(first, inspection=first.inspection + ' There is also a red ring: wrong.' * 80)
+  long = dataclasses.replace(made, steps=(longer, *rest))
+  cfg = _config(self_share=1.0, prefetch=0)
+  assert pipeline.fits(cfg, made) and not pipeline.fits(cfg, long)
+  assert not pipeline.fits(_config(pictures=0), made)
+  next(opened(cfg, sources=[[made]]))
+  with pytest.raises(ValueError, match=r'Self-sampled trajectory 0 .*config\.data\.und_tokens'):
+    next(opened(cfg, sources=[[long]]))
+
+
 def test_self_sampled_trajectories_take_their_share(opened, tmp_path):
   # The packer keeps samples waiting, awkward ones longer: few wait here, and many are counted.
   own = [dataclasses.replace(shapes.trajectory('multi_turn', seed=9, index=i), prompt=f'own {i}') for i in range(5)]

@@ -86,6 +86,18 @@ class Samples:
     return packing.Sample(name=f'{name} ({trajectory.prompt!r})', row=row)
 
 
+def fits(config: config_lib.Config, trajectory: trajectory_lib.Trajectory) -> bool:
+  """Whether a row has room for it. What a model paints may be wrong in so many ways that its inspection takes pages."""
+  data, rng = config.data, np.random.default_rng(0)
+  words = tokenizer_lib.load(data.tokenizer)
+  row = sequence.build(trajectory, tokenizer=words, model=config.model, sequence=data.sequence, rng=rng)
+  return all(n <= most for n, most in zip(packing.lengths(row), _budgets(data), strict=True))
+
+
+def _budgets(data: config_lib.DataConfig) -> packing.Budgets:
+  return packing.Budgets(data.und_tokens, data.gen_tokens, data.pictures, data.vit_tokens)
+
+
 def dataset(
   config: config_lib.Config,
   *,
@@ -107,8 +119,7 @@ def dataset(
   samples = grain.MapDataset.range(process_index, _ENDLESS, process_count).map(
     Samples(config, sources=sources, world=world)
   )
-  budgets = packing.Budgets(data.und_tokens, data.gen_tokens, data.pictures, data.vit_tokens)
-  rows = packing.PackIterDataset(samples, budgets=budgets, bins=data.packing_bins)
+  rows = packing.PackIterDataset(samples, budgets=_budgets(data), bins=data.packing_bins)
   ready = rows.batch(data.batch_size // process_count)
   if data.workers:
     if not flags.FLAGS.is_parsed():
