@@ -152,7 +152,7 @@ def test_arrays_of_another_shape_are_listed_with_both_sides(saved, tiny, mesh):
       checkpointer.restore(abstract, config=tiny)
   assert 'ema/head/kernel: float32[16, 640] there, float32[16, 99] wanted' in str(error.value)
   assert 'ema/embed/table: float32[640, 16] there, absent wanted' in str(error.value)
-  assert str(error.value).count('saved,') == 2
+  assert str(error.value).count(' there, ') == 2
 
 
 def test_a_digest_sees_every_bit_and_no_sharding():

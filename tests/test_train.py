@@ -95,7 +95,7 @@ def test_a_run_may_begin_with_given_weights(finished, tiny, tmp_path, capsys):
   began, ended = (export.load_export(folder).params for folder in (final, tmp_path / 'run' / 'final'))
   jax.tree.map(np.testing.assert_array_equal, ended, began)
   other = dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, mlp_dim=48), train=still)
-  with pytest.raises(ValueError, match=r'trunk/layers/gen/up/kernel: \[2, 16, 32\] there, \[2, 16, 48\] in config'):
+  with pytest.raises(ValueError, match=r'trunk/layers/gen/up/kernel: \[2, 16, 32\] there, \[2, 16, 48\] wanted'):
     train.train(other, tmp_path / 'other')
 
 
