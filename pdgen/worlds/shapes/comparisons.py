@@ -8,7 +8,8 @@ Measured dead ends, for a model of this size: with the verdict of the step first
 right ones hardly better than by chance after 2,900 steps (area under the ROC curve .76); with whole objects described
 before it, no wrong colour was found after 2,000; with one verdict on each whole object (`a red ring is planned as a
 blue ring: wrong`), three in ten after 1,200. On texts alone, with one wrong property in twenty, it took these sentences
-75 steps to find half of them.
+75 steps to find half of them; after a training of 2,000 steps every conflict was found (16 of 16 of each kind), and no
+right step rejected (of 48). What is still missed are drafts whose `shown` repeats `planned` instead of what is there.
 """
 
 import dataclasses
