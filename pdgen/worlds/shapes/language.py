@@ -56,16 +56,11 @@ def the(item: scenes.Object) -> str:
 
 
 def groups(scene: scenes.Scene) -> list[scenes.Scene]:
-  """Objects of the same shape and colour (malformed ones of any) together, in the order of painting."""
-  found: dict[tuple[str | None, str | None], list[scenes.Object]] = {}
+  """Objects of the same shape and colour together, in the order of painting."""
+  found: dict[tuple[str, str], list[scenes.Object]] = {}
   for item in scene:
-    found.setdefault((item.shape, item.shape and item.color), []).append(item)
+    found.setdefault((item.shape, item.color), []).append(item)
   return [tuple(group) for group in found.values()]
-
-
-def described(scene: scenes.Scene) -> list[str]:
-  """`a red ring at the left`, for each group of objects alike."""
-  return [f'{named(group)} {at(group)}' for group in groups(scene)]
 
 
 # --- plans ---
@@ -73,7 +68,7 @@ def described(scene: scenes.Scene) -> list[str]:
 
 def plan(instruction: str, scene: scenes.Scene, *, rng: np.random.Generator, new: scenes.Scene = ()) -> str:
   """`<ins>instruction</ins><des>the whole scene</des>`. new: objects that may be described as newly added, if last."""
-  parts = described(scene)
+  parts = [f'{named(g)} {at(g)}' for g in groups(scene)]
   if len(parts) > 1 and new and set(groups(scene)[-1]) <= set(new) and rng.random() < 0.3:
     words = f'{pick(rng, _OPENERS)} {listed(parts[:-1])}, and now {parts[-1]}.'
   else:
