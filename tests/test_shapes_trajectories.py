@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 
+from pdgen.core import config
 from pdgen.core import trajectory as trajectories
 from pdgen.evals import geneval
 from pdgen.worlds import shapes
@@ -117,7 +118,9 @@ def test_an_inspection_says_what_the_picture_shows():
   for made in [*_made(), *reviewed]:
     for step in made.steps:
       comparisons, _ = _judgement(step.inspection)
-      said = {w for pair in re.findall(r'shown (.*?):|also an? (.*?):', comparisons) for w in max(pair).split()}
+      said = {
+        w for pair in re.findall(r'shown (.*?), planned|also an? (.*?) at', comparisons) for w in max(pair).split()
+      }
       seen = shapes.detect(step.draft)
       whole = {word for d in seen if d.shape is not None for word in (d.shape, d.color)}
       said = {word.strip(',') for word in said} - {'and', 'nothing', 'object'}
@@ -130,10 +133,8 @@ ABOVE = {
   'include': [{'class': 'bar', 'count': 1}, {'class': 'ring', 'count': 1, 'position': ['above', 0]}],
   'prompt': 'a photo of a ring above a bar',
 }
-A_RED_RING = (
-  'Asked ring, planned ring, shown ring: correct. Asked any, planned red, shown red: correct. Place: correct.'
-)
-NOTHING = 'Asked ring, planned ring, shown nothing: wrong. Asked any, planned red, shown nothing: wrong. Place: wrong.'
+A_RED_RING = 'At the top: shown ring, planned ring, asked ring: correct; shown red, planned red, asked any: correct.'
+NOTHING = 'At the top: shown nothing, planned ring, asked ring: wrong; shown nothing, planned red, asked any: wrong.'
 
 
 @pytest.mark.parametrize(
@@ -144,15 +145,15 @@ NOTHING = 'Asked ring, planned ring, shown nothing: wrong. Asked any, planned re
     (
       (RING,),
       (BAR, OBJECT('ring', 'red', 0)),
-      A_RED_RING.removesuffix('correct.') + 'wrong. There is also a blue bar: wrong.',
+      NOTHING + ' There is also a red ring at the top left: wrong. There is also a blue bar at the bottom: wrong.',
     ),
     (
       (OBJECT('cross', 'pink', 4), RING, OBJECT('bar', 'blue', 0)),
       (OBJECT('cross', 'pink', 4), OBJECT(None, 'gray', 1), OBJECT('bar', 'green', 0)),
-      'Asked nothing, planned cross, shown cross: correct. Asked any, planned pink, shown pink: correct. '
-      + 'Place: correct. Asked ring, planned ring, shown broken: wrong. Asked any, planned red, shown broken: wrong. '
-      + 'Place: correct. '
-      + 'Asked bar, planned bar, shown bar: correct. Asked any, planned blue, shown green: wrong. Place: correct. '
+      'At the center: shown cross, planned cross, asked nothing: correct; '
+      + 'shown pink, planned pink, asked any: correct. '
+      + NOTHING.replace('nothing', 'broken')
+      + ' At the top left: shown bar, planned bar, asked bar: correct; shown green, planned blue, asked any: wrong. '
       + 'The ring is right of the bar: wrong.',
     ),
   ],
@@ -166,14 +167,22 @@ def test_comparisons_of_counts_and_of_plans_that_contradict_the_prompt():
   rings = tuple(OBJECT('ring', 'red', i) for i in range(4))
   blue = OBJECT('ring', 'blue', 2)
   assert comparisons.compare(three, rings[:2], (rings[0], OBJECT('ring', 'pink', 1))) == (
-    'Asked ring, planned ring, shown ring: correct. Asked red, planned red, shown red and pink: wrong. Place: correct. '
+    'At the top left and the top: shown ring, planned ring, asked ring: correct; '
+    'shown red and pink, planned red, asked red: wrong. '
     'Number: asked three, planned two: correct.'
   )
   assert 'Number: asked three, planned four: wrong.' in comparisons.compare(three, rings, rings)
-  assert 'Asked red, planned blue, shown blue: wrong.' in comparisons.compare(three, (blue,), (blue,))
+  assert 'shown blue, planned blue, asked red: wrong.' in comparisons.compare(three, (blue,), (blue,))
   assert comparisons.compare(three, (BAR,), (BAR,), stands_for={BAR: blue}).startswith(
-    'Asked ring, planned bar, shown bar: wrong. Asked red, planned blue, shown blue: wrong. Place: correct.'
+    'At the bottom: shown bar, planned bar, asked ring: wrong; shown blue, planned blue, asked red: wrong.'
   )
+
+
+def test_verdicts_and_what_is_shown_are_decisive():
+  rings = tuple(OBJECT('ring', 'red', i) for i in range(2))
+  text = comparisons.compare(ABOVE, (*rings, BAR), (rings[0], BAR)) + ' This step is wrong. It is shown.'
+  found = {m for pattern in config.SequenceConfig().decisive for m in re.findall(pattern, text)}
+  assert found == {'correct', 'wrong', 'ring and nothing', 'red and nothing', 'bar', 'blue'}
 
 
 def test_every_right_step_leaves_what_was_there_pixel_identical():

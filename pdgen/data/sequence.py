@@ -35,6 +35,7 @@ With `drop_text=1.0` the noised copy reaches nothing (r = -1) and stands at posi
 """
 
 import dataclasses
+import re
 
 import numpy as np
 
@@ -47,7 +48,7 @@ from pdgen.data import tokenizer as tokenizer_lib
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Text:
-  """A text span. weight: of its tokens; verdict: of an inspection's verdicts and of its `<refine>`."""
+  """A text span. weight: of its tokens; verdict: of an inspection's decisive words and of its `<refine>`."""
 
   ids: list[int]
   learned: bool
@@ -77,7 +78,7 @@ def build(
   rng: draws the condition dropout. None: an inference prefix, without noised copies and without dropout.
 
   Supervision. A text the model wrote predicts its tokens and its `im_end` (plan_weight, inspection_weight; an
-  inspection's verdicts, see SequenceConfig.verdict_words, and its `<refine>` tag verdict_weight), then what follows it
+  inspection's decisive words, see SequenceConfig.decisive, and its `<refine>` tag verdict_weight), then what follows it
   (boundary_weight): paint, write again or, after an inspection, finish. The last kept copy of a picture predicts at its
   `vision_end` whether the work goes on or is finished: on a draft that is a verdict, so that its weight is
   max(boundary_weight, verdict_weight). Nothing is learned on the prompt, on what the config excludes as rejected, where
@@ -219,7 +220,7 @@ class _Layout(layout_lib.Layout):
       scale = layout_lib.length_weight(length - 1) if cfg.length_weighting else 1.0
       weights[:-1] = [block.weight * scale] * (length - 1)
       if block.verdict is not None:
-        for i in _verdicts(block.ids, tokenizer, cfg.verdict_words):
+        for i in _decisive(block.ids, tokenizer, cfg.decisive):
           weights[i] = block.verdict * scale
         for i, token_id in enumerate(block.ids):
           if token_id == self._specials.refine:
@@ -244,15 +245,16 @@ class _Layout(layout_lib.Layout):
     self._before = (self.order - 1, self.position)
 
 
-def _verdicts(ids: list[int], tokenizer: tokenizer_lib.Tokenizer, words: tuple[str, ...]) -> list[int]:
-  """Places of the tokens of verdict words, ` wrong` of `This step is wrong. The ring ..`.
+def _decisive(ids: list[int], tokenizer: tokenizer_lib.Tokenizer, patterns: tuple[str, ...]) -> list[int]:
+  """Places of the tokens that hold a part of what the patterns match, ` wrong` of `This step is wrong. The ring ..`.
 
   Not of the sentence around them: how it begins is chosen at random, and weight on a choice is weight on noise.
   """
-  spelled = [tokenizer.encode(f' {word}') for word in words]
-  found = []
-  for start in range(len(ids)):
-    for word in spelled:
-      if ids[start : start + len(word)] == word:
-        found += range(start, start + len(word))
-  return found
+  pieces = [tokenizer.decode([i]) for i in ids]
+  ends = np.cumsum([len(piece) for piece in pieces], dtype=int)
+  matches = [m.span() for pattern in patterns for m in re.finditer(pattern, ''.join(pieces))]
+  return [
+    i
+    for i, (end, piece) in enumerate(zip(ends, pieces, strict=True))
+    if any(first < end and end - len(piece) < last for first, last in matches)
+  ]

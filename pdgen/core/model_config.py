@@ -1,0 +1,165 @@
+"""The part of a configuration that says what the model is; `core.config` has the rest, and all of these names."""
+
+import dataclasses
+
+_FROZEN = dict(frozen=True, kw_only=True)
+
+
+@dataclasses.dataclass(**_FROZEN)
+class VitConfig:
+  """The understanding encoder (SigLIP in BAGEL): pixels to tokens of the und stream.
+
+  Attributes:
+    width, depth, num_heads, mlp_dim: of the encoder; GELU-tanh, LayerNorm, biases everywhere.
+    patch: pixels a side of a patch.
+    max_patches: patches a side of the learned position table, and of the fixed one added after the connector.
+    image_size: pixels a side at which it sees the model's pictures; 0: as large as they are (BAGEL: 980 of 1024).
+  """
+
+  width: int = 96
+  depth: int = 2
+  num_heads: int = 4
+  mlp_dim: int = 256
+  patch: int = 8
+  max_patches: int = 4
+  image_size: int = 0
+
+
+@dataclasses.dataclass(**_FROZEN)
+class VaeConfig:
+  """The FLUX autoencoder; defaults are those of the released one (BAGEL's `load_ae`).
+
+  Attributes:
+    width: channels of the finest level.
+    multipliers: channels of each level as a multiple of width; every level after the first halves the sides.
+    blocks: residual blocks a level (one more in the decoder); channels: of a latent; groups: of every group norm.
+    scale, shift: a latent is scale * (z - shift).
+    sample_posterior: training draws its clean latents from the posterior instead of taking the mean (BAGEL).
+  """
+
+  width: int = 128
+  multipliers: tuple[int, ...] = (1, 2, 4, 4)
+  blocks: int = 2
+  channels: int = 16
+  groups: int = 32
+  scale: float = 0.3611
+  shift: float = 0.1159
+  sample_posterior: bool = True
+
+  @property
+  def downsample(self) -> int:
+    """Pixels a side of one latent."""
+    return 2 ** (len(self.multipliers) - 1)
+
+
+@dataclasses.dataclass(**_FROZEN)
+class CodecConfig:
+  """Between pixels and latents.
+
+  Attributes:
+    kind: name in `models.latents.CODECS`. `pixel`: patches of pixels scaled to [-1, 1], the small world's "VAE".
+      `flux`: the autoencoder `vae`, frozen; patch / downsample latents a side make one gen token (BAGEL: 2).
+    patch, vae: pixels a side that make one gen token; the autoencoder of `flux`.
+  """
+
+  kind: str = 'pixel'
+  patch: int = 8
+  vae: VaeConfig | None = None
+
+  @property
+  def channels(self) -> int:
+    """Values in a gen token."""
+    return 3 * self.patch**2 if self.vae is None else self.vae.channels * (self.patch // self.vae.downsample) ** 2
+
+  def __post_init__(self):
+    if (self.kind == 'flux') != (self.vae is not None):
+      raise ValueError(f'Codec {self.kind!r} with {self.vae=}: `flux`, and no other codec, needs a VaeConfig.')
+    if self.vae is not None and self.patch % self.vae.downsample:
+      raise ValueError(f'{self.patch=} must be a multiple of the {self.vae.downsample} pixels a side of one latent.')
+
+
+@dataclasses.dataclass(**_FROZEN)
+class ModelConfig:
+  """The mixture of transformers.
+
+  Attributes:
+    vocab_size: rows of the embedding and of the language head; at least the tokenizer's.
+    width, depth, num_heads, num_kv_heads, head_dim, mlp_dim: of both experts.
+    qkv_bias: q, k, v projections have biases (BAGEL: yes; the output projection never).
+    rope_theta: base of the rotary angles.
+    norm_eps: of every norm (BAGEL: 1e-6).
+    max_latent_size: latent patches a side of the fixed 2-D sin-cos table.
+    prediction: what the velocity head gives: `velocity` (paper) or `x`, the clean latents, turned into a velocity.
+    min_t: with `prediction='x'`, t is clamped to at least this where a loss or a velocity divides by it.
+    image_size: pixels a side of the pictures the model paints.
+    interpolate_positions: spread the position ids of a picture over the whole table, of latents and of ViT patches
+      (BAGEL's `interpolate_pos`, not in use).
+    codec, vit: picture codec; optional understanding encoder (None: pictures re-enter as clean latents alone).
+    attention: name in `models.attention.IMPLEMENTATIONS`.
+    remat: `none`, or a policy name of `models.mot.REMAT_POLICIES` for the scanned layers.
+    scan_layers: one compiled layer, scanned; False unrolls (for FLOP counts and very shallow models).
+    dtype: compute dtype. Parameters are always float32.
+  """
+
+  vocab_size: int = 640
+  width: int = 192
+  depth: int = 4
+  num_heads: int = 4
+  num_kv_heads: int = 2
+  head_dim: int = 48
+  mlp_dim: int = 512
+  qkv_bias: bool = True
+  rope_theta: float = 10_000.0
+  norm_eps: float = 1e-6
+  max_latent_size: int = 4
+  prediction: str = 'velocity'
+  min_t: float = 0.2
+  image_size: int = 32
+  interpolate_positions: bool = False
+  codec: CodecConfig = CodecConfig()
+  vit: VitConfig | None = None
+  attention: str = 'reference'
+  remat: str = 'none'
+  scan_layers: bool = True
+  dtype: str = 'float32'
+
+  @property
+  def latent_grid(self) -> int:
+    """Gen tokens a side of a picture."""
+    return self.image_size // self.codec.patch
+
+  @property
+  def latent_tokens(self) -> int:
+    return self.latent_grid**2
+
+  @property
+  def vit_tokens(self) -> int:
+    """ViT tokens of a picture."""
+    return self.vit_grid**2 if self.vit else 0
+
+  @property
+  def vit_size(self) -> int:
+    """Pixels a side at which the ViT sees pictures; 0 without a ViT."""
+    return (self.vit.image_size or self.image_size) if self.vit else 0
+
+  @property
+  def vit_grid(self) -> int:
+    """ViT tokens a side of a picture; 0 without a ViT."""
+    return self.vit_size // self.vit.patch if self.vit else 0
+
+  def __post_init__(self):
+    if self.num_heads % self.num_kv_heads:
+      raise ValueError(f'{self.num_heads=} must be a multiple of {self.num_kv_heads=}.')
+    if self.prediction not in ('velocity', 'x'):
+      raise ValueError(f"Unknown prediction {self.prediction!r}. Known: ['velocity', 'x']")
+    if self.image_size % self.codec.patch:
+      raise ValueError(f'{self.image_size=} must be a multiple of {self.codec.patch=}.')
+    if self.latent_grid > self.max_latent_size:
+      raise ValueError(f'{self.latent_grid} latent patches a side, but {self.max_latent_size=}.')
+    if self.vit is not None:
+      if self.vit_size % self.vit.patch:
+        raise ValueError(
+          f'{self.vit_size=} (vit.image_size, or else image_size) must be a multiple of {self.vit.patch=}.'
+        )
+      if self.vit_grid > self.vit.max_patches:
+        raise ValueError(f'{self.vit_grid} ViT patches a side, but {self.vit.max_patches=}.')
