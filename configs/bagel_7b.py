@@ -27,6 +27,7 @@ def get_config():
       ),
       train=config.TrainConfig(
         steps=10_000,  # (paper)
+        init_from='checkpoints/bagel',
         learning_rate=2e-5,  # (paper)
         warmup_steps=500,  # (ours) the paper is silent
         b2=0.95,

@@ -10,23 +10,23 @@ def get_config():
   sequence = config.SequenceConfig(
     noised_copies=3,  # Contexts cost most of a step: each is used for three timesteps.
     drop_text=0.1,
-    verdict_weight=5.0,  # A handful of tokens decides whether a fault is found.
+    verdict_weight=4.0,  # A handful of tokens decides whether a fault is found.
   )
   return config.to_config_dict(
     config.Config(
       name='shapes',
       model=config.ModelConfig(prediction='x', min_t=0.2, attention='blockwise', scan_layers=False),
       data=config.DataConfig(
-        mixture=(('multi_turn', 0.48), ('conflict', 0.22), ('misalignment', 0.25), ('direct', 0.05)),
+        mixture=(('multi_turn', 0.4), ('conflict', 0.26), ('misalignment', 0.3), ('direct', 0.04)),
         sequence=sequence,
         batch_size=4,
-        und_tokens=512,
-        gen_tokens=496,
+        und_tokens=768,
+        gen_tokens=464,
         pictures=24,
         packing_bins=24,
       ),
       train=config.TrainConfig(
-        steps=2900,
+        steps=2500,
         # 2/3 of AdamW's steps to the same losses (over the first 500); each takes 1.15 times as long.
         optimizer='muon',
         learning_rate=4e-3,
@@ -39,11 +39,11 @@ def get_config():
         eval_every=1000,
         checkpoint_every=300,
         # Synthetic errors do not look like the model's own: show it those, early ones and late ones.
-        self_sample_steps=(1100, 1800, 2400),
-        self_samples=1536,
+        self_sample_steps=(600, 1200, 1800),
+        self_samples=1024,
       ),
       # Guidance below t = 0.6 too: without it a ring's hole fills up where rings are rare (the center).
-      sampling=config.SamplingConfig(max_tokens=600, max_text_tokens=72, max_pictures=8, guidance_interval=(0.3, 1.0)),
+      sampling=config.SamplingConfig(max_tokens=768, max_text_tokens=144, max_pictures=8, guidance_interval=(0.3, 1.0)),
       mesh=config.MeshConfig(data=2, fsdp=1, cpu_devices=2),
     )
   )

@@ -54,9 +54,10 @@ def import_bagel(
   max_latent_size: what the checkpoint must have, if given. image_size: pixels a side of the pictures to paint; None:
   1024, or the largest that its position tables allow.
 
-  Raises: ValueError for a folder of another model, or listing every tensor that does not fit.
+  Raises: ValueError for a folder of another model, listing every tensor that does not fit, or when `to` is not empty.
   """
   source, to = pathlib.Path(source), pathlib.Path(to)
+  _check_empty(to)
   _check_is_bagel(source)
   readers = {file: tensor_files.Reader(source / file) for file in _WEIGHTS}
   model = _model(source, readers[bagel_weights.EMA], max_latent_size)
@@ -82,9 +83,11 @@ def import_bagel(
 def export_bagel(source: str | pathlib.Path, to: str | pathlib.Path):
   """Makes a released folder of a checkpoint that was imported, or of a training run's `final` that began with one.
 
-  Raises: ValueError for a checkpoint that was never imported; FileNotFoundError and ValueError as `load_export`.
+  Raises: ValueError for a checkpoint that was never imported, or when `to` is not empty; FileNotFoundError and
+  ValueError as `load_export`.
   """
   source = pathlib.Path(source)
+  _check_empty(pathlib.Path(to))
   header = export_lib.read_header(source)
   if f'{export_lib.SOURCE}/{_MANIFEST}' not in header['sha256']:
     raise ValueError(f'{source} did not come from a BAGEL folder: there is nothing that it could be exported as.')
@@ -120,7 +123,7 @@ def main(arguments: Sequence[str] | None = None):
   for name, what in (('import', 'a released folder to a checkpoint'), ('export', 'a checkpoint to a released folder')):
     command = commands.add_parser(name, help=what, allow_abbrev=False)
     command.add_argument('--from', dest='source', required=True, help='folder to read')
-    command.add_argument('--to', required=True, help='folder to write; replaced if it is there')
+    command.add_argument('--to', required=True, help='folder to write, new or empty')
     if name == 'import':
       command.add_argument('--max_latent_size', type=int, help='latent patches a side that the checkpoint must have')
       command.add_argument('--image_size', type=int, help='pixels a side of the pictures to paint')
@@ -132,6 +135,11 @@ def main(arguments: Sequence[str] | None = None):
     parser.error(str(error))
   size = sum(path.stat().st_size for path in pathlib.Path(flags['to']).rglob('*') if path.is_file())
   print(f'{flags["to"]}: {size / 1e9:.2f} GB in {time.perf_counter() - began:.1f} s')
+
+
+def _check_empty(to: pathlib.Path):
+  if to.exists() and (not to.is_dir() or any(to.iterdir())):
+    raise ValueError(f'{to} is not empty, and nothing there is to be lost: name another folder, or remove it.')
 
 
 def _check_is_bagel(source: pathlib.Path):

@@ -24,7 +24,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from pdgen.core import config as config_lib
-from pdgen.core import distributed, sharding
+from pdgen.core import distributed, seeding, sharding
 from pdgen.data import pipeline, store
 from pdgen.data import tokenizer as tokenizer_lib
 from pdgen.training import checkpoints, export, flops, metrics
@@ -37,7 +37,7 @@ def train(config: config_lib.Config, workdir: pathlib.Path) -> state_lib.TrainSt
 
   Raises: DisagreementError when processes were started with different code, configuration or data; FloatingPointError
   after max_bad_steps steps in a row whose loss or gradient was not finite; CheckpointError when the workdir holds a
-  damaged checkpoint or one of another configuration.
+  damaged checkpoint or one of another configuration; ValueError when the weights to begin with are another model's.
   """
   cfg = config.train
   with contextlib.ExitStack() as stack:
@@ -49,7 +49,7 @@ def train(config: config_lib.Config, workdir: pathlib.Path) -> state_lib.TrainSt
     # 2. State: resumed or new.
     saved = stack.enter_context(checkpoints.Checkpointer(workdir / checkpoints.CHECKPOINTS, keep=cfg.keep_checkpoints))
     if saved.latest is None:
-      state, start, position = _first_state(config, mesh), 0, None
+      state, start, position = state_lib.create(config, mesh, _weights(config, mesh)), 0, None
       # Left by a run that ended before its first checkpoint, maybe of another configuration.
       if distributed.is_first():
         shutil.rmtree(_self_sampled_file(workdir, 0).parent, ignore_errors=True)
@@ -102,14 +102,6 @@ def train(config: config_lib.Config, workdir: pathlib.Path) -> state_lib.TrainSt
       print(f'Finished {cfg.steps} steps: {final}', flush=True)
     distributed.wait('the model is exported')
     return state
-
-
-def _first_state(config: config_lib.Config, mesh: jax.sharding.Mesh) -> state_lib.TrainState:
-  state = state_lib.create(config, mesh)
-  if not config.train.init_from:
-    return state
-  _, params, _ = checkpoints.load_for_sampling(config.train.init_from, mesh=mesh)
-  return state_lib.start_from(state, params)
 
 
 class _Data:
@@ -246,14 +238,17 @@ def _self_sample(config: config_lib.Config, state: state_lib.TrainState, step: i
   distributed.wait(f'drafts of step {step} were looked for')
   if exists:
     return
-  seed = int(np.random.SeedSequence((config.seed, step)).generate_state(1)[0] >> 1)
+  seed = int(seeding.generator(config.seed, step).integers(2**31))
   painter = _painter(config, state)
-  trajectories = self_sampled.collect(painter, _world(config), count=config.train.self_samples, seed=seed)
+  collected = self_sampled.collect(painter, _world(config), count=config.train.self_samples, seed=seed)
   if distributed.is_first():  # All have painted the same.
+    trajectories = [t for t in collected if pipeline.fits(config, t)]
     file.parent.mkdir(exist_ok=True)
     store.save(file, trajectories)
     wrong = sum(t.metadata['error'] is not None for t in trajectories)
     print(f'step {step}  of {config.train.self_samples} drafts of its own {wrong} are wrong: {file}', flush=True)
+    if len(trajectories) < len(collected):
+      print(f'step {step}  {len(collected) - len(trajectories)} more are longer than a row: left out', flush=True)
   distributed.wait(f'drafts of step {step} are saved')
 
 
@@ -269,6 +264,18 @@ def _painter(config: config_lib.Config, state: state_lib.TrainState):
     # Replicated weights would make every device of the CPU sample the same batch, in each other's way.
     params = jax.device_put(params, jax.local_devices()[0])
   return painter.Painter(config=config, params=params, tokenizer=words)
+
+
+def _weights(config: config_lib.Config, mesh: jax.sharding.Mesh) -> Any:
+  """What `train.init_from` names, or None. Raises ValueError listing the weights that are not this model's."""
+  if not config.train.init_from:
+    return None
+  _, params, _ = checkpoints.load_for_sampling(config.train.init_from, mesh=mesh)
+  have, want = (dict(sharding.named_leaves(tree)) for tree in (params, state_lib.abstract_params(config.model)))
+  want = {name: leaf for name, leaf in want.items() if name in have or not state_lib.is_adapter(name)}
+  if differ := sharding.differences(have, want):
+    raise ValueError(f'{config.train.init_from} does not fit config.model:\n  ' + '\n  '.join(differ))
+  return params
 
 
 def _self_sampled_file(workdir: pathlib.Path, step: int) -> pathlib.Path:

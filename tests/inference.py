@@ -7,6 +7,7 @@ import golden_folder
 import jax
 import jax.numpy as jnp
 import numpy as np
+import toy
 from flax import nnx
 
 from pdgen import painter as painter_lib
@@ -62,7 +63,7 @@ def knobs(**changes):
   return painter_lib.knobs(values).replace(flow_steps=jnp.int32(flow_steps))
 
 
-@functools.partial(jax.jit, static_argnames=('cfg', 'shape'))
+@functools.partial(jax.jit, static_argnames=('cfg', 'shape'), compiler_options=toy.QUICK)
 def _start(params, prefix, knobs_, *, cfg, shape):
   model, rows = nnx.merge(state_lib.graphdef(cfg), params), prefix.und.token_id.shape[0]
   zeros = jnp.zeros(rows, jnp.int32)
@@ -78,7 +79,7 @@ def start(prefix, *, cfg, shape=None):
   return state
 
 
-@functools.partial(jax.jit, static_argnames=('cfg',))
+@functools.partial(jax.jit, static_argnames=('cfg',), compiler_options=toy.QUICK)
 def forward(params, prefix, *, cfg):
   """What the trunk reads and gives for a batch of contexts: two (und, gen) pairs, and the logits of und."""
   model = nnx.merge(state_lib.graphdef(cfg), params)
@@ -88,7 +89,7 @@ def forward(params, prefix, *, cfg):
   return inputs, tuple(hidden), model.logits(hidden.und)
 
 
-@functools.partial(jax.jit, static_argnames=('cfg', 'shape'))
+@functools.partial(jax.jit, static_argnames=('cfg', 'shape'), compiler_options=toy.QUICK)
 def _read(params, state, *, cfg, shape):
   model = nnx.merge(state_lib.graphdef(cfg), params)
   state, hidden = cycle.read_token(model, state, shape)
@@ -117,13 +118,13 @@ def write(state, count, *, cfg, shape=None):
   return np.stack(fed), np.stack(found), np.asarray(pending)
 
 
-@functools.partial(jax.jit, static_argnames=('cfg', 'shape', 'grid'))
+@functools.partial(jax.jit, static_argnames=('cfg', 'shape', 'grid'), compiler_options=toy.QUICK)
 def velocity(params, state, z, t, knobs_, *, cfg, shape, grid):
   """The guided velocity of the next pictures: f32[B, Q, C]."""
   return cycle.velocities(nnx.merge(state_lib.graphdef(cfg), params), state, knobs_, shape, grid=grid)(z, t)
 
 
-@functools.partial(jax.jit, static_argnames=('cfg', 'shape', 'grid'))
+@functools.partial(jax.jit, static_argnames=('cfg', 'shape', 'grid'), compiler_options=toy.QUICK)
 def paint(params, state, z, knobs_, *, cfg, shape, grid):
   """From noise to latents, pixels [B, H, W, 3] and picture uint8[B, H, W, 3], as the sampler's picture phase does."""
   model = nnx.merge(state_lib.graphdef(cfg), params)

@@ -1,5 +1,6 @@
 """The table of released names: every name of BAGEL-7B-MoT, every parameter of ours, each exactly once."""
 
+import dataclasses
 import json
 import math
 import os
@@ -109,6 +110,9 @@ def test_the_released_json_files_describe_the_preset(released):
   assert described == presets.bagel_7b()
   # config.json and ae_config.json may be absent: then they are as upstream hard-codes them.
   assert presets.from_released(configs['llm_config'], configs['vit_config'], {}, {}, dtype='bfloat16') == described
+  spread = {**configs['bagel_config'], 'interpolate_pos': True}
+  other = presets.from_released(configs['llm_config'], configs['vit_config'], spread, {}, dtype='bfloat16')
+  assert other == dataclasses.replace(described, interpolate_positions=True)
   with pytest.raises(ValueError, match="'gelu' where pdgen computes 'gelu_pytorch_tanh'"):
     presets.from_released(configs['llm_config'], configs['vit_config'], {'connector_act': 'gelu'}, {}, dtype='bfloat16')
 

@@ -87,11 +87,6 @@ def test_a_file_without_added_tokens_gets_them_in_qwen2s_order(made, tmp_path):
   assert [s.endoftext, s.im_start, s.im_end, s.vision_start, s.vision_end] == list(range(size, size + 5))
 
 
-def test_sentence_ends(words):
-  assert set(words.encode('.!')) <= words.sentence_ends
-  assert not words.sentence_ends & set(words.encode('a red ring, right?'))
-
-
 def test_bytes_alone_serve_weights_without_a_vocabulary(tmp_path):
   given = {'im_start': 291, 'im_end': 293, 'vision_start': 296, 'vision_end': 298}
   description = byte_level.bytes_only(given, rows=300)

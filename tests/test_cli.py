@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 import types
@@ -75,7 +76,7 @@ def rings(monkeypatch):
   """Stands for every checkpoint."""
   painter = Rings()
 
-  def load(parser, flags):
+  def load(parser, flags, **settings):
     return painter, shapes
 
   monkeypatch.setattr(command_line, 'load', load)
@@ -99,6 +100,20 @@ def test_sample_as_a_command_prints_and_writes_and_warns_of_nothing(checkpoint, 
   named = {step[name] for t in (first, second) for step in t['steps'] for name in ('draft', 'refined')} - {None}
   assert named == {f'pictures/{p.name}' for p in (tmp_path / 'pictures').iterdir()}
   assert all(np.asarray(Image.open(tmp_path / file)).shape == (32, 32, 3) for file in named)
+
+
+def test_a_model_of_no_world_is_sampled_and_not_judged(checkpoint, tmp_path, capsys):
+  folder = shutil.copytree(checkpoint, tmp_path / 'worldless')
+  header = json.loads((folder / 'config.json').read_text())
+  header['config']['data']['world'] = ''
+  (folder / 'config.json').write_text(json.dumps(header))
+  pdgen.sample.main([f'--checkpoint={folder}', f'--prompt={KNOWN}'])
+  out = capsys.readouterr().out
+  assert '[not judged]' in out and '[picture 1]' in out and 'detector' not in out
+  for command, arguments in ((pdgen.sample, ['--heldout=1']), (evaluate, ['geneval'])):
+    with pytest.raises(SystemExit):
+      command.main([*arguments, f'--checkpoint={folder}'])
+    assert 'was trained in no world of pdgen' in capsys.readouterr().err
 
 
 def test_sample_as_a_call_by_either_name(checkpoint):

@@ -202,7 +202,10 @@ NO_IMAGE_GUIDANCE = dict(image_guidance=1.0 + 1e-6, image_guidance_branch=True)
 @pytest.fixture(scope='module')
 def request_and_state():
   """What was asked of the cycle and what it ended with, and the trajectories, for the program with all branches."""
-  sampling = dataclasses.replace(GREEDY, **NO_IMAGE_GUIDANCE)
+  return _end(dataclasses.replace(GREEDY, **NO_IMAGE_GUIDANCE))
+
+
+def _end(sampling):
   starts = [painter_lib._start(p, 'process') for p in ('ab', 'a longer prompt', TWO_PICTURES)]
   request = PAINTER.request(starts, [3, 4, 99], [4, 4, 2], batch_size=3)
   state = cycle.run(PAINTER.graphdef, PAINTER.params, request, painter_lib.knobs(sampling), PAINTER.program(sampling))
@@ -283,6 +286,18 @@ def test_the_text_only_branch_holds_the_texts_as_they_are_without_pictures(reque
     assert not tokens.span.any() and not want.span.any()
     np.testing.assert_array_equal(tokens.position, want.position)
     np.testing.assert_allclose(kept, (k, v), atol=TOLERANCE)
+
+
+def test_closed_positions_count_the_texts_alone(request_and_state):
+  closed, _ = _end(dataclasses.replace(GREEDY, **NO_IMAGE_GUIDANCE, closed_positions=True))
+  for i in range(3):
+    with_gaps, tokens = (_kept(state, i, streams.TEXT_ONLY)[0] for state in (request_and_state[0], closed))
+    np.testing.assert_array_equal(tokens.order, with_gaps.order)
+    np.testing.assert_array_equal(tokens.position, np.arange(len(tokens.order)))
+    assert with_gaps.position[-1] > tokens.position[-1]  # there was a picture in between
+    np.testing.assert_array_equal(
+      *(_kept(state, i, streams.FULL)[0].position for state in (request_and_state[0], closed))
+    )
 
 
 def test_without_the_grammar_it_ends_too():

@@ -59,12 +59,12 @@ def test_muon_orthogonalises_each_matrix_of_the_layers_and_leaves_the_rest_to_ad
   rng = np.random.default_rng(0)
   cfg = config_lib.TrainConfig(optimizer='muon', clip_norm=0.0)
   grads = {
-    'layers': {'q': {'kernel': jnp.asarray(rng.normal(size=(2, 8, 12)), jnp.float32), 'bias': jnp.ones((2, 12))}},
+    'trunk': {'layers': {'kernel': jnp.asarray(rng.normal(size=(2, 8, 12)), jnp.float32), 'bias': jnp.ones((2, 12))}},
     'head': {'kernel': jnp.asarray(rng.normal(size=(8, 4)), jnp.float32)},
   }
   tx = optimizer.direction(cfg)
   updates, _ = tx.update(grads, tx.init(grads), grads)
-  for got, gradient in zip(updates['layers']['q']['kernel'], grads['layers']['q']['kernel'], strict=True):
+  for got, gradient in zip(updates['trunk']['layers']['kernel'], grads['trunk']['layers']['kernel'], strict=True):
     left, _, right = np.linalg.svd(np.asarray(gradient), full_matrices=False)
     singular = np.diag(left.T @ np.asarray(got) @ right.T)
     np.testing.assert_allclose(got, (left * singular) @ right, atol=1e-4)  # The gradient's own singular vectors,
@@ -72,7 +72,7 @@ def test_muon_orthogonalises_each_matrix_of_the_layers_and_leaves_the_rest_to_ad
   adam = optimizer.direction(dataclasses.replace(cfg, optimizer='adamw'))
   same, _ = adam.update(grads, adam.init(grads), grads)
   np.testing.assert_allclose(updates['head']['kernel'], same['head']['kernel'])
-  np.testing.assert_allclose(updates['layers']['q']['bias'], same['layers']['q']['bias'])
+  np.testing.assert_allclose(updates['trunk']['layers']['bias'], same['trunk']['layers']['bias'])
 
 
 def test_an_unknown_optimizer_is_named():

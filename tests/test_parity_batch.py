@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pdgen.data import images, plans
+from pdgen.data import plans
 from pdgen.sampling import flow, streams
 
 close, equal, integers, near = golden_folder.close, golden_folder.equal, golden_folder.integers, golden_folder.near
@@ -211,4 +211,3 @@ def test_a_branch_of_nothing_is_a_branch():
   assert state.picture_order.tolist() == [-1] * len(_PROMPTS)
   assert state.picture_position.tolist() == [0] * len(_PROMPTS)
   assert set(np.unique(state.past.tokens.segment)) == {0, streams.FULL, streams.TEXT_ONLY}
-  assert images.VAE.stride == golden_folder.model_config().codec.patch

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from pdgen.core import presets
 from pdgen.data import plans
 from pdgen.models import attention
 from pdgen.sampling import cycle, flow, streams
@@ -163,13 +164,13 @@ _SETTINGS = tuple(
 def _run(name):
   """The program and the knobs of a run, as the folder's README describes it: (shape, knobs)."""
   text, image = (float(value(f'{IMAGE}/cfg_{which}_scale')) for which in ('text', 'img'))
-  interval = value(f'{IMAGE}/{"narrow" if name == "narrow" else "cfg"}_interval').tolist()
+  cfg, narrow = (value(f'{IMAGE}/{which}_interval').tolist() for which in ('cfg', 'narrow'))
   if name == 'nocfg':
     text = image = 1.0
   numbers = inference.knobs(
     text_guidance=text,
     image_guidance=image,
-    guidance_interval=tuple(interval),
+    guidance_interval=tuple(narrow if name == 'narrow' else cfg),
     renorm_min=1.0 if name == 'min1' else 0.0,
     timestep_shift=float(value(f'{IMAGE}/timestep_shift')),
     flow_steps=int(value(f'{IMAGE}/num_timesteps')) - 1,  # (BAGEL, QUIRKS 25)
@@ -245,6 +246,7 @@ def test_whole_pictures_in_bfloat16():
 def test_the_sampler_paints_what_was_compared():
   """`cycle.denoise` is `flow.euler` over `cycle.velocities`, on the model's own grid and noise."""
   cfg, (shape, numbers) = golden_folder.model_config(), _run('global')
+  cfg = presets.at_image_size(cfg, 3 * cfg.codec.patch)
   state, params = _state(), golden_folder.params()
 
   @functools.partial(jax.jit, static_argnames=('shape',))

@@ -57,7 +57,7 @@ def _forward(cfg):
     out = {'hidden_embeddings': vit.embed(stream.pixels, stream.position)}
     zeros = jnp.zeros_like(stream.image)
     tokens = packed.Tokens(stream.image, zeros, zeros, zeros, zeros, zeros)
-    prepare, attend = attention.implementation(vit.attention_name)
+    prepare, attend = attention.implementation(cfg.attention)
     plan, x = prepare(tokens, tokens), out['hidden_embeddings']
     graphdef, weights = nnx.split(vit.layers)
     for i in range(cfg.vit.depth):

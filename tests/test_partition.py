@@ -80,7 +80,7 @@ def test_a_model_with_adapters_starts_from_one_without(tiny):
   config = with_train(tiny, lora=config_lib.LoraConfig(rank=2), freeze=('.*',))
   state = state_lib.create(config, mesh)
   params = toy.params(tiny.model)
-  started = state_lib.start_from(state, params)
+  started = state_lib.create(config, mesh, params)
   table = np.asarray(started.frozen['embed']['table']).astype(np.float32)
   np.testing.assert_allclose(table, params['embed']['table'], rtol=2**-8)
   jax.tree.map(np.testing.assert_array_equal, started.trainable, state.trainable)

@@ -17,6 +17,7 @@ from pdgen.core import trajectory as trajectory_lib
 from pdgen.data import pipeline, store
 from pdgen.data import tokenizer as tokenizer_lib
 from pdgen.worlds import shapes
+from pdgen.worlds.shapes import prompt_space, stories, trajectories
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -148,6 +149,32 @@ def test_the_mixture_is_met():
   assert shares == pytest.approx({"'multi_turn'": 0.5, "'conflict'": 0.25, "'direct'": 0.25}, abs=0.08)
 
 
+def test_the_kind_of_a_sample_says_nothing_about_its_task():
+  """The draws that choose a kind are not those of the trajectory: every kind has every task at its share."""
+  seen = collections.defaultdict(collections.Counter)
+
+  class Recorder:
+    KINDS = shapes.KINDS
+
+    def trajectory(self, kind, *, seed, index):
+      made = shapes.trajectory(kind, seed=seed, index=index)
+      seen[kind][made.metadata['tag']] += 1
+      seen[kind]['detour'] += made.metadata['detour'] is not None
+      return made
+
+  # As from the first self-sampled source on: what the draw of the source leaves to the world must not matter either.
+  own = [shapes.trajectory('multi_turn', seed=9, index=0)]
+  samples = pipeline.Samples(_config(mixture=(('direct', 0.6), ('multi_turn', 0.4))), sources=[own], world=Recorder())
+  for index in range(1500):
+    samples(index)
+  for kind, counts in seen.items():
+    shares = {tag: counts[tag] / sum(counts[t] for t in prompt_space.TASKS) for tag in prompt_space.TASKS}
+    expected = dict(zip(prompt_space.TASKS, stories.TASK_SHARES, strict=True))
+    assert all(abs(shares[t] - expected[t]) < 0.06 for t in shares), (kind, shares)
+  detours = seen['multi_turn']['detour'] / sum(seen['multi_turn'][t] for t in prompt_space.TASKS)
+  assert abs(detours - trajectories.DETOUR_SHARE) < 0.05
+
+
 @pytest.mark.parametrize(
   'mixture, message', [((('paint', 1.0),), "'paint'.*multi_turn"), ((('direct', 0.0),), 'shares')]
 )
@@ -159,6 +186,20 @@ def test_a_wrong_mixture_is_named(mixture, message):
 def test_a_sample_over_the_budget_is_named(opened):
   with pytest.raises(ValueError, match=r"Trajectory 'multi_turn' \d+ .*config\.data\.und_tokens to at least"):
     next(opened(_config(und_tokens=40, mixture=(('multi_turn', 1.0),), prefetch=0)))
+
+
+def test_what_fits_a_row_is_what_the_packer_takes(opened):
+  """A draft of many faults has an inspection of any length: told beforehand, it must not end a run."""
+  made = shapes.trajectory('multi_turn', seed=9, index=0)
+  (first, *rest) = made.steps
+  longer = dataclasses.replace(first, inspection=first.inspection + ' There is also a red ring: wrong.' * 80)
+  long = dataclasses.replace(made, steps=(longer, *rest))
+  cfg = _config(self_share=1.0, prefetch=0)
+  assert pipeline.fits(cfg, made) and not pipeline.fits(cfg, long)
+  assert not pipeline.fits(_config(pictures=0), made)
+  next(opened(cfg, sources=[[made]]))
+  with pytest.raises(ValueError, match=r'Self-sampled trajectory 0 .*config\.data\.und_tokens'):
+    next(opened(cfg, sources=[[long]]))
 
 
 def test_self_sampled_trajectories_take_their_share(opened, tmp_path):
@@ -245,7 +286,7 @@ def test_worker_processes_resume_exactly(tmp_path):
 
 
 @pytest.mark.parametrize(
-  'noised_copies, und_tokens, gen_tokens', [(1, 512, 272), (3, 512, 480), (3, 448, 416)], ids=lambda v: str(v)
+  'noised_copies, und_tokens, gen_tokens', [(1, 704, 240), (3, 704, 424), (3, 768, 464)], ids=lambda v: str(v)
 )
 def test_both_budgets_are_used(noised_copies, und_tokens, gen_tokens):
   sequence = config_lib.SequenceConfig(noised_copies=noised_copies)

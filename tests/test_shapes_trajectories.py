@@ -7,10 +7,11 @@ import re
 import numpy as np
 import pytest
 
+from pdgen.core import config
 from pdgen.core import trajectory as trajectories
 from pdgen.evals import geneval
 from pdgen.worlds import shapes
-from pdgen.worlds.shapes import drafts, errors, language, prompt_space, scenes
+from pdgen.worlds.shapes import comparisons, drafts, errors, language, prompt_space, scenes
 
 MIXTURE = ('multi_turn', 'multi_turn', 'conflict', 'misalignment')  # the standard mixture, 50/25/25
 SPOKEN = re.compile(r'[A-Za-z]+')
@@ -77,22 +78,30 @@ def test_layout_of_steps():
     for i, step in enumerate(made.steps):
       last = i == len(made.steps) - 1
       assert step.plan is not None and step.draft is not None and step.draft_is_target
-      assert (step.inspection is None) <= last
+      assert step.inspection is not None  # An inspection stands in every step (paper).
       assert (step.refined is not None) == step.rejected
       assert step.corrected_plan is None or step.rejected
-      if last and not step.rejected:
-        assert step.inspection is None
+      complete = step.inspection.endswith(('The painting is complete.', 'Nothing is missing.'))
+      assert complete == (last and not step.rejected)
 
 
-def test_texts_parse_and_begin_with_their_verdict():
+def test_texts_parse_and_compare_before_they_judge():
   for made in _made():
     for step in made.steps:
       for plan in (step.plan, step.corrected_plan):
         assert plan is None or all(trajectories.plan_parts(plan))
-      if step.inspection is not None:
-        first = step.inspection[: step.inspection.index('.') + 1]
-        assert VERDICTS[first] == (not step.rejected)
-        assert step.inspection.count('<refine>') == step.inspection.count('</refine>') == int(step.rejected)
+      comparisons, verdict = _judgement(step.inspection)
+      assert VERDICTS[verdict] == (not step.rejected)
+      assert step.inspection.count('<refine>') == step.inspection.count('</refine>') == int(step.rejected)
+      # The verdict is the sum of those of the comparisons.
+      verdicts = re.findall(r': (correct|wrong)\b', comparisons)
+      assert len(verdicts) >= 2 and ('wrong' in verdicts) == step.rejected, step.inspection
+
+
+def _judgement(inspection: str) -> tuple[str, str]:
+  """The comparisons of an inspection, and the sentence of its verdict."""
+  verdict = next(v for v in re.findall(r'[^.]+\.', inspection) if v.strip() in VERDICTS)
+  return inspection[: inspection.index(verdict)], verdict.strip()
 
 
 def test_every_right_picture_shows_what_its_plan_describes():
@@ -101,6 +110,79 @@ def test_every_right_picture_shows_what_its_plan_describes():
     for plan, picture in _right_pictures(made):
       if plan is not None:
         assert _seen(picture) == _described(plan), plan
+
+
+def test_an_inspection_says_what_the_picture_shows():
+  """Every shape and every colour that the draft shows, and no other, is among those that it calls shown."""
+  reviewed = [shapes.review(r, _blank()) for r in (shapes.draft_request(seed=5, index=i) for i in range(20))]
+  for made in [*_made(), *reviewed]:
+    for step in made.steps:
+      comparisons, _ = _judgement(step.inspection)
+      said = {
+        w for pair in re.findall(r'shown (.*?), planned|also an? (.*?) at', comparisons) for w in max(pair).split()
+      }
+      seen = shapes.detect(step.draft)
+      whole = {word for d in seen if d.shape is not None for word in (d.shape, d.color)}
+      said = {word.strip(',') for word in said} - {'and', 'nothing', 'object'}
+      assert said == whole | {'broken' for d in seen if d.shape is None}, (step.inspection, seen)
+
+
+OBJECT = functools.partial(scenes.Object, dx=0, dy=0)
+RING, BAR = OBJECT('ring', 'red', 1), OBJECT('bar', 'blue', 7)
+ABOVE = {
+  'include': [{'class': 'bar', 'count': 1}, {'class': 'ring', 'count': 1, 'position': ['above', 0]}],
+  'prompt': 'a photo of a ring above a bar',
+}
+A_RED_RING = 'At the top: shown ring, planned ring, asked ring: correct; shown red, planned red, asked any: correct.'
+NOTHING = 'At the top: shown nothing, planned ring, asked ring: wrong; shown nothing, planned red, asked any: wrong.'
+
+
+@pytest.mark.parametrize(
+  ('planned', 'seen', 'want'),
+  [
+    ((RING,), (RING,), A_RED_RING),
+    ((RING,), (), NOTHING),
+    (
+      (RING,),
+      (BAR, OBJECT('ring', 'red', 0)),
+      NOTHING + ' There is also a red ring at the top left: wrong. There is also a blue bar at the bottom: wrong.',
+    ),
+    (
+      (OBJECT('cross', 'pink', 4), RING, OBJECT('bar', 'blue', 0)),
+      (OBJECT('cross', 'pink', 4), OBJECT(None, 'gray', 1), OBJECT('bar', 'green', 0)),
+      'At the center: shown cross, planned cross, asked nothing: correct; '
+      + 'shown pink, planned pink, asked any: correct. '
+      + NOTHING.replace('nothing', 'broken')
+      + ' At the top left: shown bar, planned bar, asked bar: correct; shown green, planned blue, asked any: wrong. '
+      + 'The ring is right of the bar: wrong.',
+    ),
+  ],
+)
+def test_comparisons(planned, seen, want):
+  assert comparisons.compare(ABOVE, planned, seen) == want
+
+
+def test_comparisons_of_counts_and_of_plans_that_contradict_the_prompt():
+  three = {'include': [{'class': 'ring', 'count': 3, 'color': 'red'}], 'prompt': 'a photo of three red rings'}
+  rings = tuple(OBJECT('ring', 'red', i) for i in range(4))
+  blue = OBJECT('ring', 'blue', 2)
+  assert comparisons.compare(three, rings[:2], (rings[0], OBJECT('ring', 'pink', 1))) == (
+    'At the top left and the top: shown ring, planned ring, asked ring: correct; '
+    'shown red and pink, planned red, asked red: wrong. '
+    'Number: asked three, planned two: correct.'
+  )
+  assert 'Number: asked three, planned four: wrong.' in comparisons.compare(three, rings, rings)
+  assert 'shown blue, planned blue, asked red: wrong.' in comparisons.compare(three, (blue,), (blue,))
+  assert comparisons.compare(three, (BAR,), (BAR,), stands_for={BAR: blue}).startswith(
+    'At the bottom: shown bar, planned bar, asked ring: wrong; shown blue, planned blue, asked red: wrong.'
+  )
+
+
+def test_verdicts_and_what_is_shown_are_decisive():
+  rings = tuple(OBJECT('ring', 'red', i) for i in range(2))
+  text = comparisons.compare(ABOVE, (*rings, BAR), (rings[0], BAR)) + ' This step is wrong. It is shown.'
+  found = {m for pattern in config.SequenceConfig().decisive for m in re.findall(pattern, text)}
+  assert found == {'correct', 'wrong', 'ring and nothing', 'red and nothing', 'bar', 'blue'}
 
 
 def test_every_right_step_leaves_what_was_there_pixel_identical():
@@ -137,7 +219,8 @@ def test_conflicts_show_their_plan_and_misalignments_do_not():
     for step in made.steps:
       if step.rejected:
         assert (_seen(step.draft) == _described(step.plan)) == step.plan_rejected
-        assert ('prompt' in step.inspection) == step.plan_rejected
+        judged = step.inspection[step.inspection.index('step is wrong.') :]
+        assert ('prompt' in judged) == step.plan_rejected
 
 
 def test_conflicting_plans_contradict_the_prompt():
@@ -186,8 +269,8 @@ def test_texts_are_short_and_their_vocabulary_small():
         if text:
           words[name].append(len(SPOKEN.findall(text)))
   assert len(vocabulary) <= 200
-  assert np.mean(words['plan']) < 25 and np.mean(words['inspection']) < 25
-  assert max(max(v) for v in words.values()) < 60
+  assert np.mean(words['plan']) < 25 and np.mean(words['inspection']) < 50
+  assert max(max(v) for v in words.values()) < 110
 
 
 def test_nothing_held_out_is_in_a_training_trajectory():

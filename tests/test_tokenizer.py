@@ -87,11 +87,6 @@ def test_no_piece_crosses_white_space():
     assert ' ' not in text[1:]
 
 
-def test_sentence_ends():
-  assert set(TOKENIZER.encode('.!')) <= TOKENIZER.sentence_ends
-  assert not TOKENIZER.sentence_ends & set(TOKENIZER.encode('a red ring, right?'))
-
-
 def test_words_of_the_world_are_one_token():
   texts = list(shapes.corpus(seed=12345, count=300))
   assert all(TOKENIZER.decode(TOKENIZER.encode_written(text)) == text for text in texts)

@@ -87,6 +87,18 @@ def test_a_run_writes_metrics_checkpoints_drafts_and_a_model(finished, tiny, cap
   assert config_lib.from_config_dict(json.loads((workdir / 'config.json').read_text())) == tiny
 
 
+def test_a_run_may_begin_with_given_weights(finished, tiny, tmp_path, capsys):
+  final = finished[0] / 'final'
+  # A rate of 0 changes nothing, so that the run ends with what it began with.
+  still = dataclasses.replace(tiny.train, steps=1, learning_rate=0.0, self_sample_steps=(), init_from=str(final))
+  train.train(dataclasses.replace(tiny, train=still), tmp_path / 'run')
+  began, ended = (export.load_export(folder).params for folder in (final, tmp_path / 'run' / 'final'))
+  jax.tree.map(np.testing.assert_array_equal, ended, began)
+  other = dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, mlp_dim=48), train=still)
+  with pytest.raises(ValueError, match=r'trunk/layers/gen/up/kernel: \[2, 16, 32\] there, \[2, 16, 48\] wanted'):
+    train.train(other, tmp_path / 'other')
+
+
 @pytest.mark.parametrize('stop', [2, 5], ids=['before the drafts', 'after the drafts'])
 def test_resumed_equals_never_stopped(finished, tiny, tmp_path, monkeypatch, stop, capsys):
   # Drafts of an earlier run that never came to a checkpoint are not taken for this run's.
@@ -152,28 +164,6 @@ def test_steps_that_are_not_finite_in_a_row_stop_the_run(tiny, tmp_path, monkeyp
   monkeypatch.setattr(train.sharding, 'put_batch', broken)
   with pytest.raises(FloatingPointError, match='Step 3: 3 steps in a row.*learning_rate'):
     train.train(tiny, tmp_path)
-
-
-def test_a_run_starts_from_a_trained_model(finished, tiny, tmp_path):
-  train_config = dataclasses.replace(
-    tiny.train, init_from=str(finished[0] / 'final'), learning_rate=0.0, steps=2, self_sample_steps=()
-  )
-  state = train.train(dataclasses.replace(tiny, train=train_config), tmp_path)
-  want = export.load_export(finished[0] / 'final').params
-  jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.trainable), want)
-  jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.ema), want)
-
-
-def test_a_trained_model_of_another_size_is_no_start(finished, tiny, tmp_path):
-  other = dataclasses.replace(
-    tiny,
-    model=dataclasses.replace(tiny.model, mlp_dim=tiny.model.mlp_dim + 2),
-    train=dataclasses.replace(tiny.train, init_from=str(finished[0] / 'final')),
-  )
-  with pytest.raises(
-    ValueError, match=r'do not fit the model:\n  trunk/layers/gen/down/kernel: \[\d, \d+, \d+\] given'
-  ):
-    train.train(other, tmp_path)
 
 
 def test_another_configuration_does_not_resume(finished, tiny):

@@ -5,6 +5,7 @@ Frozen dataclasses: hashable, so that they can be static arguments of compiled f
 """
 
 import dataclasses
+import re
 from typing import Any
 
 import ml_collections
@@ -52,8 +53,11 @@ class SequenceConfig:
     drop_clean, drop_vit: probability, for each sample, that its clean (its ViT) copies are left out. Where a
       picture keeps neither, the texts after it carry no cross-entropy: they would teach to write unseen.
     plan_weight, inspection_weight: cross-entropy weight of the tokens of plans and of inspections.
-    verdict_weight: of what decides: the last word of an inspection's first sentence (`This step is wrong.`), the
-      `<refine>` tag, and whether a draft ends the trajectory.
+    verdict_weight: of what decides: the decisive words of an inspection, its `<refine>` tag, and whether a draft ends
+      the trajectory.
+    decisive: regular expressions; what they match in an inspection is decisive. As they stand: verdicts (paper: `The
+      intermediate step is wrong.`), and what is `shown`: a faulty draft is rare, so that what was planned is mostly
+      what is shown, and reading the picture pays late.
     boundary_weight: of the boundary labels (what comes after a text or a picture).
     length_weighting: divide the weights of a text by sqrt(its tokens) (BAGEL's ce_loss_reweighting).
     learn_rejected_drafts: flow loss on drafts that their own inspection rejects (ours: no).
@@ -69,10 +73,18 @@ class SequenceConfig:
   plan_weight: float = 1.0
   inspection_weight: float = 1.0
   verdict_weight: float = 1.0
+  decisive: tuple[str, ...] = (r'\b(?:correct|wrong)\b', r'(?<=\bshown )[^,:;.]+')
   boundary_weight: float = 1.0
   length_weighting: bool = False
   learn_rejected_drafts: bool = False
   learn_rejected_plans: bool = False
+
+  def __post_init__(self):
+    for pattern in self.decisive:
+      try:
+        re.compile(pattern)
+      except re.error as e:
+        raise ValueError(f'{pattern!r} in config.data.sequence.decisive is no regular expression: {e}.') from e
 
 
 @dataclasses.dataclass(**_FROZEN)
@@ -101,8 +113,8 @@ class DataConfig:
   mixture: tuple[tuple[str, float], ...] = (('multi_turn', 0.5), ('conflict', 0.25), ('misalignment', 0.25))
   sequence: SequenceConfig = SequenceConfig()
   batch_size: int = 4
-  und_tokens: int = 512
-  gen_tokens: int = 272
+  und_tokens: int = 704
+  gen_tokens: int = 240
   pictures: int = 20
   vit_tokens: int = 0
   packing_bins: int = 16
@@ -117,7 +129,7 @@ class TrainConfig:
   """Optimisation and what is written on the way.
 
   Attributes:
-    init_from: model to start from: a shipped name, an exported folder or the workdir of a run; empty: from nothing.
+    init_from: a model that `pdgen.load` takes, whose weights a new run begins with; empty: random ones.
     steps: optimizer steps of the whole run.
     optimizer: `adamw`, or `muon` (orthogonalised momentum for the matrices of the layers, AdamW for the rest).
     learning_rate, warmup_steps, final_lr_fraction: linear warm-up, then one cosine down to the fraction.
@@ -133,9 +145,8 @@ class TrainConfig:
       0 switches that off (a last checkpoint is always written).
     keep_checkpoints: newest checkpoints that are kept.
     eval_prompts: held-out prompts a task scored at every evaluation.
-    self_sample_steps: steps at which the model paints drafts of its own, which the world's detector judges; from then
-      on they are part of the data (see data.self_share).
-    self_samples: drafts painted at each of those steps.
+    self_sample_steps, self_samples: steps at which the model paints so many drafts of its own, which the world's
+      detector judges; from then on they are part of the data (see data.self_share).
     max_bad_steps: that many steps in a row with a non-finite loss or gradient stop the run; single ones are skipped.
   """
 
@@ -176,8 +187,8 @@ class SamplingConfig:
     grammar: hold texts to the format of plans and inspections; False lets the model write what it likes.
     renorm: `none`, or BAGEL's `global`, `channel`, `text_channel`.
     image_guidance_branch: keep the text-only cache that `image_guidance` other than 1 needs.
-    closed_positions: in that cache a text stands where it would if there had been no pictures (BAGEL's sampler).
-      False: where it stands with them, as in training with dropped pictures (BAGEL's training, and ours; QUIRKS 8, 27).
+    closed_positions: in that cache pictures leave no gap in the positions (BAGEL's sampler; QUIRKS 8, 27), as dropped
+      ones do in training (BAGEL's, and ours).
     temperature: of the text; 0 = greedy.
     text_guidance, image_guidance: BAGEL's two scales; 1 = none.
     guidance_interval: guidance is on for low < t <= high, t the shifted time.
@@ -238,10 +249,7 @@ class Config:
 
 
 def to_config_dict(config: Config) -> ml_collections.ConfigDict:
-  """The experiment as a locked ConfigDict, whose leaves flags may override.
-
-  Tuples stay tuples; None stays None with its type open (`vit`).
-  """
+  """The experiment as a locked ConfigDict, whose leaves flags may override; a None (`vit`) takes any type."""
   return ml_collections.ConfigDict(conversion.to_dict(config))
 
 

@@ -13,10 +13,7 @@ class VitConfig:
     width, depth, num_heads, mlp_dim: of the encoder; GELU-tanh, LayerNorm, biases everywhere.
     patch: pixels a side of a patch.
     max_patches: patches a side of the learned position table, and of the fixed one added after the connector.
-    image_size: pixels a side at which it sees the model's pictures; 0: as large as they are. (BAGEL: at most 980, 14
-      a patch, of pictures of at most 1024, 16 a patch.)
-    interpolate_positions: spread the position ids of a picture over the whole table (BAGEL's `interpolate_pos`; not in
-      the released model, whose ids are row * max_patches + column).
+    image_size: pixels a side at which it sees the model's pictures; 0: as large as they are (BAGEL: 980 of 1024).
   """
 
   width: int = 96
@@ -26,7 +23,6 @@ class VitConfig:
   patch: int = 8
   max_patches: int = 4
   image_size: int = 0
-  interpolate_positions: bool = False
 
 
 @dataclasses.dataclass(**_FROZEN)
@@ -36,9 +32,7 @@ class VaeConfig:
   Attributes:
     width: channels of the finest level.
     multipliers: channels of each level as a multiple of width; every level after the first halves the sides.
-    blocks: residual blocks a level (one more in the decoder).
-    channels: of a latent.
-    groups: of every group norm.
+    blocks: residual blocks a level (one more in the decoder); channels: of a latent; groups: of every group norm.
     scale, shift: a latent is scale * (z - shift).
     sample_posterior: training draws its clean latents from the posterior instead of taking the mean (BAGEL).
   """
@@ -65,8 +59,7 @@ class CodecConfig:
   Attributes:
     kind: name in `models.latents.CODECS`. `pixel`: patches of pixels scaled to [-1, 1], the small world's "VAE".
       `flux`: the autoencoder `vae`, frozen; patch / downsample latents a side make one gen token (BAGEL: 2).
-    patch: pixels a side that make one gen token.
-    vae: of `flux`.
+    patch, vae: pixels a side that make one gen token; the autoencoder of `flux`.
   """
 
   kind: str = 'pixel'
@@ -114,6 +107,8 @@ class ModelConfig:
     prediction: what the velocity head gives: `velocity` (paper) or `x`, the clean latents, turned into a velocity.
     min_t: with `prediction='x'`, t is clamped to at least this where a loss or a velocity divides by it.
     image_size: pixels a side of the pictures the model paints.
+    interpolate_positions: spread the position ids of a picture over the whole table, of latents and of ViT patches
+      (BAGEL's `interpolate_pos`, not in use).
     codec, vit: picture codec; optional understanding encoder (None: pictures re-enter as clean latents alone).
     lora: adapters beside the matrices of the layers; None: none.
     attention: name in `models.attention.IMPLEMENTATIONS`.
@@ -136,6 +131,7 @@ class ModelConfig:
   prediction: str = 'velocity'
   min_t: float = 0.2
   image_size: int = 32
+  interpolate_positions: bool = False
   codec: CodecConfig = CodecConfig()
   vit: VitConfig | None = None
   lora: LoraConfig | None = None

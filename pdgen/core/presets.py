@@ -111,7 +111,6 @@ def from_released(
     patch=vit['patch_size'],
     max_patches=bagel.get('vit_max_num_patch_per_side', _MAX_VIT_PATCHES),
     image_size=vit['patch_size'],
-    interpolate_positions=bagel.get('interpolate_pos', False),
   )
   model = config.ModelConfig(
     vocab_size=llm['vocab_size'],
@@ -125,6 +124,7 @@ def from_released(
     norm_eps=llm['rms_norm_eps'],
     max_latent_size=side,
     image_size=size,
+    interpolate_positions=bagel.get('interpolate_pos', False),
     codec=config.CodecConfig(kind='flux', patch=patch, vae=autoencoder),
     vit=encoder,
     attention='blockwise',

@@ -10,7 +10,7 @@ which the step sets while it is traced (`jax.sharding.use_abstract_mesh`); witho
 import functools
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -96,6 +96,26 @@ def nested(named: dict[str, Any]) -> dict[str, Any]:
       place = place.setdefault(folder, {})
     place[last] = leaf
   return out
+
+
+def differences(have: Mapping[str, Any], want: Mapping[str, Any], *, dtypes: bool = False) -> list[str]:
+  """What keeps leaves from being those that are wanted: a line for each name that is absent, in excess or mis-shaped.
+
+  have, want: by name, anything with a shape and a dtype. dtypes: they have to be equal, too.
+
+  >>> differences({'k': np.zeros(2), 'b': np.zeros(1)}, {'k': np.zeros((2, 1)), 'b': np.zeros(1)})
+  ['k: [2] there, [2, 1] wanted']
+  """
+
+  def kind(leaves: Mapping[str, Any], name: str) -> str:
+    if name not in leaves:
+      return 'absent'
+    leaf = leaves[name]
+    return f'{leaf.dtype if dtypes else ""}{list(leaf.shape)}'
+
+  names = sorted(have.keys() | want.keys())
+  pairs = [(name, kind(have, name), kind(want, name)) for name in names]
+  return [f'{name}: {there} there, {wanted} wanted' for name, there, wanted in pairs if there != wanted]
 
 
 def map_named(f: Callable[[str, Any], Any], tree: Any) -> Any:

@@ -24,7 +24,8 @@ class Step:
 
   plan: None only in direct mode, where the only step is a picture without words.
   draft: None only in the last step of a partial trajectory, which a sampler is to continue.
-  inspection: None where the draft ended the trajectory (it was looked at and found finished) or is still to come.
+  inspection: None where the draft ended the trajectory without a word, or where it is still to come. One that finds
+    nothing wrong may end the trajectory, too.
   corrected_plan: written after the inspection of a conflict (the plan contradicted the prompt), else None.
   refined: the picture painted after an inspection that holds `<refine>`, else None.
   draft_is_target: False for a draft that a model painted itself: context to learn from, never a flow target.

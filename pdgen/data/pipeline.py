@@ -21,7 +21,7 @@ import numpy as np
 from absl import flags
 
 from pdgen.core import config as config_lib
-from pdgen.core import packed
+from pdgen.core import packed, seeding
 from pdgen.core import trajectory as trajectory_lib
 from pdgen.data import packing, sequence
 from pdgen.data import tokenizer as tokenizer_lib
@@ -71,7 +71,7 @@ class Samples:
   def __call__(self, index: int) -> packing.Sample:
     """The sample at that place of the endless index."""
     cfg = self.config
-    rng = np.random.default_rng((cfg.seed, int(index)))
+    rng = seeding.generator(cfg.seed, int(index))
     luck_source, luck_kind = rng.random(2)
     if self.sources and luck_source < cfg.data.self_share:
       source = self.sources[int(rng.integers(len(self.sources)))]
@@ -85,6 +85,18 @@ class Samples:
       name = f'Trajectory {kind!r} {index}'
     row = sequence.build(trajectory, tokenizer=self.tokenizer, model=cfg.model, sequence=cfg.data.sequence, rng=rng)
     return packing.Sample(name=f'{name} ({trajectory.prompt!r})', row=row)
+
+
+def fits(config: config_lib.Config, trajectory: trajectory_lib.Trajectory) -> bool:
+  """Whether a row has room for it. What a model paints may be wrong in so many ways that its inspection takes pages."""
+  data, rng = config.data, np.random.default_rng(0)
+  words = tokenizer_lib.load(data.tokenizer)
+  row = sequence.build(trajectory, tokenizer=words, model=config.model, sequence=data.sequence, rng=rng)
+  return all(n <= most for n, most in zip(packing.lengths(row), _budgets(data), strict=True))
+
+
+def _budgets(data: config_lib.DataConfig) -> packing.Budgets:
+  return packing.Budgets(data.und_tokens, data.gen_tokens, data.pictures, data.vit_tokens)
 
 
 def dataset(
@@ -110,12 +122,11 @@ def dataset(
     raise ValueError(f'{config.data.batch_size=} must be a multiple of {config.data.shards=}.')
   if data.shards % process_count:
     raise ValueError(f'{config.data.shards=} must be a multiple of {process_count=}.')
-  budgets = packing.Budgets(data.und_tokens, data.gen_tokens, data.pictures, data.vit_tokens)
   make = Samples(config, sources=sources, world=world)
   own = data.shards // process_count
   rows = [
     packing.PackIterDataset(
-      grain.MapDataset.range(shard, _ENDLESS, data.shards).map(make), budgets=budgets, bins=data.packing_bins
+      grain.MapDataset.range(shard, _ENDLESS, data.shards).map(make), budgets=_budgets(data), bins=data.packing_bins
     )
     for shard in range(process_index * own, (process_index + 1) * own)
   ]

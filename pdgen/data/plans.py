@@ -132,7 +132,7 @@ def build(
       copies += item.learned
       hidden = item.learned and item.frame_delta is None
     layout.copy(
-      packed.position_ids(rows, columns, model.max_latent_size),
+      packed.position_ids(rows, columns, model.max_latent_size, interpolate=model.interpolate_positions),
       is_gen=True,
       picture=len(painted),
       position=layout.position,
@@ -147,7 +147,7 @@ def build(
   return layout.row(
     np.stack(painted) if painted else np.zeros([0, *canvas, 3], np.uint8),
     grids=np.array(grids, np.int32).reshape(-1, 2),
-    vit=_vit_stream(seen, model.vit) if model.vit is not None else None,
+    vit=_vit_stream(seen, model) if model.vit is not None else None,
   )
 
 
@@ -171,9 +171,11 @@ def _on_canvas(pixels: np.ndarray, canvas: tuple[int, int]) -> np.ndarray:
   return np.pad(pixels, ((0, canvas[0] - height), (0, canvas[1] - width), (0, 0)))
 
 
-def _vit_stream(pictures: list[np.ndarray], vit: config_lib.VitConfig) -> packed.VitStream:
+def _vit_stream(pictures: list[np.ndarray], model: config_lib.ModelConfig) -> packed.VitStream:
+  vit = model.vit
+
   def positions(pixels: np.ndarray) -> np.ndarray:
-    return packed.position_ids(*_grid(pixels, vit.patch), vit.max_patches, interpolate=vit.interpolate_positions)
+    return packed.position_ids(*_grid(pixels, vit.patch), vit.max_patches, interpolate=model.interpolate_positions)
 
   dtype = pictures[0].dtype if pictures else np.uint8
   empty = np.zeros([0, 3 * vit.patch**2], dtype), np.zeros(0, np.int32)

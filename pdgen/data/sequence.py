@@ -35,6 +35,7 @@ With `drop_text=1.0` the noised copy reaches nothing (r = -1) and stands at posi
 """
 
 import dataclasses
+import re
 
 import numpy as np
 
@@ -47,7 +48,7 @@ from pdgen.data import tokenizer as tokenizer_lib
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Text:
-  """A text span. weight: of its tokens; verdict: of an inspection's verdict and of its `<refine>`."""
+  """A text span. weight: of its tokens; verdict: of an inspection's decisive words and of its `<refine>`."""
 
   ids: list[int]
   learned: bool
@@ -76,12 +77,12 @@ def build(
 
   rng: draws the condition dropout. None: an inference prefix, without noised copies and without dropout.
 
-  Supervision. A text the model wrote predicts its tokens and its `im_end` (plan_weight, inspection_weight; the last
-  word of an inspection's first sentence and its `<refine>` tag verdict_weight), then what follows it
-  (boundary_weight): paint or write again. The last kept copy of a picture predicts at its `vision_end` whether the
-  work goes on or is finished: on a draft that is a verdict, so that its weight is max(boundary_weight,
-  verdict_weight). Nothing is learned on the prompt, on what the config excludes as rejected, where the successor is
-  unknown (a partial trajectory), or after a picture that keeps no copy.
+  Supervision. A text the model wrote predicts its tokens and its `im_end` (plan_weight, inspection_weight; an
+  inspection's decisive words, see SequenceConfig.decisive, and its `<refine>` tag verdict_weight), then what follows it
+  (boundary_weight): paint, write again or, after an inspection, finish. The last kept copy of a picture predicts at its
+  `vision_end` whether the work goes on or is finished: on a draft that is a verdict, so that its weight is
+  max(boundary_weight, verdict_weight). Nothing is learned on the prompt, on what the config excludes as rejected, where
+  the successor is unknown (a partial trajectory), or after a picture that keeps no copy.
 
   A trajectory is direct when its first step has no plan: `Trajectory(prompt=.., steps=(Step(),), stop=None)` is the
   prefix of a direct painting, `steps=()` that of a process.
@@ -89,7 +90,8 @@ def build(
   Raises: ValueError for a picture whose size is not the model's, or a step whose parts are out of order.
   """
   blocks = _blocks(trajectory, tokenizer, sequence)
-  finished = trajectory.stop == trajectory_lib.FINISHED
+  approved = any(s.inspection is not None and not s.rejected for s in trajectory.steps[-1:])
+  finished = trajectory.stop == trajectory_lib.FINISHED and (isinstance(blocks[-1], _Picture) or approved)
   layout = _Layout(tokenizer.specials, model)
   # Always two draws, so that a change of one probability changes nothing else.
   luck_clean, luck_vit = (1.0, 1.0) if rng is None else rng.random(2)
@@ -185,7 +187,7 @@ def _successor(blocks: list[_Text | _Picture], i: int, specials: config_lib.Spec
   """Id that comes after block i, or None where that is unknown."""
   if i + 1 < len(blocks):
     return specials.im_start if isinstance(blocks[i + 1], _Text) else specials.vision_start
-  return specials.endoftext if finished and isinstance(blocks[i], _Picture) else None
+  return specials.endoftext if finished else None
 
 
 class _Layout(layout_lib.Layout):
@@ -193,7 +195,9 @@ class _Layout(layout_lib.Layout):
 
   def __init__(self, specials: config_lib.Specials, model: config_lib.ModelConfig):
     super().__init__(specials)
-    self._latents = packed.position_ids(model.latent_grid, model.latent_grid, model.max_latent_size)
+    self._latents = packed.position_ids(
+      model.latent_grid, model.latent_grid, model.max_latent_size, interpolate=model.interpolate_positions
+    )
     self._vit = np.arange(model.vit_tokens, dtype=np.int32)
     self._has_vit = model.vit is not None
     self._copies = 0
@@ -216,8 +220,8 @@ class _Layout(layout_lib.Layout):
       scale = layout_lib.length_weight(length - 1) if cfg.length_weighting else 1.0
       weights[:-1] = [block.weight * scale] * (length - 1)
       if block.verdict is not None:
-        word = _verdict(block.ids, tokenizer)
-        weights[word] = [block.verdict * scale] * len(weights[word])
+        for i in _decisive(block.ids, tokenizer, cfg.decisive):
+          weights[i] = block.verdict * scale
         for i, token_id in enumerate(block.ids):
           if token_id == self._specials.refine:
             weights[i] = block.verdict * scale
@@ -241,15 +245,16 @@ class _Layout(layout_lib.Layout):
     self._before = (self.order - 1, self.position)
 
 
-def _verdict(ids: list[int], tokenizer: tokenizer_lib.Tokenizer) -> slice:
-  """The last word of the first sentence, `wrong.` of `This step is wrong. The ring ..`; without a sentence, nothing.
+def _decisive(ids: list[int], tokenizer: tokenizer_lib.Tokenizer, patterns: tuple[str, ...]) -> list[int]:
+  """Places of the tokens that hold a part of what the patterns match, ` wrong` of `This step is wrong. The ring ..`.
 
-  Not the whole sentence: how it begins is chosen at random, and weight on a choice is weight on noise.
+  Not of the sentence around them: how it begins is chosen at random, and weight on a choice is weight on noise.
   """
-  for end, token_id in enumerate(ids):
-    if token_id in tokenizer.sentence_ends:
-      start = end
-      while start and not tokenizer.decode([ids[start]]).startswith(' '):
-        start -= 1
-      return slice(start, end + 1)
-  return slice(0, 0)
+  pieces = [tokenizer.decode([i]) for i in ids]
+  ends = np.cumsum([len(piece) for piece in pieces], dtype=int)
+  matches = [m.span() for pattern in patterns for m in re.finditer(pattern, ''.join(pieces))]
+  return [
+    i
+    for i, (end, piece) in enumerate(zip(ends, pieces, strict=True))
+    if any(first < end and end - len(piece) < last for first, last in matches)
+  ]

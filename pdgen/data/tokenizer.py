@@ -94,11 +94,6 @@ class Tokenizer(abc.ABC):
       raise ValueError(f'{text!r} holds a lone surrogate: it is no Unicode text. Decode its bytes properly.') from error
     return text
 
-  @functools.cached_property
-  def sentence_ends(self) -> frozenset[int]:
-    """Ids whose text holds a full stop or an exclamation mark."""
-    return frozenset(i for i in range(self.vocab_size) if not set(b'.!').isdisjoint(self._bytes(i)))
-
   def _bytes(self, token_id: int) -> bytes:
     if token_id in self._special_text:
       return self._special_text[token_id]

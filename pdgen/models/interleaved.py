@@ -19,8 +19,7 @@ class Interleaved(nnx.Module):
     self.embed = layers.Embedding(cfg.vocab_size, cfg.width, dtype=dtype, rngs=rngs)
     self.latent_in = layers.Linear(self.codec.channels, cfg.width, dtype=dtype, rngs=rngs)
     self.time = layers.TimestepEmbedder(cfg.width, dtype=dtype, rngs=rngs)
-    options = dict(attention_name=cfg.attention, remat_name=cfg.remat, dtype=dtype, rngs=rngs)
-    self.vit = siglip.Siglip(cfg.vit, cfg.width, **options) if cfg.vit else None
+    self.vit = siglip.Siglip(cfg, rngs=rngs) if cfg.vit else None
     self.trunk = mot.Trunk(cfg, rngs=rngs)
     self.head = layers.Linear(cfg.width, cfg.vocab_size, bias=False, dtype=dtype, rngs=rngs)
     # Zero: the first prediction is the mean of the target, and the trunk gets no noise from an untrained head.
@@ -83,7 +82,8 @@ class Interleaved(nnx.Module):
     side, vit = self.cfg.vit_grid, self.cfg.vit
     patches = latents.patchify(latents.to_pixels(latents.resize(pictures, self.cfg.vit_size)), vit.patch)
     b, p, q, c = patches.shape
-    position = jnp.asarray(packed.position_ids(side, side, vit.max_patches, interpolate=vit.interpolate_positions))
+    spread = self.cfg.interpolate_positions
+    position = jnp.asarray(packed.position_ids(side, side, vit.max_patches, interpolate=spread))
     position = jnp.broadcast_to(position, (b * p, q))
     return self.vit(patches.reshape(b * p, q, c), position, jnp.ones_like(position)).reshape(b, p * q, -1)
 

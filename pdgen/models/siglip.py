@@ -36,31 +36,22 @@ class Block(nnx.Module):
 class Siglip(nnx.Module):
   """Patches of pixels in [-1, 1] to features of the model's width."""
 
-  def __init__(
-    self,
-    cfg: config_lib.VitConfig,
-    out_dim: int,
-    *,
-    attention_name: str,
-    remat_name: str = 'none',
-    dtype: jnp.dtype,
-    rngs: nnx.Rngs,
-  ):
+  def __init__(self, cfg: config_lib.ModelConfig, *, rngs: nnx.Rngs):
+    vit, dtype = cfg.vit, jnp.dtype(cfg.dtype)
     # The released checkpoint holds the patch embedding as a linear layer over (row, column, channel) vectors (BAGEL).
-    self.patch_embedding = layers.Linear(3 * cfg.patch**2, cfg.width, dtype=dtype, rngs=rngs)
-    self.position = layers.Embedding(cfg.max_patches**2, cfg.width, dtype=dtype, rngs=rngs)
+    self.patch_embedding = layers.Linear(3 * vit.patch**2, vit.width, dtype=dtype, rngs=rngs)
+    self.position = layers.Embedding(vit.max_patches**2, vit.width, dtype=dtype, rngs=rngs)
 
-    @nnx.split_rngs(splits=cfg.depth)
+    @nnx.split_rngs(splits=vit.depth)
     @nnx.vmap
     def stack(rngs):
-      return Block(cfg, dtype=dtype, rngs=rngs)
+      return Block(vit, dtype=dtype, rngs=rngs)
 
     self.layers = stack(rngs)
-    self.post_norm = layers.LayerNorm(cfg.width, eps=_EPS)
-    self.connector1 = layers.Linear(cfg.width, out_dim, dtype=dtype, rngs=rngs)
-    self.connector2 = layers.Linear(out_dim, out_dim, dtype=dtype, rngs=rngs)
-    self.cfg, self.out_dim, self.dtype = cfg, out_dim, dtype
-    self.attention_name, self.remat_name = attention_name, remat_name
+    self.post_norm = layers.LayerNorm(vit.width, eps=_EPS)
+    self.connector1 = layers.Linear(vit.width, cfg.width, dtype=dtype, rngs=rngs)
+    self.connector2 = layers.Linear(cfg.width, cfg.width, dtype=dtype, rngs=rngs)
+    self.cfg, self.dtype = cfg, dtype
 
   def __call__(self, patches: jax.Array, position: jax.Array, image: jax.Array) -> jax.Array:
     """Features of packed patches: [R, T, D].
@@ -71,15 +62,15 @@ class Siglip(nnx.Module):
     crosses pictures.
     """
     hidden = self.encode(patches, position, image)
-    rows, columns = jnp.divmod(position, self.cfg.max_patches)
-    return self.connect(hidden) + layers.sincos_2d(rows, columns, self.out_dim).astype(self.dtype)
+    rows, columns = jnp.divmod(position, self.cfg.vit.max_patches)
+    return self.connect(hidden) + layers.sincos_2d(rows, columns, self.cfg.width).astype(self.dtype)
 
   def encode(self, patches: jax.Array, position: jax.Array, image: jax.Array) -> jax.Array:
     """The encoder alone, its last norm included: [R, T, width]. Arguments as of `__call__`."""
     zeros = jnp.zeros_like(image)
     # The order of all is 0, so that within a segment, a picture, all see all.
     tokens = packed.Tokens(segment=image, order=zeros, reach=zeros, span=zeros, noised=zeros, position=zeros)
-    prepare, attend = attention.implementation(self.attention_name)
+    prepare, attend = attention.implementation(self.cfg.attention)
     plan = prepare(tokens, tokens)
     graphdef, weights = nnx.split(self.layers)
 
@@ -88,7 +79,7 @@ class Siglip(nnx.Module):
       x = sharding.constrain(x, sharding.ROWS, 'sequence')
       return nnx.merge(graphdef, weights)(x, attend, plan), None
 
-    x, _ = jax.lax.scan(remat.wrap(body, self.remat_name), self.embed(patches, position), nnx.to_pure_dict(weights))
+    x, _ = jax.lax.scan(remat.wrap(body, self.cfg.remat), self.embed(patches, position), nnx.to_pure_dict(weights))
     return self.post_norm(x)
 
   def embed(self, patches: jax.Array, position: jax.Array) -> jax.Array:

@@ -1,10 +1,10 @@
 """What a trajectory may write next: the structure of the sequence, and the format of plans and inspections.
 
 Structure always holds: a text ends with `<|im_end|>` within its cap; after it comes a text or a picture; after a
-picture a text or the end. The format (`SamplingConfig.grammar`) can be switched off for studies.
+picture or an inspection a text or the end. The format (`SamplingConfig.grammar`) can be switched off for studies.
 
     plan        <ins> words </ins> <des> words </des> <|im_end|>       then a picture
-    inspection  words [<refine> words </refine> words] <|im_end|>      without <refine>: a plan;
+    inspection  words [<refine> words </refine> words] <|im_end|>      without <refine>: a plan, or the end;
                                                                        with it: a picture, or a corrected plan
     after a draft: an inspection, or the end; after a refined picture: a plan, or the end
 """
@@ -123,10 +123,11 @@ def _boundary(lane: Lane, rules: Rules, only) -> jax.Array:
   s = rules.specials
   paint, write, end = only(s.vision_start), only(s.im_start), only(s.endoftext)
   either = paint | write
-  after_inspection = jnp.where(lane.refining[:, None], either[None], write[None])
+  after_inspection = jnp.where(lane.refining[:, None], either[None], (write | end)[None])
   after_plan = jnp.broadcast_to(paint, after_inspection.shape)
   if not rules.grammar:
-    after_inspection = after_plan = jnp.broadcast_to(either, after_inspection.shape)
+    after_plan = jnp.broadcast_to(either, after_inspection.shape)
+    after_inspection = after_plan | end[None]
   after_text = jnp.where((lane.item == PLAN)[:, None], after_plan, after_inspection)
   after_text = jnp.where((lane.texts >= _MAX_TEXTS)[:, None], paint[None], after_text)
   after_prompt = jnp.where(lane.direct[:, None], paint[None], write[None])

@@ -43,7 +43,7 @@ def no_gen(batch: int) -> packed.GenStream:
 def gen(cfg: config_lib.ModelConfig, tokens: packed.Tokens, grid: tuple[int, int]) -> packed.GenStream:
   """Whole copies of picture 0, one after the other. grid: rows and columns of its latent patches."""
   zeros = jnp.zeros_like(tokens.order)
-  ids = packed.position_ids(*grid, cfg.max_latent_size)
+  ids = packed.position_ids(*grid, cfg.max_latent_size, interpolate=cfg.interpolate_positions)
   patch = jnp.broadcast_to(jnp.tile(ids, tokens.order.shape[1] // len(ids)), zeros.shape)
   return packed.GenStream(tokens, zeros, patch, zeros, jnp.zeros(zeros.shape))
 

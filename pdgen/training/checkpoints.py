@@ -261,14 +261,8 @@ def _flat(values: dict[str, Any], prefix: str = '') -> list[tuple[str, Any]]:
 
 
 def _check_shapes(path: pathlib.Path, saved: dict[str, dict[str, Any]], wanted: dict[str, Any]):
-  kinds = {name: f'{leaf["dtype"]}{leaf["shape"]}' for name, leaf in saved.items()}
-  wanted = {name: f'{leaf.dtype}{list(leaf.shape)}' for name, leaf in wanted.items()}
-  differ = [
-    f'{name}: {kinds.get(name, "absent")} saved, {wanted.get(name, "absent")} wanted'
-    for name in sorted(kinds.keys() | wanted.keys())
-    if kinds.get(name) != wanted.get(name)
-  ]
-  if differ:
+  leaves = {name: jax.ShapeDtypeStruct(leaf['shape'], leaf['dtype']) for name, leaf in saved.items()}
+  if differ := sharding.differences(leaves, wanted, dtypes=True):
     raise CheckpointError(f'{path} does not fit the model:\n  ' + '\n  '.join(differ))
 
 

@@ -101,12 +101,7 @@ def load_export(directory: str | os.PathLike, *, mesh: Mesh | None = None) -> Ex
   mesh = mesh or sharding.make_mesh(config_lib.MeshConfig(), devices=jax.devices()[:1])
   stored = tensor_files.Reader(directory / PARAMS)
   wanted = state_lib.abstract_params(config.model)
-  differ = [
-    f'{name}: {list(stored.kinds[name].shape) if name in stored.kinds else "absent"} stored, {list(leaf.shape)} wanted'
-    for name, leaf in sharding.named_leaves(wanted)
-    if name not in stored.kinds or stored.kinds[name].shape != leaf.shape
-  ]
-  if differ:
+  if differ := sharding.differences(stored.kinds, dict(sharding.named_leaves(wanted))):
     raise ValueError(f'{directory / PARAMS} does not fit its {CONFIG}:\n  ' + '\n  '.join(differ))
   placed = dict(sharding.named_leaves(sharding.shardings(wanted, mesh)))
   half = jnp.dtype(config.model.dtype) == jnp.bfloat16

@@ -53,7 +53,7 @@ def partition(params: Any, cfg: config_lib.TrainConfig) -> tuple[dict[str, Any],
   Raises: ValueError for a pattern that matches nothing, or for patterns that leave nothing to learn.
   """
   named = dict(sharding.named_leaves(params))
-  adapters = {name for name in named if name.split('/')[-1] in ('lora_a', 'lora_b')}
+  adapters = {name for name in named if is_adapter(name)}
   codec = {name for name in named if name.split('/')[0] in FROZEN}
   frozen: set[str] = set()
   for pattern in cfg.freeze:
@@ -70,7 +70,7 @@ def partition(params: Any, cfg: config_lib.TrainConfig) -> tuple[dict[str, Any],
 
 def abstract_state(config: config_lib.Config) -> TrainState:
   """The state of a run as ShapeDtypeStructs, for no mesh in particular."""
-  return jax.eval_shape(lambda: _initial(config))
+  return jax.eval_shape(lambda: _of(config, _new_params(config)))
 
 
 def abstract(config: config_lib.Config, mesh: Mesh) -> TrainState:
@@ -81,37 +81,13 @@ def abstract(config: config_lib.Config, mesh: Mesh) -> TrainState:
   )
 
 
-def create(config: config_lib.Config, mesh: Mesh) -> TrainState:
-  """The state before the first step, a function of config.seed alone; each device makes only its own shards."""
-  return _initializer(config, mesh)()
+def create(config: config_lib.Config, mesh: Mesh, params: Any = None) -> TrainState:
+  """The state before the first step; each device makes only its own shards.
 
-
-def start_from(state: TrainState, params: Any) -> TrainState:
-  """The state of a new run with other parameters: those of a trained model. They are the start of the average too.
-
-  Adapters that the trained model lacks start as they are.
-
-  Raises: ValueError listing the parameters whose shapes differ, or that only one of the two has.
+  params: weights to begin with, nested dicts of arrays; None: random ones, a function of config.seed alone. Adapters
+    (`ModelConfig.lora`) that they lack begin as in a new model.
   """
-  own = merge(state.trainable, state.frozen)
-  missing = {name for name, _ in sharding.named_leaves(own)} - {name for name, _ in sharding.named_leaves(params)}
-  adapters = {name: leaf for name, leaf in sharding.named_leaves(own) if name in missing and '/lora_' in name}
-  params = merge(params, sharding.nested(adapters))
-  shapes = [{name: list(leaf.shape) for name, leaf in sharding.named_leaves(tree)} for tree in (params, own)]
-  differ = [
-    f'{name}: {shapes[0].get(name, "absent")} given, {shapes[1].get(name, "absent")} wanted'
-    for name in sorted(shapes[0].keys() | shapes[1].keys())
-    if shapes[0].get(name) != shapes[1].get(name)
-  ]
-  if differ:
-    raise ValueError('The parameters do not fit the model:\n  ' + '\n  '.join(differ))
-  given = dict(sharding.named_leaves(params))
-
-  def take(tree: Any) -> Any:
-    return sharding.map_named(lambda name, leaf: jax.device_put(given[name].astype(leaf.dtype), leaf.sharding), tree)
-
-  trainable = take(state.trainable)
-  return state.replace(trainable=trainable, frozen=take(state.frozen), ema=jax.tree.map(jnp.copy, trainable))
+  return _initializer(config, mesh)() if params is None else _initializer(config, mesh, given=True)(params)
 
 
 def keys(seed: int) -> tuple[jax.Array, jax.Array]:
@@ -139,18 +115,37 @@ def merge(*parts: Any) -> Any:
 
 
 @functools.cache
-def _initializer(config: config_lib.Config, mesh: Mesh):
+def _initializer(config: config_lib.Config, mesh: Mesh, *, given: bool = False):
   shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract(config, mesh))
-  return jax.jit(lambda: _initial(config), out_shardings=shardings)
+  if given:
+    return jax.jit(lambda params: _of(config, _with_adapters(params, _new_params(config))), out_shardings=shardings)
+  return jax.jit(lambda: _of(config, _new_params(config)), out_shardings=shardings)
 
 
 def _abstract_model(cfg: config_lib.ModelConfig) -> interleaved.Interleaved:
   return nnx.eval_shape(lambda: interleaved.Interleaved(cfg, rngs=nnx.Rngs(0)))
 
 
-def _initial(config: config_lib.Config) -> TrainState:
+def _new_params(config: config_lib.Config) -> dict[str, Any]:
   model = interleaved.Interleaved(config.model, rngs=nnx.Rngs(params=keys(config.seed)[0]))
-  trainable, frozen = partition(nnx.to_pure_dict(nnx.split(model, nnx.Param)[1]), config.train)
+  return nnx.to_pure_dict(nnx.split(model, nnx.Param)[1])
+
+
+def is_adapter(name: str) -> bool:
+  """Whether a path names a factor of an adapter (`ModelConfig.lora`)."""
+  return name.split('/')[-1] in ('lora_a', 'lora_b')
+
+
+def _with_adapters(params: Any, new: Any) -> Any:
+  """The parameters, and of the new ones the adapters that they lack."""
+  have = {name for name, _ in sharding.named_leaves(params)}
+  lacking = {name: leaf for name, leaf in sharding.named_leaves(new) if is_adapter(name) and name not in have}
+  return merge(params, sharding.nested(lacking))
+
+
+def _of(config: config_lib.Config, params: Any) -> TrainState:
+  params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
+  trainable, frozen = partition(params, config.train)
   return TrainState(
     step=jnp.int32(0),
     trainable=trainable,

@@ -8,6 +8,7 @@ import dataclasses
 
 import numpy as np
 
+from pdgen.core import seeding
 from pdgen.core import trajectory as trajectories
 from pdgen.worlds.shapes import critiques, detector, errors, renderer, scenes, stories
 from pdgen.worlds.shapes import trajectories as making
@@ -33,7 +34,7 @@ class DraftRequest:
 
 def draft_request(*, seed: int, index: int) -> DraftRequest:
   """A step of a training story, asked for at random; the steps before it are the world's own and right."""
-  rng = np.random.default_rng((seed, index, _REQUEST))
+  rng = seeding.generator(seed, index, _REQUEST)
   detour = stories.choose(rng, stories.DETOURS) if rng.random() < making.DETOUR_SHARE else None
   story = stories.tell(rng, split='train', detour=detour)
   beat = int(rng.integers(len(story.beats)))
@@ -56,18 +57,17 @@ def review(request: DraftRequest, draft: np.ndarray) -> trajectories.Trajectory:
   inspection with `<refine>` and the world's right picture. metadata: as of `trajectory`, `self_sampled` True, `error`
   the kind of the first fault (errors.MISALIGNMENTS) or None, `errors` all of them.
   """
-  rng = np.random.default_rng((request.seed, request.index, _REVIEW))
+  rng = seeding.generator(request.seed, request.index, _REVIEW)
   seen = observed(draft)
   faults = errors.faults(request.scene, seen)
   story, beat = request.story, request.story.beats[request.beat]
   *before, asked = request.prefix.steps
-  last = request.beat == len(story.beats) - 1
   if faults:
     reasons, corrections = critiques.explain(faults, rng=rng)
     error = errors.Wrong(scene=seen, picture=draft, reasons=reasons, corrections=corrections)
-    step = making.rejected(beat, error, rng=rng, plan_text=asked.plan, draft_is_target=False)
+    step = making.rejected(story, beat, error, rng=rng, plan_text=asked.plan, draft_is_target=False)
   else:
-    inspection = None if last else making.approval(beat, rng=rng)
+    inspection = making.approval(story, beat, rng=rng)
     step = dataclasses.replace(asked, draft=draft, inspection=inspection, draft_is_target=False)
     story = _moved(story, seen)
   rest = making.steps(story, rng=rng, start=request.beat + 1)
@@ -80,14 +80,14 @@ def injected(kind: str | None, *, seed: int, index: int) -> trajectories.Traject
 
   kind: one of errors.ERROR_KINDS, or None for a right draft. Nothing before the last step is wrong.
   metadata['error']: the kind; ['scene']: (shape, colour, cell) of what a right draft of that step shows; ['last']:
-  whether the step is the story's last, so that a right draft ends the trajectory.
+  whether the step is the story's last, so that a right draft finishes the painting.
 
   Raises: ValueError for an unknown kind.
   """
   if kind is not None and kind not in errors.ERROR_KINDS:
     raise ValueError(f'Unknown error kind {kind!r}. Known: {errors.ERROR_KINDS}')
   number = 0 if kind is None else 1 + errors.ERROR_KINDS.index(kind)
-  rng = np.random.default_rng((seed, index, _INJECTED, number))
+  rng = seeding.generator(seed, index, _INJECTED, number)
   error = None
   if kind in errors.CONFLICTS:
     story, i, error = making.conflict_at(kind, split='heldout', rng=rng)

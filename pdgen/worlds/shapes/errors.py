@@ -94,22 +94,17 @@ def faults(scene: scenes.Scene, seen: scenes.Scene) -> list[critiques.Fault]:
   >>> [f.kind for f in faults((ring, square), (ring, scenes.Object('square', 'blue', 8)))]
   ['wrong_place']
   """
-  left = list(seen)
-  unmatched, found = [], []
-  for item in scene:
-    there = [o for o in left if o.cell == item.cell]
-    same = next((o for o in there if (o.shape, o.color) == (item.shape, item.color)), there[0] if there else None)
-    if same is None:
-      unmatched.append(item)
-      continue
-    left.remove(same)
-    if same.shape is None:
-      found.append(critiques.Fault(kind='malformed', wanted=item, seen=same))
-    elif same.shape != item.shape:
-      found.append(critiques.Fault(kind='wrong_shape', wanted=item, seen=same))
-    elif same.color != item.color:
-      found.append(critiques.Fault(kind='wrong_color', wanted=item, seen=same))
-  for item in unmatched:
+  matched, rest = scenes.matched(scene, seen)
+  left = list(rest)
+  found = []
+  for item, there in matched.items():
+    if there.shape is None:
+      found.append(critiques.Fault(kind='malformed', wanted=item, seen=there))
+    elif there.shape != item.shape:
+      found.append(critiques.Fault(kind='wrong_shape', wanted=item, seen=there))
+    elif there.color != item.color:
+      found.append(critiques.Fault(kind='wrong_color', wanted=item, seen=there))
+  for item in (item for item in scene if item not in matched):
     moved = next((o for o in left if (o.shape, o.color) == (item.shape, item.color)), None)
     if moved is not None:
       left.remove(moved)

@@ -1,9 +1,9 @@
 """How the world's plans and inspections are worded: several templates for each thing there is to say.
 
-Text is most of what training costs, so it is kept short: a plan has 15 to 35 words, an inspection 15 to 30, over a
-vocabulary of under 200. The critiques follow the paper's two templates ("The intermediate step is correct. ... The
-missing ... is going to be added in the following steps." and "The intermediate step is wrong. ... <refine> ...
-</refine>"). The first sentence of every inspection is its verdict.
+Text is most of what training costs, so it is kept short: a plan has 15 to 35 words, an inspection 30 to 60, over a
+vocabulary of under 200. An inspection compares (`comparisons`) before it judges, by the paper's two
+templates ("The intermediate step is correct. ... The missing ... is going to be added in the following steps." and
+"The intermediate step is wrong. ... <refine> ... </refine>").
 """
 
 from collections.abc import Sequence
@@ -45,7 +45,9 @@ def at(group: scenes.Scene) -> str:
 
 
 def named(group: scenes.Scene) -> str:
-  """`a red ring`, `two red rings`, for objects of one shape and colour."""
+  """`a red ring`, `two red rings`, for objects of one shape and colour; `a broken object` where the shape is None."""
+  if group[0].shape is None:
+    return prompt_space.noun('broken object', count=len(group))
   return prompt_space.noun(group[0].shape, color=group[0].color, count=len(group))
 
 
@@ -108,15 +110,18 @@ def move(item: scenes.Object, to: scenes.Object, *, rng: np.random.Generator) ->
   )  # fmt: skip
 
 
-# --- inspections that find nothing wrong ---
+# --- inspections ---
 
 
-def right(missing: Sequence[tuple[str, int]], *, rng: np.random.Generator, extra: scenes.Object | None = None) -> str:
-  """A right step that is not the last. missing: what the prompt still asks for, as (words, how many).
+def right(
+  compared: str, missing: Sequence[tuple[str, int]], *, rng: np.random.Generator, extra: scenes.Object | None = None
+) -> str:
+  """Approves of a step, after `comparisons.compare`. missing: what the prompt still asks for, as (words, how many).
 
-  extra: an object that the prompt does not ask for and that a later step takes away.
+  extra: an object that the prompt does not ask for and that a later step takes away. Where nothing is missing and
+  nothing extra, the painting is finished.
   """
-  parts = [pick(rng, RIGHT)]
+  parts = [compared, pick(rng, RIGHT)]
   if extra is not None:
     parts.append(
       pick(
@@ -132,6 +137,8 @@ def right(missing: Sequence[tuple[str, int]], *, rng: np.random.Generator, extra
     parts.append(_missing(missing, rng=rng))
   elif extra is not None:
     parts.append('It is going to be removed in the following steps.')
+  else:
+    parts.append(pick(rng, ('The painting is complete.', 'Nothing is missing.')))
   return ' '.join(parts)
 
 
@@ -149,10 +156,7 @@ def _missing(missing: Sequence[tuple[str, int]], *, rng: np.random.Generator) ->
   return pick(rng, options, short=short, full=full[0].upper() + full[1:], are=are)
 
 
-# --- inspections that find something wrong ---
-
-
-def wrong(reasons: Sequence[str], corrections: Sequence[str], *, rng: np.random.Generator) -> str:
-  """Verdict, reasons, and the corrective instruction between `<refine>` and `</refine>`."""
+def wrong(compared: str, reasons: Sequence[str], corrections: Sequence[str], *, rng: np.random.Generator) -> str:
+  """Rejects a step, after `comparisons.compare`: verdict, reasons, and the corrective instruction."""
   lead = pick(rng, ('', '', '', '', '', 'The corrective instruction is: '))
-  return f'{pick(rng, WRONG)} {" ".join(reasons)} {lead}<refine>{" ".join(corrections)}</refine>'
+  return f'{compared} {pick(rng, WRONG)} {" ".join(reasons)} {lead}<refine>{" ".join(corrections)}</refine>'

@@ -23,11 +23,10 @@ import itertools
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
-
-from pdgen.core import boxes
+from pdgen.core import boxes, seeding
 from pdgen.worlds.shapes import scenes
 
+OPENING = 'a photo of '  # of every prompt, as GenEval's
 TASKS = ('single_object', 'two_object', 'counting', 'colors', 'position', 'color_attr')
 COUNTS = {2: 'two', 3: 'three', 4: 'four'}
 _INVERSE = {'right of': 'left of', 'below': 'above', 'left of': 'right of', 'above': 'below'}
@@ -45,7 +44,7 @@ def prompts(split: str, *, per_task: int, seed: int = 0) -> list[Metadata]:
   (two_object), 4 (counting), 12 (colors), 30 (position) and over five hundred (color_attr).
 
   >>> prompts('train', per_task=1)[0]
-  {'tag': 'single_object', 'include': [{'class': 'bar', 'count': 1}], 'prompt': 'a photo of a bar', 'index': 0}
+  {'tag': 'single_object', 'include': [{'class': 'pole', 'count': 1}], 'prompt': 'a photo of a pole', 'index': 0}
 
   Raises: ValueError for an unknown split.
   """
@@ -54,7 +53,7 @@ def prompts(split: str, *, per_task: int, seed: int = 0) -> list[Metadata]:
   chosen = []
   for number, task in enumerate(TASKS):
     pool = task_prompts(split, task)
-    order = np.random.default_rng((seed, number)).permutation(len(pool))
+    order = seeding.generator(seed, number).permutation(len(pool))
     chosen += [{**pool[order[i % len(pool)]], 'index': i} for i in range(per_task)]
   return chosen
 
@@ -130,7 +129,7 @@ def _metadata(task: str, words: str, *include: dict[str, Any], exclude: list | N
   metadata = {'tag': task, 'include': list(include)}
   if exclude:
     metadata['exclude'] = exclude
-  return {**metadata, 'prompt': f'a photo of {words}'}
+  return {**metadata, 'prompt': OPENING + words}
 
 
 def _object(shape: str, *, count: int = 1, **rest: Any) -> dict[str, Any]:

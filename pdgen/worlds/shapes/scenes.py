@@ -108,6 +108,17 @@ class Object:
 Scene = tuple[Object, ...]
 
 
+def matched(wanted: Scene, seen: Scene) -> tuple[dict[Object, Object], Scene]:
+  """What is seen in the cell of each wanted object, one that looks the same first of all; and what else is seen."""
+  left, found = sorted(seen, key=lambda o: o.cell), {}
+  for item in wanted:
+    there = [o for o in left if o.cell == item.cell]
+    if there:
+      found[item] = next((o for o in there if (o.shape, o.color) == (item.shape, item.color)), there[0])
+      left.remove(found[item])
+  return found, tuple(left)
+
+
 def _box(mask: np.ndarray) -> tuple[int, int, int, int]:
   ys, xs = np.nonzero(mask)
   return int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1

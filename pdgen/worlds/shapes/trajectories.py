@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from pdgen.core import config
+from pdgen.core import config, seeding
 from pdgen.core import trajectory as trajectories
-from pdgen.worlds.shapes import errors, language, prompt_space, renderer, scenes, stories
+from pdgen.worlds.shapes import comparisons, errors, language, prompt_space, renderer, scenes, stories
 
 KINDS = ('multi_turn', 'conflict', 'misalignment', 'direct')
 DETOUR_SHARE = 0.1  # of the multi-turn trajectories
@@ -30,7 +30,7 @@ def trajectory(kind: str, *, seed: int, index: int) -> trajectories.Trajectory:
   """
   if kind not in KINDS:
     raise ValueError(f'Unknown kind {kind!r}. Known: {KINDS}')
-  rng = np.random.default_rng((seed, index, KINDS.index(kind)))
+  rng = seeding.generator(seed, index, KINDS.index(kind))
   if kind == 'conflict':
     return _conflict(rng)
   if kind == 'misalignment':
@@ -81,16 +81,16 @@ def steps(
   start: int = 0,
   stop: int | None = None,
 ) -> list[trajectories.Step]:
-  """The steps of beats `start` to `stop`, some of which went wrong at first. The story's last ends the trajectory."""
+  """The steps of beats `start` to `stop`, some of which went wrong at first."""
   stop = len(story.beats) if stop is None else stop
   made = []
   for i in range(start, stop):
     beat, error = story.beats[i], (wrong or {}).get(i)
     if error is not None:
-      made.append(rejected(beat, error, rng=rng))
+      made.append(rejected(story, beat, error, rng=rng))
       continue
     text = plan(beat, rng=rng)
-    inspection = None if i == len(story.beats) - 1 else approval(beat, rng=rng)
+    inspection = approval(story, beat, rng=rng)
     made.append(trajectories.Step(plan=text, draft=renderer.render(beat.after), inspection=inspection))
   return made
 
@@ -103,18 +103,30 @@ def wrong_plan(error: errors.Wrong, *, rng: np.random.Generator) -> str:
   return language.plan(error.instruction, error.scene, rng=rng)
 
 
-def approval(beat: stories.Beat, *, rng: np.random.Generator) -> str:
-  return language.right(beat.missing, extra=beat.extra, rng=rng)
+def approval(story: stories.Story, beat: stories.Beat, *, rng: np.random.Generator) -> str:
+  compared = comparisons.compare(story.metadata, beat.after, beat.after)
+  return language.right(compared, beat.missing, extra=beat.extra, rng=rng)
 
 
 def rejected(
-  beat: stories.Beat, error: errors.Wrong, *, rng: np.random.Generator, plan_text: str | None = None, **more: Any
+  story: stories.Story,
+  beat: stories.Beat,
+  error: errors.Wrong,
+  *,
+  rng: np.random.Generator,
+  plan_text: str | None = None,
+  **more: Any,
 ) -> trajectories.Step:
   """A step whose draft is wrong: its inspection says why, and the refined picture is the beat's.
 
   plan_text: the plan, where it is already written. more: other fields of the step.
   """
-  inspection = language.wrong(error.reasons, error.corrections, rng=rng)
+  planned, stands_for = beat.after, {}
+  if error.instruction is not None:  # The plan is wrong, and the draft shows just that.
+    planned = error.scene
+    stands_for = dict(zip((o for o in planned if o not in beat.before), beat.new, strict=False))
+  compared = comparisons.compare(story.metadata, planned, error.scene, stands_for=stands_for)
+  inspection = language.wrong(compared, error.reasons, error.corrections, rng=rng)
   corrected = None
   if error.instruction is not None:
     corrected = language.plan(' '.join(error.corrections), beat.after, rng=rng)
