@@ -17,7 +17,7 @@ def get_config():
       name='shapes',
       model=config.ModelConfig(prediction='x', min_t=0.2, attention='blockwise', scan_layers=False),
       data=config.DataConfig(
-        mixture=(('multi_turn', 0.4), ('conflict', 0.26), ('misalignment', 0.3), ('direct', 0.04)),
+        mixture=(('multi_turn', 0.34), ('conflict', 0.26), ('misalignment', 0.36), ('direct', 0.04)),
         sequence=sequence,
         batch_size=4,
         und_tokens=768,
@@ -26,7 +26,7 @@ def get_config():
         packing_bins=24,
       ),
       train=config.TrainConfig(
-        steps=2500,
+        steps=2300,
         # 2/3 of AdamW's steps to the same losses (over the first 500); each takes 1.15 times as long.
         optimizer='muon',
         learning_rate=4e-3,
@@ -39,11 +39,11 @@ def get_config():
         eval_every=1000,
         checkpoint_every=300,
         # Synthetic errors do not look like the model's own: show it those, early ones and late ones.
-        self_sample_steps=(600, 1200, 1800),
+        self_sample_steps=(550, 1100, 1650),
         self_samples=1024,
       ),
       # Guidance below t = 0.6 too: without it a ring's hole fills up where rings are rare (the center).
-      sampling=config.SamplingConfig(max_tokens=768, max_text_tokens=144, max_pictures=8, guidance_interval=(0.3, 1.0)),
+      sampling=config.SamplingConfig(max_tokens=768, max_text_tokens=192, max_pictures=8, guidance_interval=(0.3, 1.0)),
       mesh=config.MeshConfig(data=2, fsdp=1, cpu_devices=2),
     )
   )

@@ -5,6 +5,7 @@ made on purpose and for one that the detector found in a model's own draft.
 """
 
 import dataclasses
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from pdgen.worlds.shapes import critiques, damage, language, prompt_space, rende
 CONFLICTS = ('conflict_color', 'conflict_shape', 'conflict_count', 'conflict_relation')
 MISALIGNMENTS = ('wrong_color', 'wrong_shape', 'wrong_place', 'wrong_count', 'missing', 'extra', 'malformed')
 ERROR_KINDS = CONFLICTS + MISALIGNMENTS
+OTHER_SCENE = 'other_scene'  # many of them at once: a kind to train on, not one to test
 
 # The tasks whose prompts a plan can contradict in that way.
 CONFLICT_TASKS = {
@@ -68,18 +70,17 @@ def misalignment(kind: str, beat: stories.Beat, *, rng: np.random.Generator) -> 
 
   Mostly what the beat adds is wrong, at times something that was right before.
   """
-  victims = beat.new if beat.new and rng.random() < 0.8 else beat.after
-  if not victims:
+  if not beat.after:
     return None
-  victim = stories.choose(rng, victims)
-  if kind == 'malformed':
-    picture = damage.paint(beat.after, victim, rng=rng)
-    scene = tuple(dataclasses.replace(o, shape=None) if o == victim else o for o in beat.after)
+  if kind == OTHER_SCENE:
+    scene = _others(beat.after, rng)
+    picture = renderer.render(scene)
   else:
+    victim = stories.choose(rng, beat.new if beat.new and rng.random() < 0.8 else beat.after)
     scene = _misdrawn(kind, beat.after, victim, rng=rng)
     if scene is None:
       return None
-    picture = renderer.render(scene)
+    picture = damage.paint(beat.after, victim, rng=rng) if kind == 'malformed' else renderer.render(scene)
   reasons, corrections = critiques.explain(faults(beat.after, scene), rng=rng)
   return Wrong(scene=scene, picture=picture, reasons=reasons, corrections=corrections)
 
@@ -134,6 +135,8 @@ def _misdrawn(
 ) -> scenes.Scene | None:
   alike = sum((o.shape, o.color) == (victim.shape, victim.color) for o in scene)
   rest = tuple(o for o in scene if o != victim)
+  if kind == 'malformed':
+    return _put(scene, victim, dataclasses.replace(victim, shape=None))
   if kind == 'wrong_color':
     color = stories.choose(rng, [c for c in scenes.COLORS if c != victim.color])
     return _put(scene, victim, dataclasses.replace(victim, color=color))
@@ -150,6 +153,25 @@ def _misdrawn(
   shape, color = stories.choose(rng, tuple(scenes.SHAPES)), stories.choose(rng, tuple(scenes.COLORS))
   extra = scenes.Object(shape, color, cell, victim.dx, victim.dy)
   return None if any((o.shape, o.color) == (shape, color) for o in scene) else (*scene, extra)
+
+
+def _others(scene: scenes.Scene, rng: np.random.Generator) -> scenes.Scene:
+  """Objects in the same places, each of another shape or not, of another colour or not.
+
+  In a draft with one error, all words but one that an inspection reads from it are those of the plan, and a small model
+  copies them; here it has to look.
+  """
+
+  def redrawn(name: str, names: Iterable[str]) -> str:
+    return stories.choose(rng, [n for n in names if n != name]) if rng.random() < 0.6 else name
+
+  found = scene
+  while found == scene:
+    found = tuple(
+      dataclasses.replace(o, shape=redrawn(o.shape, scenes.SHAPES), color=redrawn(o.color, scenes.COLORS))
+      for o in scene
+    )
+  return found
 
 
 def _put(scene: scenes.Scene, old: scenes.Object, new: scenes.Object) -> scenes.Scene:
