@@ -10,6 +10,7 @@ the model paints for held-out prompts, one picture an evaluation), `self_sampled
 """
 
 import contextlib
+import fcntl
 import importlib
 import json
 import pathlib
@@ -37,10 +38,12 @@ def train(config: config_lib.Config, workdir: pathlib.Path) -> state_lib.TrainSt
 
   Raises: DisagreementError when processes were started with different code, configuration or data; FloatingPointError
   after max_bad_steps steps in a row whose loss or gradient was not finite; CheckpointError when the workdir holds a
-  damaged checkpoint or one of another configuration; ValueError when the weights to begin with are another model's.
+  damaged checkpoint or one of another configuration; ValueError when the weights to begin with are another model's;
+  BlockingIOError when another run is at work in the workdir.
   """
   cfg = config.train
   with contextlib.ExitStack() as stack:
+    stack.enter_context(_alone_in(workdir))
     # 1. Machine and step. The first call compiles.
     mesh = sharding.make_mesh(config.mesh)
     distributed.agree(_facts(config))
@@ -102,6 +105,27 @@ def train(config: config_lib.Config, workdir: pathlib.Path) -> state_lib.TrainSt
       print(f'Finished {cfg.steps} steps: {final}', flush=True)
     distributed.wait('the model is exported')
     return state
+
+
+@contextlib.contextmanager
+def _alone_in(workdir: pathlib.Path) -> Iterator[None]:
+  """Keeps other runs out of the workdir: they would clear away each other's half-written checkpoints."""
+  workdir.mkdir(parents=True, exist_ok=True)
+  if not distributed.is_first():
+    yield
+    return
+  with (workdir / 'lock').open('w') as file:
+    try:
+      fcntl.flock(
+        file, fcntl.LOCK_EX | fcntl.LOCK_NB
+      )  # The system lets go of it when the process ends, however it does.
+    except BlockingIOError as error:
+      raise BlockingIOError(
+        f'Another run is at work in {workdir}. Wait for its end, or give another --workdir.'
+      ) from error
+    except OSError as error:
+      logging.warning('%s cannot be locked (%s): see to it that no other run writes there.', workdir, error)
+    yield
 
 
 class _Data:

@@ -1,6 +1,7 @@
 """The whole loop: a run that is stopped and killed ends bit for bit where a run that never stopped does."""
 
 import dataclasses
+import fcntl
 import json
 import os
 import signal
@@ -164,6 +165,14 @@ def test_steps_that_are_not_finite_in_a_row_stop_the_run(tiny, tmp_path, monkeyp
   monkeypatch.setattr(train.sharding, 'put_batch', broken)
   with pytest.raises(FloatingPointError, match='Step 3: 3 steps in a row.*learning_rate'):
     train.train(tiny, tmp_path)
+
+
+def test_two_runs_do_not_share_a_workdir(tiny, tmp_path):
+  with (tmp_path / 'lock').open('w') as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    with pytest.raises(BlockingIOError, match='Another run is at work'):
+      train.train(tiny, tmp_path)
+  assert [p.name for p in tmp_path.iterdir()] == ['lock']
 
 
 def test_another_configuration_does_not_resume(finished, tiny):
