@@ -116,15 +116,12 @@ def _alone_in(workdir: pathlib.Path) -> Iterator[None]:
     return
   with (workdir / 'lock').open('w') as file:
     try:
-      fcntl.flock(
-        file, fcntl.LOCK_EX | fcntl.LOCK_NB
-      )  # The system lets go of it when the process ends, however it does.
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # The system lets go of it however the process ends.
     except BlockingIOError as error:
-      raise BlockingIOError(
-        f'Another run is at work in {workdir}. Wait for its end, or give another --workdir.'
-      ) from error
+      message = f'Another run is at work in {workdir}. Wait for its end, or give another --workdir.'
+      raise BlockingIOError(message) from error
     except OSError as error:
-      logging.warning('%s cannot be locked (%s): see to it that no other run writes there.', workdir, error)
+      print(f'{workdir} cannot be locked ({error}): see to it that no other run writes there.', flush=True)
     yield
 
 
@@ -343,7 +340,6 @@ def main():
 
   def run(_):
     workdir = pathlib.Path(workdir_flag.value)
-    workdir.mkdir(parents=True, exist_ok=True)
     logging.set_verbosity(logging.ERROR)  # Orbax tells of every file of every save.
     config = config_lib.from_config_dict(config_flag.value)
     jax.config.update('jax_num_cpu_devices', config.mesh.cpu_devices)
