@@ -12,6 +12,8 @@ steps (area under the ROC curve .76); with whole objects described before it, no
 with one verdict on each whole object (`a red ring is planned as a blue ring: wrong`), three in ten after 1,200. With
 `Asked red, planned red, shown blue: wrong` every conflict was found after 2,000 (16 of 16 of each kind) and no right
 step rejected (of 48), but `shown` repeated the `planned` before it: 10 of 16 wrong colours were found, 6 wrong shapes.
+With `shown` first, 23 of 28 wrong colours were read at step 900, and none of 34 wrong shapes; with drafts of other
+scenes (`errors.OTHER_SCENE`) 78 of 82 and 34 of 87.
 """
 
 import dataclasses
