@@ -17,16 +17,16 @@ def get_config():
       name='shapes',
       model=config.ModelConfig(prediction='x', min_t=0.2, attention='blockwise', scan_layers=False),
       data=config.DataConfig(
-        mixture=(('multi_turn', 0.34), ('conflict', 0.26), ('misalignment', 0.36), ('direct', 0.04)),
+        mixture=(('multi_turn', 0.38), ('conflict', 0.26), ('misalignment', 0.32), ('direct', 0.04)),
         sequence=sequence,
         batch_size=4,
         und_tokens=768,
-        gen_tokens=464,
+        gen_tokens=424,
         pictures=24,
         packing_bins=24,
       ),
       train=config.TrainConfig(
-        steps=2300,
+        steps=2600,
         # 2/3 of AdamW's steps to the same losses (over the first 500); each takes 1.15 times as long.
         optimizer='muon',
         learning_rate=4e-3,
@@ -39,7 +39,7 @@ def get_config():
         eval_every=1000,
         checkpoint_every=300,
         # Synthetic errors do not look like the model's own: show it those, early ones and late ones.
-        self_sample_steps=(550, 1100, 1650),
+        self_sample_steps=(600, 1100, 1600),
         self_samples=1024,
       ),
       # Guidance below t = 0.6 too: without it a ring's hole fills up where rings are rare (the center).

@@ -103,7 +103,7 @@ def test_malformed_objects_have_no_shape_and_a_low_score():
   for _ in range(200):
     scene = _scene(rng)
     victim = scene[int(rng.integers(len(scene)))]
-    found = shapes.detect(damage.paint(scene, victim, rng=rng))
+    found = shapes.detect(damage.paint(scene, (victim,), rng=rng))
     here = [d for d in found if d.cell == victim.cell]
     assert here and all(d.shape is None and d.score < 0.5 for d in here)
     rest = sorted((d.shape, d.color, d.cell) for d in found if d.cell != victim.cell)

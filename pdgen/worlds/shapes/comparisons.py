@@ -1,10 +1,14 @@
 """What every inspection begins with: what is shown, what was planned and what was asked for, place by place.
 
     At the left: shown ring, planned ring, asked ring: correct; shown blue, planned red, asked red: wrong.
+    At the top and the right: shown bar bar, planned bar, asked bar: correct; ..
+    Else: shown nothing: correct. Number: planned three, asked two: wrong. The bar, seen from the ring: planned above,
+    asked below: wrong.
 
-The place comes first, then what is read there, with nothing before it to copy; the words that are to be compared stand
-close together, always as far apart, and their verdict right behind them; the verdict of the step is no more than the
-sum of these.
+The place comes first, then what is read there, a word for each place, with nothing before it to copy; the words that
+are to be compared stand close together, always as far apart, and their verdict right behind them. Whatever is looked
+for has its sentence in every inspection, so that nothing is found by a sentence that is mostly absent. The verdict of
+the step is no more than the sum of these.
 
 Whether two words are the same is learned very late otherwise. Measured dead ends, for a model of this size: with the
 verdict of the step first, plans of a wrong colour were told from right ones hardly better than by chance after 2,900
@@ -12,6 +16,11 @@ steps (area under the ROC curve .76); with whole objects described before it, no
 with one verdict on each whole object (`a red ring is planned as a blue ring: wrong`), three in ten after 1,200. With
 `Asked red, planned red, shown blue: wrong` every conflict was found after 2,000 (16 of 16 of each kind) and no right
 step rejected (of 48), but `shown` repeated the `planned` before it: 10 of 16 wrong colours were found, 6 wrong shapes.
+With `shown` first, 23 of 28 wrong colours were read at step 900, and none of 34 wrong shapes; with drafts of other
+scenes (`errors.OTHER_SCENE`) 78 of 82 and 34 of 87. After 2,300 steps of those, 1 of 96 right drafts was rejected; 26
+and 30 of 32 wrong colours and shapes were found, but 19 extras and 22 wrong counts, where `There is also a red ring:
+wrong.` stood only if there was one; 24 wrong relations with `The bar is above the ring: wrong.`; and where a word stood
+once for all objects alike, a single one of another colour was overlooked.
 """
 
 import dataclasses
@@ -54,8 +63,7 @@ def compare(
     group.planned.append(thing)
     group.shown.append(shown.get(thing))
   sentences = [_properties(group) for group in groups.values()]
-  sentences += [f'There is also {language.named((item,))} {language.at((item,))}: wrong.' for item in left]
-  return ' '.join([*sentences, *_counts(groups.values()), *_relation(metadata, planned)])
+  return ' '.join([*sentences, _rest(left), *_counts(groups.values()), *_relation(metadata, planned)])
 
 
 def _properties(group: _Group) -> str:
@@ -71,8 +79,15 @@ def _properties(group: _Group) -> str:
 
 
 def _property(shown: Sequence[str | None], planned: str, asked: str, *, keeps: bool) -> str:
-  seen = language.listed(list(dict.fromkeys(word or 'nothing' for word in shown)))
-  return f'shown {seen}, planned {planned}, asked {asked}: {_VERDICT[keeps and seen == planned]}'
+  seen = [word or 'nothing' for word in shown]
+  right = keeps and all(word == planned for word in seen)
+  return f'shown {" ".join(seen)}, planned {planned}, asked {asked}: {_VERDICT[right]}'
+
+
+def _rest(left: scenes.Scene) -> str:
+  """What is there besides."""
+  seen = ' and '.join(f'{language.named((item,))} {language.at((item,))}' for item in left)
+  return f'Else: shown {seen or "nothing"}: {_VERDICT[not left]}.'
 
 
 def _counts(groups) -> list[str]:
@@ -84,7 +99,7 @@ def _counts(groups) -> list[str]:
       name = group.item['class']
       asked[name], planned[name] = group.item['count'], planned.get(name, 0) + len(group.planned)
   return [
-    f'Number: asked {language.number(count)}, planned {language.number(planned[name])}: '
+    f'Number: planned {language.number(planned[name])}, asked {language.number(count)}: '
     f'{_VERDICT[planned[name] <= count]}.'
     for name, count in asked.items()
   ]
@@ -100,5 +115,8 @@ def _relation(metadata: prompt_space.Metadata, planned: scenes.Scene) -> list[st
   if a is None or b is None:
     return []
   found = boxes.relations(a.box, b.box)
+  if not found:
+    return []
   keeps = wanted in found
-  return [f'The {shape} is {wanted if keeps else min(found)} the {first["class"]}: {_VERDICT[keeps]}.'] if found else []
+  has = wanted if keeps else min(found)
+  return [f'The {shape}, seen from the {first["class"]}: planned {has}, asked {wanted}: {_VERDICT[keeps]}.']

@@ -4,15 +4,23 @@ Half of an object is not there, a blob stands in its place, two colours or two s
 out. Whatever is made here is malformed by the detector too.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy import ndimage
 
 from pdgen.worlds.shapes import detector, renderer, scenes
 
 
-def paint(scene: scenes.Scene, victim: scenes.Object, *, rng: np.random.Generator) -> np.ndarray:
-  """The picture of a scene in which one object is malformed: uint8[H, W, 3]."""
-  rest = renderer.render(tuple(o for o in scene if o != victim))
+def paint(scene: scenes.Scene, victims: Sequence[scenes.Object], *, rng: np.random.Generator) -> np.ndarray:
+  """The picture of a scene in which some objects are malformed: uint8[H, W, 3]."""
+  picture = renderer.render(tuple(o for o in scene if o not in victims))
+  for victim in victims:
+    picture = _with_malformed(picture, victim, rng=rng)
+  return picture
+
+
+def _with_malformed(rest: np.ndarray, victim: scenes.Object, *, rng: np.random.Generator) -> np.ndarray:
   while True:
     way = _WAYS[int(rng.integers(len(_WAYS)))]
     for _ in range(_TRIES):

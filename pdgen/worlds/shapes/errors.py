@@ -73,14 +73,16 @@ def misalignment(kind: str, beat: stories.Beat, *, rng: np.random.Generator) -> 
   if not beat.after:
     return None
   if kind == OTHER_SCENE:
-    scene = _others(beat.after, rng)
-    picture = renderer.render(scene)
+    drawn = _others(beat.after, rng)
+    broken = tuple(o for o in drawn if rng.random() < 0.3)
+    picture = damage.paint(drawn, broken, rng=rng)
+    scene = tuple(dataclasses.replace(o, shape=None) if o in broken else o for o in drawn)
   else:
     victim = stories.choose(rng, beat.new if beat.new and rng.random() < 0.8 else beat.after)
     scene = _misdrawn(kind, beat.after, victim, rng=rng)
     if scene is None:
       return None
-    picture = damage.paint(beat.after, victim, rng=rng) if kind == 'malformed' else renderer.render(scene)
+    picture = damage.paint(beat.after, (victim,), rng=rng) if kind == 'malformed' else renderer.render(scene)
   reasons, corrections = critiques.explain(faults(beat.after, scene), rng=rng)
   return Wrong(scene=scene, picture=picture, reasons=reasons, corrections=corrections)
 

@@ -1,6 +1,6 @@
 """How the world's plans and inspections are worded: several templates for each thing there is to say.
 
-Text is most of what training costs, so it is kept short: a plan has 15 to 35 words, an inspection 30 to 60, over a
+Text is most of what training costs, so it is kept short: a plan has 15 to 35 words, an inspection 35 to 80, over a
 vocabulary of under 200. An inspection compares (`comparisons`) before it judges, by the paper's two
 templates ("The intermediate step is correct. ... The missing ... is going to be added in the following steps." and
 "The intermediate step is wrong. ... <refine> ... </refine>").
