@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from pdgen import compile as compile_lib
@@ -94,7 +95,9 @@ def test_collectives_are_counted_as_often_as_their_loops_run():
       )  # fmt: skip
       return f(x, w)
 
-  compiled = jax.jit(program).lower(jnp.zeros((16, 32)), jnp.zeros((5, 32, 32))).compile()
+  where = tuple(NamedSharding(mesh, spec) for spec in (P(('data', 'fsdp')), P()))
+  arrays = jnp.zeros((16, 32)), jnp.zeros((5, 32, 32))
+  compiled = jax.jit(program, in_shardings=where).lower(*arrays).compile()
   found = hlo.collectives(compiled.as_text(), devices=8)
   by_kind = {kind: [c for c in found if c.kind == kind] for kind in hlo.KINDS}
   (reduced,), (gathered,) = by_kind['all-reduce'], by_kind['all-gather']
