@@ -37,7 +37,7 @@ def tiny_config() -> config_lib.Config:
   )
   sequence = config_lib.SequenceConfig(noised_copies=2, verdict_weight=4.0)
   data = config_lib.DataConfig(
-    sequence=sequence, batch_size=8, und_tokens=576, gen_tokens=128, pictures=16, packing_bins=2, prefetch=1
+    sequence=sequence, batch_size=8, und_tokens=640, gen_tokens=128, pictures=16, packing_bins=2, prefetch=1
   )
   train = config_lib.TrainConfig(
     steps=8,

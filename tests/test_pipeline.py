@@ -286,7 +286,7 @@ def test_worker_processes_resume_exactly(tmp_path):
 
 
 @pytest.mark.parametrize(
-  'noised_copies, und_tokens, gen_tokens', [(1, 704, 240), (3, 704, 424), (3, 768, 464)], ids=lambda v: str(v)
+  'noised_copies, und_tokens, gen_tokens', [(1, 768, 232), (3, 704, 388), (3, 768, 424)], ids=lambda v: str(v)
 )
 def test_both_budgets_are_used(noised_copies, und_tokens, gen_tokens):
   sequence = config_lib.SequenceConfig(noised_copies=noised_copies)

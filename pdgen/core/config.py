@@ -113,8 +113,8 @@ class DataConfig:
   mixture: tuple[tuple[str, float], ...] = (('multi_turn', 0.5), ('conflict', 0.25), ('misalignment', 0.25))
   sequence: SequenceConfig = SequenceConfig()
   batch_size: int = 4
-  und_tokens: int = 704
-  gen_tokens: int = 240
+  und_tokens: int = 768
+  gen_tokens: int = 232
   pictures: int = 20
   vit_tokens: int = 0
   packing_bins: int = 16
