@@ -17,7 +17,7 @@ WEIGHTED = dataclasses.replace(
   plan_weight=2.0,
   inspection_weight=3.0,
   verdict_weight=8.0,
-  decisive=('no', 'ok'),
+  decisive=('no', 'ok', '<refine>'),
   boundary_weight=0.5,
 )
 
