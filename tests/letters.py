@@ -3,30 +3,12 @@
 import dataclasses
 
 import numpy as np
+import toy
 
 from pdgen.core import config
-from pdgen.core import trajectory as trajectory_lib
 from pdgen.data import sequence
-from pdgen.data import tokenizer as tokenizer_lib
 
-Step, Trajectory = trajectory_lib.Step, trajectory_lib.Trajectory
-
-
-class Letters(tokenizer_lib.Tokenizer):
-  """One ASCII character, one id; specials from 128."""
-
-  def __init__(self):
-    names = [*tokenizer_lib.STRUCTURE, *tokenizer_lib.TAGS]
-    super().__init__(specials=config.Specials(**{n: 128 + i for i, n in enumerate(names)}), vocab_size=139)
-
-  def _encode_exact(self, text):
-    return tuple(text.encode('ascii'))
-
-  def _token_bytes(self, token_id):
-    return bytes([token_id])
-
-
-WORDS = Letters()
+Step, Trajectory, WORDS = toy.Step, toy.Trajectory, toy.WORDS
 MODEL = config.ModelConfig(image_size=16, codec=config.CodecConfig(patch=8), max_latent_size=2)
 WITH_VIT = dataclasses.replace(MODEL, vit=config.VitConfig(patch=16))
 PLAIN = config.SequenceConfig(opening='', drop_text=0.0)
@@ -35,7 +17,7 @@ WEIGHTED = dataclasses.replace(
   plan_weight=2.0,
   inspection_weight=3.0,
   verdict_weight=8.0,
-  decisive=('no', 'ok'),
+  decisive=('no', 'ok', '<refine>'),
   boundary_weight=0.5,
 )
 

@@ -53,11 +53,10 @@ class SequenceConfig:
     drop_clean, drop_vit: probability, for each sample, that its clean (its ViT) copies are left out. Where a
       picture keeps neither, the texts after it carry no cross-entropy: they would teach to write unseen.
     plan_weight, inspection_weight: cross-entropy weight of the tokens of plans and of inspections.
-    verdict_weight: of what decides: the decisive words of an inspection, its `<refine>` tag, and whether a draft ends
-      the trajectory.
+    verdict_weight: of what decides: the decisive words of an inspection, and whether a draft ends the trajectory.
     decisive: regular expressions; what they match in an inspection is decisive. As they stand: verdicts (paper: `The
-      intermediate step is wrong.`), and what is `shown`: a faulty draft is rare, so that what was planned is mostly
-      what is shown, and reading the picture pays late.
+      intermediate step is wrong.`), the `<refine>` tag, and what is `shown`: a faulty draft is rare, so that what was
+      planned is mostly what is shown, and reading the picture pays late.
     boundary_weight: of the boundary labels (what comes after a text or a picture).
     length_weighting: divide the weights of a text by sqrt(its tokens) (BAGEL's ce_loss_reweighting).
     learn_rejected_drafts: flow loss on drafts that their own inspection rejects (ours: no).
@@ -73,7 +72,7 @@ class SequenceConfig:
   plan_weight: float = 1.0
   inspection_weight: float = 1.0
   verdict_weight: float = 1.0
-  decisive: tuple[str, ...] = (r'\b(?:correct|wrong)\b', r'(?<=\bshown )[^,:;.]+')
+  decisive: tuple[str, ...] = (r'\b(?:correct|wrong)\b', '<refine>', r'(?<=\bshown )[^,:;.]+')
   boundary_weight: float = 1.0
   length_weighting: bool = False
   learn_rejected_drafts: bool = False

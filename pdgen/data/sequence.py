@@ -48,7 +48,7 @@ from pdgen.data import tokenizer as tokenizer_lib
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Text:
-  """A text span. weight: of its tokens; verdict: of an inspection's decisive words and of its `<refine>`."""
+  """A text span. weight: of its tokens; verdict: of an inspection's decisive words."""
 
   ids: list[int]
   learned: bool
@@ -78,7 +78,7 @@ def build(
   rng: draws the condition dropout. None: an inference prefix, without noised copies and without dropout.
 
   Supervision. A text the model wrote predicts its tokens and its `im_end` (plan_weight, inspection_weight; an
-  inspection's decisive words, see SequenceConfig.decisive, and its `<refine>` tag verdict_weight), then what follows it
+  inspection's decisive words, see SequenceConfig.decisive, verdict_weight), then what follows it
   (boundary_weight): paint, write again or, after an inspection, finish. The last kept copy of a picture predicts at its
   `vision_end` whether the work goes on or is finished: on a draft that is a verdict, so that its weight is
   max(boundary_weight, verdict_weight). Nothing is learned on the prompt, on what the config excludes as rejected, where
@@ -222,9 +222,6 @@ class _Layout(layout_lib.Layout):
       if block.verdict is not None:
         for i in _decisive(block.ids, tokenizer, cfg.decisive):
           weights[i] = block.verdict * scale
-        for i, token_id in enumerate(block.ids):
-          if token_id == self._specials.refine:
-            weights[i] = block.verdict * scale
       weights[-1] = cfg.boundary_weight if successor is not None else 0.0
     self.text(block.ids, weights=weights, end_label=successor)
 
