@@ -10,4 +10,5 @@ venv '[test]'
 
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-.venv/bin/python -m pytest "$@"
+# A process for each core, four at most (each takes 3 GB): most of the time goes into compiling, which is sequential.
+.venv/bin/python -m pytest -n auto --maxprocesses=4 --dist=loadfile "$@"

@@ -67,7 +67,23 @@ def batch(tiny) -> packed.PackedBatch:
   return made
 
 
-def pytest_terminal_summary(terminalreporter):
-  if 'golden_folder' in sys.modules:
-    for line in sys.modules['golden_folder'].summary():
-      terminalreporter.write_line(line)
+def _parity():
+  return sys.modules['golden_folder'].summary() if 'golden_folder' in sys.modules else []
+
+
+def pytest_sessionfinish(session):
+  if hasattr(session.config, 'workeroutput'):  # One of several processes: the first one writes the summary.
+    session.config.workeroutput['parity'] = _parity()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+  node.config.stash.setdefault(_PARITY, []).extend(getattr(node, 'workeroutput', {}).get('parity', []))
+
+
+_PARITY = pytest.StashKey[list[str]]()
+
+
+def pytest_terminal_summary(terminalreporter, config):
+  for line in [*config.stash.get(_PARITY, []), *_parity()]:
+    terminalreporter.write_line(line)
