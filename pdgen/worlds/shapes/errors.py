@@ -74,7 +74,7 @@ def misalignment(kind: str, beat: stories.Beat, *, rng: np.random.Generator) -> 
     return None
   if kind == OTHER_SCENE:
     drawn = _others(beat.after, rng)
-    broken = tuple(o for o in drawn if rng.random() < 0.3)
+    broken = tuple(o for o in drawn if rng.random() < 0.35)
     picture = damage.paint(drawn, broken, rng=rng)
     scene = tuple(dataclasses.replace(o, shape=None) if o in broken else o for o in drawn)
   else:
@@ -158,7 +158,7 @@ def _misdrawn(
 
 
 def _others(scene: scenes.Scene, rng: np.random.Generator) -> scenes.Scene:
-  """Objects in the same places, each of another shape or not, of another colour or not.
+  """Objects in the same places, each of another shape or not, of another colour or not, or gone; at times one too many.
 
   In a draft with one error, all words but one that an inspection reads from it are those of the plan, and a small model
   copies them; here it has to look.
@@ -172,7 +172,11 @@ def _others(scene: scenes.Scene, rng: np.random.Generator) -> scenes.Scene:
     found = tuple(
       dataclasses.replace(o, shape=redrawn(o.shape, scenes.SHAPES), color=redrawn(o.color, scenes.COLORS))
       for o in scene
+      if rng.random() < 0.9
     )
+    if rng.random() < 0.4:
+      like = stories.choose(rng, (*scene, *found))
+      found += (dataclasses.replace(like, cell=stories.choose(rng, stories.free_cells(scene))),)
   return found
 
 
