@@ -8,6 +8,7 @@ import subprocess
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
+SPREAD = '-n auto --maxprocesses=4 --dist=loadfile'
 
 # Is new enough; `-m venv` puts itself there as .venv/bin/python; everything else it is asked for goes to a log.
 STUB = """#!/usr/bin/env bash
@@ -58,15 +59,14 @@ def test_quickstart_installs_once_and_paints(clone):
 def test_the_checks_install_the_test_extra_and_run_all_three(clone, script):
   code, output, log = clone(script)
   assert code == 0, output
-  wanted = ['--editable .[test]', 'check .', 'format --check .', '-m pytest']
+  wanted = ['--editable .[test]', 'check .', 'format --check .', f'-m pytest {SPREAD}']
   places = [log.index(f'{w}\n') for w in wanted]
   assert places == sorted(places)
 
 
 def test_arguments_of_the_checks_go_to_pytest(clone):
-  assert (
-    '-m pytest tests/test_masks.py -k causal\n' in clone('launch/test.sh', 'tests/test_masks.py', '-k', 'causal')[2]
-  )
+  log = clone('launch/test.sh', 'tests/test_masks.py', '-k', 'causal')[2]
+  assert f'-m pytest {SPREAD} tests/test_masks.py -k causal\n' in log
 
 
 def test_each_set_of_extras_is_installed_for_itself(clone):

@@ -123,5 +123,5 @@ def test_joining_the_streams_on_a_split_row_keeps_each_part_on_its_device():
 def test_what_does_not_divide_is_an_error_naming_it(rows):
   config, batch, _, _ = rows['reference']
   mesh = sharding.make_mesh(mesh_config(1, 1, 1, 3))
-  with pytest.raises(ValueError, match=r'\[8, 448\]: 448 does not divide among sequence = 3.*und_tokens'):
+  with pytest.raises(ValueError, match=r'\[8, 640\]: 640 does not divide among sequence = 3.*und_tokens'):
     sharding.put_batch(batch, mesh)

@@ -108,7 +108,7 @@ def _attention_output(layer, x, rope, plan):
     jnp.concatenate(parts, axis=1)
     for parts in zip(layer.und.qkv(x.und, *rope.und), layer.gen.qkv(x.gen, *rope.gen), strict=True)
   )
-  attended = layer.attend(q, (k,), (v,), plan)
+  attended = attention.implementation(layer.attention).attend(q, (k,), (v,), plan)
   attended = attended.reshape(*attended.shape[:2], -1)
   u = x.und.shape[1]
   return mot.Streams(layer.und.o(attended[:, :u]), layer.gen.o(attended[:, u:]))
