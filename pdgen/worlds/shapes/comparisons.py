@@ -20,7 +20,9 @@ With `shown` first, 23 of 28 wrong colours were read at step 900, and none of 34
 scenes (`errors.OTHER_SCENE`) 78 of 82 and 34 of 87. After 2,300 steps of those, 1 of 96 right drafts was rejected; 26
 and 30 of 32 wrong colours and shapes were found, but 19 extras and 22 wrong counts, where `There is also a red ring:
 wrong.` stood only if there was one; 24 wrong relations with `The bar is above the ring: wrong.`; and where a word stood
-once for all objects alike, a single one of another colour was overlooked.
+once for all objects alike, a single one of another colour was overlooked. With all of that mended (2,900 steps, errors
+on held-out prompts, read word by word behind the right words), 91 of 100 wrong colours and 88 of 100 wrong shapes were
+read where an object stood alone, but 62 and 64 of 100 in `shown bar bar bar`: the word before is repeated.
 """
 
 import dataclasses
