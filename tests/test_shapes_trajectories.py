@@ -11,7 +11,7 @@ from pdgen.core import config
 from pdgen.core import trajectory as trajectories
 from pdgen.evals import geneval
 from pdgen.worlds import shapes
-from pdgen.worlds.shapes import comparisons, drafts, errors, language, prompt_space, scenes
+from pdgen.worlds.shapes import comparisons, drafts, errors, language, prompt_space, scenes, stories
 
 MIXTURE = ('multi_turn', 'conflict', 'misalignment')  # in equal parts, nearly as in configs/shapes.py
 SPOKEN = re.compile(r'[A-Za-z]+')
@@ -257,6 +257,18 @@ def test_shares_of_errors_detours_tasks_and_pictures():
   pictures = [len(t.pictures) for t in made]
   assert 2.0 < np.mean(pictures) < 3.0
   assert max(len(t.steps) for t in made) <= 5
+
+
+def test_drafts_of_other_scenes_lack_objects_or_have_more():
+  """Whoever learns from them alone cannot tell what is shown from what was planned, in any place."""
+  rng = np.random.default_rng(0)
+  differences = collections.Counter()
+  for _ in range(200):
+    beat = stories.tell(rng, split='train').beats[-1]
+    wrong = errors.misalignment(errors.OTHER_SCENE, beat, rng=rng)
+    assert {o.cell for o in drafts.observed(wrong.picture)} == {o.cell for o in wrong.scene}
+    differences[len(wrong.scene) - len(beat.after)] += 1
+  assert min(differences[d] for d in (-1, 0, 1)) > 10, differences
 
 
 def test_texts_are_short_and_their_vocabulary_small():
