@@ -61,7 +61,7 @@ def test_equals_the_reference_forward_and_backward(name, sizes, long, monkeypatc
 
   def run(implementation, q, k, v):
     plan = implementation.prepare(tokens, tokens)
-    return jnp.where(seen, implementation.attend(q, (k,), (v,), plan), 0.0)
+    return jnp.where(seen, implementation.attend(q, k, v, plan), 0.0)
 
   out, grads = {}, {}
   for which in ('reference', name):
@@ -79,7 +79,7 @@ def test_reference_follows_the_mask_token_by_token():
   reference = attention.implementation('reference')
   q, k = (jnp.asarray(rng.normal(size=(1, 128, 1, 8)), jnp.float32) for _ in range(2))
   values = jnp.eye(128)[None, :, None, :]
-  weights = np.asarray(reference.attend(q, (k,), (values,), reference.prepare(tokens, tokens)))[0, :, 0]
+  weights = np.asarray(reference.attend(q, k, values, reference.prepare(tokens, tokens)))[0, :, 0]
   visible = np.asarray(masks.visible(tokens, tokens))[0]
   real = tokens.segment[0] > 0
   assert np.all((weights[real] > 0) == visible[real])
@@ -92,7 +92,7 @@ def test_blockwise_never_builds_the_whole_matrix():
   blockwise = attention.implementation('blockwise')
 
   def loss(q, k):
-    return jnp.sum(blockwise.attend(q, (k,), (k,), blockwise.prepare(tokens, tokens)))
+    return jnp.sum(blockwise.attend(q, k, k, blockwise.prepare(tokens, tokens)))
 
   compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(q, k).compile()
   assert compiled.memory_analysis().temp_size_in_bytes < 2048 * 2048 * 4

@@ -1,6 +1,7 @@
 """Cached decoding gives what one forward over the whole row gives, wherever in the cache its tokens lie."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import toy
 from flax import nnx
 
 from pdgen.core import packed
+from pdgen.models import attention, cached
 from pdgen.sampling import cache, streams
 from pdgen.training import state as state_lib
 
@@ -36,7 +38,7 @@ def _extend(graphdef, params, batch, z, t, past, slots):
   hidden, kv = nnx.merge(graphdef, params).extend(batch, z, t, past)
   tokens = streams.concatenate(batch.und.tokens, batch.gen.tokens)
   kept = tokens._replace(segment=jnp.where(tokens.noised > 0, 0, tokens.segment))
-  return hidden, cache.write(past, kv, kept, slots)
+  return hidden, cache.write(past, kv, kept, slots, after=hidden.und)
 
 
 def _chunks(row):
@@ -87,7 +89,7 @@ def test_an_empty_slot_and_a_row_that_does_not_take_part_stay_as_they_are():
   fields = dict(order=[[7, 8], [3, 4]], reach=[[7, 8], [9, 9]], span=[[0, 0], [4, 4]], noised=[[0, 0], [0, 0]])
   tokens = packed.Tokens(segment=[[1, 1], [1, 0]], position=[[6, 5], [4, 4]], **fields)
   tokens = packed.Tokens(*map(jnp.asarray, tokens))
-  after = jax.jit(cache.write)(past, kv, tokens, jnp.array([[3, 0], [2, 2]]))
+  after = jax.jit(cache.write)(past, kv, tokens, jnp.array([[3, 0], [2, 2]]), after=np.ones((2, 2, 16)))
   past, after = jax.device_get((past, after))
   np.testing.assert_array_equal(after.tokens.segment, [[1, 0, 0, 1, 0], [0, 0, 1, 0, 0]])
   np.testing.assert_array_equal(after.tokens.position, [[5, 0, 0, 6, 0], [0, 0, 4, 0, 0]])
@@ -102,7 +104,7 @@ def test_an_empty_slot_and_a_row_that_does_not_take_part_stay_as_they_are():
 
 
 def test_writing_does_not_touch_what_is_there():
-  write = jax.jit(cache.write)
+  write = functools.partial(jax.jit(cache.write), after=np.ones((1, 1, 16), np.float32))
   ones = np.ones((2, 1, 1, 2, 8), np.float32)
   token = packed.Tokens(*(np.ones((1, 1), np.int32),) * 6)
   past = cache.empty(toy.MODEL, batch=1, slots=4)
@@ -112,6 +114,30 @@ def test_writing_does_not_touch_what_is_there():
   np.testing.assert_array_equal(past.k[0, 0, :, 0, 0], [0, 1, 3, 0])
   np.testing.assert_array_equal(past.v[0, 0, :, 0, 0], [0, 2, 4, 0])
   np.testing.assert_array_equal(past.tokens.order, [[0, 1, 9, 0]])
+
+
+def test_chunks_that_nobody_sees_are_not_read():
+  """Those that are come first. What stands in the others does not matter: here it would make everything NaN."""
+  chunk, heads = cached.CHUNK, (2, 4)
+  segment = np.zeros((2, 5 * chunk - 7), np.int32)
+  segment[0, chunk + 3], segment[1, -1], segment[1, 2 * chunk] = 1, 1, 3
+  zeros = np.zeros_like(segment)
+  past = packed.Tokens(segment, zeros, zeros, zeros, zeros, zeros)
+  ones = np.ones((2, 1), np.int32)
+  query = packed.Tokens(ones, ones, ones, 0 * ones, 0 * ones, ones)
+  plan = cached.prepare(query, past)
+  assert plan.order[: int(plan.count)].tolist() == [1, 4]
+
+  rng = np.random.default_rng(0)
+  q, k, v = (jnp.asarray(rng.normal(size=(2, 1, *heads)), jnp.float32) for _ in range(3))
+  stored = rng.normal(size=(2, 2, 2, segment.shape[1], *heads)).astype(np.float32)
+  stored[:, 0] = np.nan  # another layer
+  stored[:, 1, :, :chunk] = stored[:, 1, :, 2 * chunk : 4 * chunk - 7] = np.nan
+  got = cached.attend(q, k, v, *map(jnp.asarray, stored), jnp.int32(1), plan)
+  reference = attention.implementation('reference')
+  layer = attention.PastLayer(*np.nan_to_num(stored), 1)
+  want = reference.attend(q, k, v, reference.prepare(query, query, past), layer)
+  np.testing.assert_allclose(got, want, atol=TOLERANCE)
 
 
 def test_the_cache_is_kept_in_the_compute_dtype():

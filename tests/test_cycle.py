@@ -1,6 +1,7 @@
 """The whole cycle with random weights: independence of neighbours, caps, one program, a cache that is the sequence."""
 
 import dataclasses
+import re
 
 import jax
 import numpy as np
@@ -327,6 +328,21 @@ def test_the_cycle_is_one_equation_that_calls_nobody_outside():
   assert lowered.count('stablehlo.while') >= 3  # rounds, texts, Euler steps
   for outside in ('infeed', 'outfeed', 'stablehlo.send', 'stablehlo.recv', 'custom_call', 'callback'):
     assert outside not in lowered
+
+
+def test_no_step_copies_the_cache():
+  """XLA does so where it cannot tell that the cache is read before it is written: two copies in every step of text."""
+  cfg = dataclasses.replace(CFG, attention='blockwise', scan_layers=False)
+  painter = toy.painter(cfg, GREEDY)
+  request = painter.request([painter_lib._start('ab', 'process')] * 3, range(3), [2] * 3, batch_size=3)
+  knobs, program = painter_lib.knobs(GREEDY), painter.program(GREEDY)
+  lowered = cycle.run.lower(painter.graphdef, painter.params, request, knobs, program)
+  cached = jax.tree.leaves(lowered.out_info)[0].shape
+  assert cached[:2] == (cfg.depth, 3) and cached[3:] == (cfg.num_kv_heads, cfg.head_dim)
+  loops, entry = lowered.compile(toy.QUICK).as_text().split('\nENTRY ')
+  of_the_cache = re.compile(rf'= f32\[{",".join(map(str, cached))}\]\S* (\S+)\(')
+  assert 'scatter' in of_the_cache.findall(loops)
+  assert 'copy' not in of_the_cache.findall(loops)
 
 
 def test_other_kinds_of_models_fit_the_program():

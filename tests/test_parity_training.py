@@ -93,7 +93,7 @@ def _forward(model, batch, noise, t):
     layer = nnx.merge(graphdef, jax.tree.map(operator.itemgetter(i), weights))
     if i == 0:
       out['attn0'] = _attention_output(layer, x, rope, plan)
-    x, _, _ = layer(x, rope, plan, None, None)
+    x, _, _ = layer(x, rope, plan)
     out[f'hidden_layer{i}'] = x
   hidden = trunk.forward(out['llm_input'], und, gen)
   logits, prediction = model.logits(hidden.und), model.prediction(hidden.gen)
@@ -108,7 +108,7 @@ def _attention_output(layer, x, rope, plan):
     jnp.concatenate(parts, axis=1)
     for parts in zip(layer.und.qkv(x.und, *rope.und), layer.gen.qkv(x.gen, *rope.gen), strict=True)
   )
-  attended = attention.implementation(layer.attention).attend(q, (k,), (v,), plan)
+  attended = attention.implementation(layer.attention).attend(q, k, v, plan)
   attended = attended.reshape(*attended.shape[:2], -1)
   u = x.und.shape[1]
   return mot.Streams(layer.und.o(attended[:, :u]), layer.gen.o(attended[:, u:]))

@@ -50,9 +50,8 @@ def prepare(query: packed.Tokens, key: packed.Tokens) -> Plan:
   return Plan(*sorts, query, key, order, jnp.max(jnp.sum(sees, axis=-1), axis=0).astype(jnp.int32))
 
 
-def attend(q: jax.Array, keys: tuple[jax.Array, ...], values: tuple[jax.Array, ...], plan: Plan) -> jax.Array:
-  """q: [B, T, N, H]; keys, values: tuples of [B, S_i, K, H]. Returns [B, T, N, H]; 0 where a query sees nothing."""
-  k, v = (x[0] if len(x) == 1 else jnp.concatenate(x, axis=1) for x in (keys, values))
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, plan: Plan) -> jax.Array:
+  """q: [B, T, N, H]; k, v: [B, S, K, H]. Returns [B, T, N, H]; 0 where a query sees nothing."""
   t, n, kv_heads, block = q.shape[1], q.shape[2], k.shape[2], plan.query.order.shape[-1]
   q = _permute(q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype), plan.query_sort)
   k, v = (_heads_first(_permute(x, plan.key_sort), block, repeat=n // kv_heads) for x in (k, v))

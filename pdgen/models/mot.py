@@ -91,8 +91,8 @@ class Layer(nnx.Module):
     self.gen = Expert(cfg, 'gen', rngs=rngs)
     self.attention = cfg.attention
 
-  def __call__(self, x: Streams, rope: Streams, plan, past_k: jax.Array | None, past_v: jax.Array | None):
-    """x: streams of [B, T, D]. past_k, past_v: [B, S, K, H] or None. Returns (x, k, v), k and v of the new tokens."""
+  def __call__(self, x: Streams, rope: Streams, plan, past: attention.PastLayer | None = None):
+    """x: streams of [B, T, D]. Returns (x, k, v), k and v of the new tokens."""
     # An empty stream (decoding text has no gen tokens) costs nothing: its expert is not traced.
     present = [
       (expert, s, angles)
@@ -101,9 +101,8 @@ class Layer(nnx.Module):
     ]
     projections = [expert.qkv(s, *angles) for expert, s, angles in present]
     q, k, v = (join(*parts) if len(parts) == 2 else parts[0] for parts in zip(*projections, strict=True))
-    keys, values = ((k,), (v,)) if past_k is None else ((past_k, k), (past_v, v))
     with jax.named_scope('attention'):
-      attended = attention.implementation(self.attention).attend(q, keys, values, plan)
+      attended = attention.implementation(self.attention).attend(q, k, v, plan, past)
     attended = split(attended, x.und.shape[1])
     und = self.und.finish(x.und, attended.und) if x.und.shape[1] else x.und
     gen = self.gen.finish(x.gen, attended.gen) if x.gen.shape[1] else x.gen
@@ -139,20 +138,20 @@ class Trunk(nnx.Module):
     cfg = self.cfg
     rope = Streams(*(layers.rope_angles(t.position, cfg.head_dim, cfg.rope_theta) for t in (und, gen)))
     query = packed.Tokens(*(join(*pair) for pair in zip(und, gen, strict=True)))
-    key = query
-    if past is not None:
-      key = packed.Tokens(*(jnp.concatenate(pair, axis=1) for pair in zip(past.tokens, query, strict=True)))
-    plan = attention.implementation(cfg.attention).prepare(query, key)
+    if past is not None and not past.k.shape[2]:
+      past = None  # room for nothing
+    plan = attention.implementation(cfg.attention).prepare(query, query, None if past is None else past.tokens)
     graphdef, weights = nnx.split(self.layers)
     weights = nnx.to_pure_dict(weights)
 
     def body(x, scanned):
-      weights, past_k, past_v = scanned
+      weights, layer = scanned
       weights = sharding.gathered(weights, dtype=cfg.dtype, layer_of='trunk/layers')
       x = Streams(*(sharding.constrain(s, sharding.ROWS, 'sequence') for s in x))
-      x, k, v = nnx.merge(graphdef, weights)(x, rope, plan, past_k, past_v)
+      before = None if past is None else attention.PastLayer(past.k, past.v, layer)
+      x, k, v = nnx.merge(graphdef, weights)(x, rope, plan, before)
       return x, (k, v) if keep else None
 
-    scanned = (weights, past.k, past.v) if past is not None else (weights, None, None)
+    scanned = (weights, None if past is None else jnp.arange(cfg.depth))
     x, kv = jax.lax.scan(remat.wrap(body, cfg.remat), x, scanned, unroll=1 if cfg.scan_layers else cfg.depth)
     return Streams(self.und_norm(x.und), self.gen_norm(x.gen)), kv

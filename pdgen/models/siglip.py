@@ -29,7 +29,7 @@ class Block(nnx.Module):
     """x: [R, T, width]; attend, plan: of a `models.attention.Implementation`."""
     h = self.norm1(x)
     q, k, v = (p(h).reshape(*h.shape[:2], self.num_heads, -1) for p in (self.q, self.k, self.v))
-    x = x + self.o(attend(q, (k,), (v,), plan).reshape(h.shape))
+    x = x + self.o(attend(q, k, v, plan).reshape(h.shape))
     return x + self.fc2(jax.nn.gelu(self.fc1(self.norm2(x)), approximate=True))
 
 

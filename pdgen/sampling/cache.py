@@ -21,14 +21,23 @@ def empty(cfg: config_lib.ModelConfig, *, batch: int, slots: int) -> attention.P
 
 
 def write(
-  past: attention.Past, kv: tuple[jax.Array, jax.Array], tokens: packed.Tokens, slots: jax.Array
+  past: attention.Past,
+  kv: tuple[jax.Array, jax.Array],
+  tokens: packed.Tokens,
+  slots: jax.Array,
+  *,
+  after: jax.Array,
 ) -> attention.Past:
   """Puts new tokens in their slots. kv: [L, B, T, K, H] each. tokens: [B, T]. slots: int32[B, T].
 
   A token with segment 0 (a trajectory that is not taking part) is not written.
+  after: [B, T, D], the final hidden states of the same forward. Where XLA cannot tell that all layers have read the
+    cache before it is written, it copies all of it, twice in every step of text; so the slots follow from these, and
+    nothing is written where they are not finite.
   """
   size = past.k.shape[2]
-  slots = jnp.where(tokens.segment > 0, slots, size)  # out of range: dropped
+  done = jnp.isfinite(after[:, -1:, 0])
+  slots = jnp.where((tokens.segment > 0) & done, slots, size)  # out of range: dropped
   rows = jnp.arange(slots.shape[0])[:, None]
   k, v = (old.at[:, rows, slots].set(new, mode='drop') for old, new in zip(past[:2], kv, strict=True))
   meta = (old.at[rows, slots].set(new, mode='drop') for old, new in zip(past.tokens, tokens, strict=True))

@@ -103,7 +103,7 @@ def start(model: interleaved.Interleaved, request: Request, knobs: flow.Knobs, p
   slot = jnp.broadcast_to(jnp.arange(u + g), (batch, u + g))
   clean = model.clean_latents(prefix) if g else jnp.zeros((batch, 0, model.codec.channels))
   hidden, kv = model.extend(prefix, clean, jnp.zeros((batch, g)), nothing)
-  past = cache.write(past, kv, both, slot)
+  past = cache.write(past, kv, both, slot, after=hidden.und)
   if program.image_branch:
     # The same texts once more, as they are without the pictures between them.
     is_text = (prefix.und.tokens.segment > 0) & (prefix.und.tokens.span == 0)
@@ -111,7 +111,7 @@ def start(model: interleaved.Interleaved, request: Request, knobs: flow.Knobs, p
     if sampling.closed_positions:
       text = text._replace(position=jnp.cumsum(is_text, axis=1) - 1)
     _, kv = _extend_text(model, prefix.und._replace(tokens=text), nothing)
-    past = cache.write(past, kv, text, slot[:, :u] + slots // 2)
+    past = cache.write(past, kv, text, slot[:, :u] + slots // 2, after=hidden.und)
 
   real = both.segment > 0
   in_picture = real & (both.span > 0)
@@ -162,7 +162,7 @@ def read_token(model: interleaved.Interleaved, state: State, program: Program) -
   hidden, kv = _extend_text(model, und, state.past)
   lane = grammar.advance(state.lane, state.pending, program.rules)
   state = state.replace(
-    past=cache.write(state.past, kv, und.tokens, slots),
+    past=cache.write(state.past, kv, und.tokens, slots, after=hidden.und),
     lane=jax.tree.map(lambda new, old: jnp.where(active, new, old), lane, state.lane),
     slot=state.slot + active,
     order=state.order + active,
@@ -190,7 +190,7 @@ def paint(model: interleaved.Interleaved, state: State, knobs: flow.Knobs, progr
   rows = jnp.arange(active.shape[0])
   index = jnp.where(active, state.picture_count, state.pictures.shape[1])
   state = state.replace(
-    past=cache.write(state.past, kv, tokens_, state.slot[:, None] + jnp.arange(count)[None]),
+    past=cache.write(state.past, kv, tokens_, state.slot[:, None] + jnp.arange(count)[None], after=hidden.und),
     lane=grammar.painted(state.lane, active),
     slot=state.slot + active * count,
     order=order,
