@@ -36,6 +36,7 @@ NOISE_MULTIPLE = 8
 BFLOAT16_BOUND = 0.1
 GRADIENT_NORMS = 'e_train_grad_norms'
 DECLARED: set[str] = set()  # patterns of all tests that have been imported
+COMPARED: set[str] = set()  # of these, what is compared and not only read
 ERRORS: dict[str, dict[str, tuple[float, float]]] = {}  # array: dtype: (largest error, bound)
 
 
@@ -51,6 +52,7 @@ _records = [_Record()]
 def checks(*patterns, inputs=()):
   """Decorates a test: it compares all arrays that match `patterns`, and reads all that match `inputs`."""
   DECLARED.update((*patterns, *inputs))
+  COMPARED.update(patterns)
 
   def decorate(test):
     @functools.wraps(test)
@@ -113,6 +115,13 @@ def integers(name):
   array = value(name)
   np.testing.assert_array_equal(array, np.round(array), err_msg=name)
   return array.astype(np.int64).tolist()
+
+
+def interval(name):
+  """Two times that were set by hand, with two decimals at most: an interval only decides, so little changes nothing."""
+  array = value(name)
+  np.testing.assert_array_equal(array, np.round(array.astype(np.float64), 2).astype(array.dtype), err_msg=name)
+  return tuple(array.tolist())
 
 
 def close(got, name, *, rows=..., multiple=NOISE_MULTIPLE):

@@ -164,16 +164,16 @@ _SETTINGS = tuple(
 def _run(name):
   """The program and the knobs of a run, as the folder's README describes it: (shape, knobs)."""
   text, image = (float(value(f'{IMAGE}/cfg_{which}_scale')) for which in ('text', 'img'))
-  cfg, narrow = (value(f'{IMAGE}/{which}_interval').tolist() for which in ('cfg', 'narrow'))
+  cfg, narrow = (golden_folder.interval(f'{IMAGE}/{which}_interval') for which in ('cfg', 'narrow'))
   if name == 'nocfg':
     text = image = 1.0
   numbers = inference.knobs(
     text_guidance=text,
     image_guidance=image,
-    guidance_interval=tuple(narrow if name == 'narrow' else cfg),
+    guidance_interval=narrow if name == 'narrow' else cfg,
     renorm_min=1.0 if name == 'min1' else 0.0,
     timestep_shift=float(value(f'{IMAGE}/timestep_shift')),
-    flow_steps=int(value(f'{IMAGE}/num_timesteps')) - 1,  # (BAGEL, QUIRKS 25)
+    flow_steps=integers(f'{IMAGE}/num_timesteps') - 1,  # (BAGEL, QUIRKS 25)
   )
   renorm = name if name in ('channel', 'text_channel') else 'global'
   return inference.program(renorm=renorm, text_branch=text != 1.0, image_branch=image != 1.0), numbers
