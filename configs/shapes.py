@@ -17,11 +17,11 @@ def get_config():
       name='shapes',
       model=config.ModelConfig(prediction='x', min_t=0.2, attention='blockwise', scan_layers=False),
       data=config.DataConfig(
-        mixture=(('multi_turn', 0.36), ('conflict', 0.22), ('misalignment', 0.38), ('direct', 0.04)),
+        mixture=(('multi_turn', 0.33), ('conflict', 0.21), ('misalignment', 0.42), ('direct', 0.04)),
         sequence=sequence,
         batch_size=4,
         und_tokens=768,
-        gen_tokens=424,
+        gen_tokens=400,
         pictures=24,
         packing_bins=24,
       ),
@@ -43,7 +43,7 @@ def get_config():
         self_samples=1024,
       ),
       # Guidance below t = 0.6 too: without it a ring's hole fills up where rings are rare (the center).
-      sampling=config.SamplingConfig(max_tokens=768, max_text_tokens=192, max_pictures=8, guidance_interval=(0.3, 1.0)),
+      sampling=config.SamplingConfig(max_tokens=768, max_text_tokens=224, max_pictures=8, guidance_interval=(0.3, 1.0)),
       mesh=config.MeshConfig(data=2, fsdp=1, cpu_devices=2),
     )
   )

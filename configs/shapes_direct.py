@@ -12,7 +12,7 @@ def get_config():
   config = shapes['get_config']()
   config.name = 'shapes_direct'
   config.data.mixture = (('direct', 1.0),)
-  # A direct trajectory is 17 und and 64 gen tokens: other budgets fill the rows. 8 x 656 tokens are about 4 x 1,192.
+  # A direct trajectory is 17 und and 64 gen tokens: other budgets fill the rows. 8 x 656 tokens are about 4 x 1,168.
   config.data.batch_size = 8
   config.data.und_tokens = 144
   config.data.gen_tokens = 512

@@ -1,5 +1,6 @@
 """The shapes world's pictures and prompts: exact rendering and detection, and what is held out of training."""
 
+import collections
 import doctest
 import itertools
 
@@ -99,15 +100,21 @@ def test_detector_sees_an_empty_page_and_a_page_of_noise():
 
 
 def test_malformed_objects_have_no_shape_and_a_low_score():
-  rng = np.random.default_rng(3)
+  rng, ways = np.random.default_rng(3), collections.Counter()
   for _ in range(200):
     scene = _scene(rng)
     victim = scene[int(rng.integers(len(scene)))]
-    found = shapes.detect(damage.paint(scene, (victim,), rng=rng))
+    picture, seen = damage.paint(scene, (victim,), rng=rng)
+    found = shapes.detect(picture)
     here = [d for d in found if d.cell == victim.cell]
     assert here and all(d.shape is None and d.score < 0.5 for d in here)
+    (damaged,) = (o for o in seen if o not in scene)
+    likeness = {(d.likeness, d.color if d.likeness is None else None, d.cell) for d in here}
+    assert not damaged.whole and (damaged.shape, damaged.color, damaged.cell) in likeness
+    ways[damaged.shape is None] += 1
     rest = sorted((d.shape, d.color, d.cell) for d in found if d.cell != victim.cell)
     assert rest == sorted((o.shape, o.color, o.cell) for o in scene if o != victim)
+  assert min(ways.values()) > 25, ways  # a silhouette of several colours, or none
 
 
 def test_scores_cross_the_counting_threshold_with_the_shape():

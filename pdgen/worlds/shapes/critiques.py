@@ -11,7 +11,7 @@ import numpy as np
 
 from pdgen.worlds.shapes import language, prompt_space, scenes
 
-_MOST = 3  # faults that one inspection speaks of
+_MOST = 2  # faults that one inspection speaks of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,7 @@ class Fault:
   """One thing wrong with a draft.
 
   kind: see `errors.MISALIGNMENTS`.
-  wanted: the object that should be there; None for one that should not. seen: what is there (shape None: malformed).
+  wanted: the object that should be there; None for one that should not. seen: what is there.
   counts: of the objects of that shape and colour, (wanted, seen).
   """
 
@@ -86,7 +86,7 @@ def _reason(fault: Fault, *, rng: np.random.Generator) -> str:
     options = ('The {color} {shape} at the {place} is missing.', 'The plan asks for {what}, but it is missing.')
     return language.pick(rng, options, what=what, **words)
   if fault.kind == 'extra':
-    if seen.shape is None:
+    if not seen.whole:
       return f'There is a broken object at the {item.place}, which is not in the plan.'
     options = ('The {color} {shape} at the {place} is not in the plan.', 'There is {what}, which is not in the plan.')
     return language.pick(rng, options, what=language.named((seen,)), **words)
@@ -111,7 +111,7 @@ def _correction(fault: Fault, *, rng: np.random.Generator) -> str:
     return language.pick(rng, options, place=wanted.place, what=language.named((wanted,)))
   if wanted is not None:
     return language.add((wanted,), rng=rng)
-  if seen.shape is None:
+  if not seen.whole:
     return f'Remove the broken object at the {seen.place}.'
   return language.remove((seen,), rng=rng)
 

@@ -5,7 +5,8 @@ out. Whatever is made here is malformed by the detector too. The shipped model r
 of 66 that are half erased, 55 of 66 blobs and 32 of 66 of two colours.
 """
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy import ndimage
@@ -13,23 +14,33 @@ from scipy import ndimage
 from pdgen.worlds.shapes import detector, renderer, scenes
 
 
-def paint(scene: scenes.Scene, victims: Sequence[scenes.Object], *, rng: np.random.Generator) -> np.ndarray:
-  """The picture of a scene in which some objects are malformed: uint8[H, W, 3]."""
+def paint(
+  scene: scenes.Scene, victims: Sequence[scenes.Object], *, rng: np.random.Generator, two_colors: float = 0.0
+) -> tuple[np.ndarray, scenes.Scene]:
+  """The picture of a scene in which some objects are malformed, uint8[H, W, 3], and the scene as it is seen there.
+
+  two_colors: share of the victims that are certainly of two colours; the others are malformed in any way.
+  """
   picture = renderer.render(tuple(o for o in scene if o not in victims))
+  seen = {}
   for victim in victims:
-    picture = _with_malformed(picture, victim, rng=rng)
-  return picture
+    ways = (_two_colors,) if two_colors and rng.random() < two_colors else _WAYS
+    picture, seen[victim] = _with_malformed(picture, victim, ways, rng=rng)
+  return picture, tuple(seen.get(o, o) for o in scene)
 
 
-def _with_malformed(rest: np.ndarray, victim: scenes.Object, *, rng: np.random.Generator) -> np.ndarray:
+def _with_malformed(
+  rest: np.ndarray, victim: scenes.Object, ways: Sequence[Callable[..., None]], *, rng: np.random.Generator
+) -> tuple[np.ndarray, scenes.Object]:
   while True:
-    way = _WAYS[int(rng.integers(len(_WAYS)))]
+    way = ways[int(rng.integers(len(ways)))]
     for _ in range(_TRIES):
       picture = rest.copy()
       way(picture, victim, rng)
       here = [d for d in detector.detect(picture) if d.cell == victim.cell]
       if here and all(d.shape is None and d.score < _CLEARLY for d in here):
-        return picture
+        likeness = here[0].object
+        return picture, dataclasses.replace(victim, shape=likeness.shape, color=likeness.color)
 
 
 _TRIES = 12  # of one way, before another is taken

@@ -22,6 +22,7 @@ class Detection:
   """One object of a picture.
 
   shape, color: names; shape is None where the piece is malformed.
+  likeness: the silhouette that fits, whatever the piece's colours; None where none does.
   box: (x0, y0, x1, y1) in pixels, x1 and y1 exclusive.
   score: confidence in [0, 1]; more than 0.9, GenEval's threshold for counting, exactly when shape is not None.
   """
@@ -30,6 +31,7 @@ class Detection:
   color: str
   box: tuple[int, int, int, int]
   score: float
+  likeness: str | None
 
   @property
   def name(self) -> str | None:
@@ -43,6 +45,16 @@ class Detection:
     third = scenes.SIZE / 3
     column, row = (min(max(int((lo + hi) / 2 / third), 0), 2) for lo, hi in ((x0, x1), (y0, y1)))
     return 3 * row + column
+
+  @property
+  def object(self) -> scenes.Object:
+    """As an object of a scene; malformed ones as `scenes.Object` has them."""
+    x, y = self.box[:2]
+    if self.shape is not None:
+      x, y = x - scenes.BOXES[self.shape][0], y - scenes.BOXES[self.shape][1]
+    dx, dy = x - scenes.PITCH * (self.cell % 3), y - scenes.PITCH * (self.cell // 3)
+    color = self.color if self.shape == self.likeness else None
+    return scenes.Object(self.likeness, color, self.cell, dx, dy)
 
 
 def detect(picture: np.ndarray) -> list[Detection]:
@@ -90,10 +102,10 @@ def _classify(picture: np.ndarray, smooth: np.ndarray, mask: np.ndarray, *, orig
   name = tuple(scenes.COLORS)[color]
   if iou < MIN_IOU or purity < MIN_PURITY:
     h, w = mask.shape
-    return Detection(None, name, (x, y, x + w, y + h), 0.85 * min(iou, purity))
+    return Detection(None, name, (x, y, x + w, y + h), 0.85 * min(iou, purity), shape if iou >= MIN_IOU else None)
   x0, y0, x1, y1 = scenes.BOXES[shape]
   box = (x + dx + x0, y + dy + y0, x + dx + x1, y + dy + y1)
-  return Detection(shape, name, box, 0.9 + 0.1 * (iou - MIN_IOU + 0.01) / (1.01 - MIN_IOU))
+  return Detection(shape, name, box, 0.9 + 0.1 * (iou - MIN_IOU + 0.01) / (1.01 - MIN_IOU), shape)
 
 
 # --- silhouettes: every shape at every offset that could centre it on a piece, as rows of one matrix ---

@@ -46,8 +46,8 @@ def draft_request(*, seed: int, index: int) -> DraftRequest:
 
 
 def observed(picture: np.ndarray) -> scenes.Scene:
-  """The scene that the detector sees in uint8[H, W, 3]; malformed objects have shape None."""
-  return tuple(_object(d) for d in detector.detect(picture))
+  """The scene that the detector sees in uint8[H, W, 3]."""
+  return tuple(d.object for d in detector.detect(picture))
 
 
 def review(request: DraftRequest, draft: np.ndarray) -> trajectories.Trajectory:
@@ -113,14 +113,6 @@ def injected(kind: str | None, *, seed: int, index: int) -> trajectories.Traject
 
 def _partial(story: stories.Story, made: list[trajectories.Step], **more) -> trajectories.Trajectory:
   return dataclasses.replace(making.finished(story, made, **more), stop=None)
-
-
-def _object(found: detector.Detection) -> scenes.Object:
-  x, y = found.box[:2]
-  if found.shape is not None:
-    x, y = x - scenes.BOXES[found.shape][0], y - scenes.BOXES[found.shape][1]
-  dx, dy = x - scenes.PITCH * (found.cell % 3), y - scenes.PITCH * (found.cell // 3)
-  return scenes.Object(found.shape, found.color, found.cell, dx, dy)
 
 
 def _moved(story: stories.Story, seen: scenes.Scene) -> stories.Story:

@@ -45,8 +45,8 @@ def at(group: scenes.Scene) -> str:
 
 
 def named(group: scenes.Scene) -> str:
-  """`a red ring`, `two red rings`, for objects of one shape and colour; `a broken object` where the shape is None."""
-  if group[0].shape is None:
+  """`a red ring`, `two red rings`, for objects of one shape and colour; `a broken object` for a malformed one."""
+  if not group[0].whole:
     return prompt_space.noun('broken object', count=len(group))
   return prompt_space.noun(group[0].shape, color=group[0].color, count=len(group))
 

@@ -80,10 +80,14 @@ SHAPES = {
 
 @dataclasses.dataclass(frozen=True)
 class Object:
-  """One object: its shape and colour by name, its cell from 0, and its square's corner in the cell (pixels)."""
+  """One object: its shape and colour by name, its cell from 0, and its square's corner in the cell (pixels).
 
-  shape: str
-  color: str
+  As a detector saw it, it may be malformed: shape None where no silhouette fits it, color None where one does that is
+  not of one colour.
+  """
+
+  shape: str | None
+  color: str | None
   cell: int
   dx: int = 0
   dy: int = 0
@@ -99,6 +103,11 @@ class Object:
     x, y = self.origin
     x0, y0, x1, y1 = BOXES[self.shape]
     return x + x0, y + y0, x + x1, y + y1
+
+  @property
+  def whole(self) -> bool:
+    """Whether it is an object that can be painted, and not malformed."""
+    return self.shape is not None and self.color is not None
 
   @property
   def place(self) -> str:

@@ -13,6 +13,7 @@ from pdgen.core import boxes
 from pdgen.worlds.shapes import language, prompt_space, scenes
 
 MAX_BEATS = 5
+MAX_SHOWN = 12  # objects, over all pictures: an inspection has a sentence for each, and a row must hold them
 DETOURS = ('refine', 'swap', 'remove')
 # Share of each task among the prompts trained on. A single object needs little. Taking colours from the prompt is
 # learned last: only `colors` and `color_attr` ask for it, all other prompts leave them to chance.
@@ -92,7 +93,7 @@ def _tell(metadata: prompt_space.Metadata, *, rng: np.random.Generator, detour: 
     beats = list(_with_swap(chunks, rng=rng))
   else:
     beats = list(_with_remove(chunks, rng=rng))
-  if not 0 < len(beats) <= MAX_BEATS:
+  if not 0 < len(beats) <= MAX_BEATS or sum(len(beat.after) for beat in beats) > MAX_SHOWN:
     return None
   return Story(metadata=metadata, beats=tuple(_annotated(metadata, beats)), detour=detour)
 
