@@ -240,6 +240,7 @@ def test_exporting_again_replaces_the_folder(exported, saved, tiny, tmp_path):
   (folder / 'stale').write_text('')
   export.export_ema(folder, saved[1].averaged(), config=tiny, tokenizer=tokenizer.ASSETS / 'shapes.model')
   assert sorted(os.listdir(tmp_path)) == ['final'] and not (folder / 'stale').exists()
+  assert all(file.stat().st_mode & 0o044 == 0o044 for file in folder.iterdir())  # others may sample it, too
 
 
 def test_a_damaged_export_is_refused_by_file(exported, tmp_path):

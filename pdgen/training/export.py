@@ -52,6 +52,7 @@ def export_ema(
   with replacing(directory) as partial:
     tensors = {name: _half(name, np.asarray(jax.device_get(leaf))) for name, leaf in sharding.named_leaves(params)}
     safetensors.numpy.save_file(tensors, partial / PARAMS)
+    (partial / PARAMS).chmod(0o644)  # It was for its owner's eyes alone.
     if os.path.isdir(tokenizer):
       shutil.copytree(tokenizer, partial / SOURCE)
     else:
