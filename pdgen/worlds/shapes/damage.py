@@ -1,12 +1,16 @@
 """Malformed objects: what a diffusion model's own bad drafts look like.
 
 Half of an object is not there, a blob stands in its place, two colours or two shapes run into one another, it is washed
-out. Whatever is made here is malformed by the detector too. The shipped model reads as broken, on held-out prompts, 57
-of 66 that are half erased, 55 of 66 blobs and 32 of 66 of two colours.
+out. Whatever is made here is malformed by the detector too.
+
+The shipped model reads as broken, on held-out prompts, 89 % of those that stand alone and 55 % of those beside objects
+that are right; by kind 86 % of the blobs, 83 % of the half erased, 62 % of two colours, 61 % of two shapes and 49 % of
+the washed out. A measured dead end: with two colours in half of what is broken in other scenes, those were read in
+73 %, all others less often, and fewer in all (69 of 100 found, not 77).
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from scipy import ndimage
@@ -15,25 +19,21 @@ from pdgen.worlds.shapes import detector, renderer, scenes
 
 
 def paint(
-  scene: scenes.Scene, victims: Sequence[scenes.Object], *, rng: np.random.Generator, two_colors: float = 0.0
+  scene: scenes.Scene, victims: Sequence[scenes.Object], *, rng: np.random.Generator
 ) -> tuple[np.ndarray, scenes.Scene]:
-  """The picture of a scene in which some objects are malformed, uint8[H, W, 3], and the scene as it is seen there.
-
-  two_colors: share of the victims that are certainly of two colours; the others are malformed in any way.
-  """
+  """The picture of a scene in which some objects are malformed, uint8[H, W, 3], and the scene as it is seen there."""
   picture = renderer.render(tuple(o for o in scene if o not in victims))
   seen = {}
   for victim in victims:
-    ways = (_two_colors,) if two_colors and rng.random() < two_colors else _WAYS
-    picture, seen[victim] = _with_malformed(picture, victim, ways, rng=rng)
+    picture, seen[victim] = _with_malformed(picture, victim, rng=rng)
   return picture, tuple(seen.get(o, o) for o in scene)
 
 
 def _with_malformed(
-  rest: np.ndarray, victim: scenes.Object, ways: Sequence[Callable[..., None]], *, rng: np.random.Generator
+  rest: np.ndarray, victim: scenes.Object, *, rng: np.random.Generator
 ) -> tuple[np.ndarray, scenes.Object]:
   while True:
-    way = ways[int(rng.integers(len(ways)))]
+    way = _WAYS[int(rng.integers(len(_WAYS)))]
     for _ in range(_TRIES):
       picture = rest.copy()
       way(picture, victim, rng)

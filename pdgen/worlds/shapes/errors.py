@@ -73,8 +73,7 @@ def misalignment(kind: str, beat: stories.Beat, *, rng: np.random.Generator) -> 
     return None
   if kind == OTHER_SCENE:
     drawn, broken = _others(beat.after, rng)
-    # An object of two colours is what is overlooked longest: its shape is whole, and one of the colours is the planned.
-    picture, scene = damage.paint(drawn, broken, rng=rng, two_colors=0.5)
+    picture, scene = damage.paint(drawn, broken, rng=rng)
   else:
     victim = stories.choose(rng, beat.new if beat.new and rng.random() < 0.8 else beat.after)
     if kind == 'malformed':
@@ -172,7 +171,7 @@ def _others(scene: scenes.Scene, rng: np.random.Generator) -> tuple[scenes.Scene
       fate = rng.random() if rng.random() >= kept else None
       if fate is None:
         drawn += (item,)
-      elif fate < 0.36:
+      elif fate < 0.3:
         drawn, broken = (*drawn, item), (*broken, item)
       elif fate < 0.88:
         drawn += (_redrawn(item, rng),)
