@@ -27,7 +27,7 @@ def mesh_config(data, fsdp, tensor, sequence):
 def experiment(tiny, *, name, vit):
   model = dataclasses.replace(tiny.model, attention=name, num_heads=4, num_kv_heads=2, vit=vit)
   # A quarter of 136 gen tokens ends inside of a picture's four.
-  data = dataclasses.replace(tiny.data, und_tokens=704 if vit else 640, gen_tokens=136)
+  data = dataclasses.replace(tiny.data, und_tokens=768 if vit else 640, gen_tokens=136)
   train = dataclasses.replace(tiny.train, loss_chunk=64 if vit else 0)
   return dataclasses.replace(tiny, model=model, data=data, train=train)
 
