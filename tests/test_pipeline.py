@@ -295,7 +295,12 @@ def _longer_rows():
   return _config(und_tokens=832, gen_tokens=416, pictures=20, sequence=sequence)
 
 
-@pytest.mark.parametrize('make', [_as_shipped, _longer_rows])
+def _one_noised_copy():
+  sequence = config_lib.SequenceConfig(noised_copies=1)
+  return _config(und_tokens=1024, gen_tokens=288, pictures=24, sequence=sequence)
+
+
+@pytest.mark.parametrize('make', [_as_shipped, _longer_rows, _one_noised_copy])
 def test_both_budgets_are_used(make):
   cfg = make()
   figures = pipeline.report(cfg, batches=30)
