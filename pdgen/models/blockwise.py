@@ -12,10 +12,10 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from pdgen.core import masks, packed
+from pdgen.models import online_softmax
 
 BLOCK = 128  # tokens; in rows longer than LONG, LONG_BLOCK: a device that is fast needs more work at a time
 LONG, LONG_BLOCK = 4096, 512
-_NEVER = -1e30
 _SAMPLE = 2**20  # more than any sample has tokens; 2**11 samples a row stay below 2**31
 
 
@@ -127,7 +127,7 @@ def _scores(q_i: jax.Array, k_j: jax.Array, plan: Plan, i: jax.Array, j: jax.Arr
   query = packed.Tokens(*(jax.lax.dynamic_index_in_dim(f, i, 1, keepdims=False) for f in plan.query))
   key = packed.Tokens(*(_row(f, j) for f in plan.key))
   scores = jnp.einsum('BNTH,BNSH->BNTS', q_i, k_j, preferred_element_type=jnp.float32)
-  return jnp.where(masks.visible(query, key)[:, None], scores, _NEVER)
+  return jnp.where(masks.visible(query, key)[:, None], scores, online_softmax.HIDDEN)
 
 
 @jax.custom_vjp
@@ -142,29 +142,18 @@ def _forward(q: jax.Array, k: jax.Array, v: jax.Array, plan: Plan):
     q_i = jax.lax.dynamic_index_in_dim(q, i, 1, keepdims=False)
     order_i = jax.lax.dynamic_index_in_dim(plan.order, i, 1, keepdims=False)
 
-    def visit(step, carry):
-      out, top, total = carry
+    def visit(step, sums):
       j = order_i[:, step]
-      scores = _scores(q_i, _row(k, j), plan, i, j)
-      new_top = jnp.maximum(top, jnp.max(scores, axis=-1))
-      # A row that has seen nothing keeps top = _NEVER; its weights must be 0, not exp(0).
-      weights = jnp.where(scores > 0.5 * _NEVER, jnp.exp(scores - new_top[..., None]), 0.0)
-      shrink = jnp.exp(top - new_top)
-      total = total * shrink + jnp.sum(weights, axis=-1)
-      out = out * shrink[..., None] + jnp.einsum(
-        'BNTS,BNSH->BNTH', weights.astype(v.dtype), _row(v, j), preferred_element_type=jnp.float32
+      v_j = _row(v, j)
+      return online_softmax.add(
+        sums,
+        _scores(q_i, _row(k, j), plan, i, j),
+        lambda w: jnp.einsum('BNTS,BNSH->BNTH', w.astype(v.dtype), v_j, preferred_element_type=jnp.float32),
       )
-      return out, new_top, total
 
-    b, n, block, h = q_i.shape
-    start = (
-      jnp.zeros((b, n, block, h), jnp.float32),
-      jnp.full((b, n, block), _NEVER, jnp.float32),
-      jnp.zeros((b, n, block), jnp.float32),
-    )
-    out, top, total = jax.lax.fori_loop(0, plan.count[i], visit, start)
-    out = out / jnp.maximum(total, 1e-30)[..., None]
-    return None, (out.astype(q.dtype), top + jnp.log(jnp.maximum(total, 1e-30)))
+    nothing = online_softmax.nothing(q_i.shape[:-1], q_i.shape[-1])
+    out, lse = online_softmax.result(jax.lax.fori_loop(0, plan.count[i], visit, nothing))
+    return None, (out.astype(q.dtype), lse)
 
   _, (out, lse) = jax.lax.scan(query_block, None, jnp.arange(q.shape[1]))
   # What the backward pass needs besides q, k and v: with these kept (models.remat) it need not run this again.
@@ -188,7 +177,7 @@ def _backward(saved, d_out: jax.Array):
       j = order_i[:, step]
       k_j, v_j = _row(k, j), _row(v, j)
       scores = _scores(q_i, k_j, plan, i, j)
-      weights = jnp.where(scores > 0.5 * _NEVER, jnp.exp(scores - lse_i[..., None]), 0.0)
+      weights = online_softmax.weights_of(scores, lse_i)
       d_v_j = jnp.einsum('BNTS,BNTH->BNSH', weights.astype(q.dtype), d_out_i, preferred_element_type=jnp.float32)
       d_weights = jnp.einsum('BNTH,BNSH->BNTS', d_out_i, v_j, preferred_element_type=jnp.float32)
       d_scores = (weights * (d_weights - delta_i[..., None])).astype(q.dtype)

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from pdgen.core import masks, packed
+from pdgen.models import online_softmax
 
 CHUNK = 128  # slots
-_NEVER = -1e30
 
 
 class Plan(NamedTuple):
@@ -50,27 +50,23 @@ def attend(
   size = min(CHUNK, slots)
   q = q.reshape(b, t, kv_heads, n // kv_heads, h) * jnp.asarray(h**-0.5, q.dtype)
 
-  def add(carry, k, v, visible):
+  def add(sums, k, v, visible):
     """Keys and values [B, S, K, H], of which each query sees some: visible, bool[B, T, S]."""
-    out, top, total = carry
-    seen = visible[:, None, None]
     scores = jnp.einsum('BTKGH,BSKH->BKGTS', q, k, preferred_element_type=jnp.float32)
-    scores = jnp.where(seen, scores, _NEVER)
-    new_top = jnp.maximum(top, jnp.max(scores, axis=-1))
-    weights = jnp.where(seen, jnp.exp(scores - new_top[..., None]), 0.0)
-    shrink = jnp.exp(top - new_top)
-    more = jnp.einsum('BKGTS,BSKH->BKGTH', weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    return out * shrink[..., None] + more, new_top, total * shrink + jnp.sum(weights, axis=-1)
+    return online_softmax.add(
+      sums,
+      jnp.where(visible[:, None, None], scores, online_softmax.HIDDEN),
+      lambda w: jnp.einsum('BKGTS,BSKH->BKGTH', w.astype(v.dtype), v, preferred_element_type=jnp.float32),
+    )
 
-  def visit(i, carry):
+  def visit(i, sums):
     first = plan.order[i] * CHUNK
     start = jnp.minimum(first, slots - size)  # The last chunk may begin among the slots of the one before it.
     k, v = (jax.lax.dynamic_slice(x, (layer, 0, start, 0, 0), (1, b, size, *x.shape[3:]))[0] for x in (past_k, past_v))
     visible = jax.lax.dynamic_slice_in_dim(plan.past, start, size, axis=2)
-    return add(carry, k, v, visible & (start + jnp.arange(size) >= first)[None, None])
+    return add(sums, k, v, visible & (start + jnp.arange(size) >= first)[None, None])
 
-  rows = (b, kv_heads, n // kv_heads, t)
-  nothing = jnp.zeros((*rows, h), jnp.float32), jnp.full(rows, _NEVER), jnp.zeros(rows, jnp.float32)
-  out, _, total = jax.lax.fori_loop(0, plan.count, visit, add(nothing, k, v, plan.new))
-  out = out / jnp.maximum(total, 1e-30)[..., None]
+  nothing = online_softmax.nothing((b, kv_heads, n // kv_heads, t), h)
+  sums = jax.lax.fori_loop(0, plan.count, visit, add(nothing, k, v, plan.new))
+  out, _ = online_softmax.result(sums)
   return out.transpose(0, 3, 1, 2, 4).reshape(b, t, n, h).astype(q.dtype)
