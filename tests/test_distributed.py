@@ -70,6 +70,13 @@ def two(workdir, *, second=None):
   return [(process.returncode, output) for process, output in zip(running, outputs, strict=True)]
 
 
+def alone(workdir):
+  """(code, output) of a run of one process."""
+  running = start(workdir)
+  output = running.communicate(timeout=600)[0]
+  return running.returncode, output
+
+
 def averaged(workdir):
   mesh = sharding.make_mesh(config_lib.MeshConfig(), devices=jax.devices()[:1])
   _, params = checkpoints.load_averaged(workdir / 'checkpoints', mesh=mesh)
@@ -81,29 +88,29 @@ def assert_same(have, want):
   assert max(worst.values()) < TOLERANCE, worst
 
 
-def test_two_processes_train_as_one_and_one_goes_on_from_their_checkpoint(tmp_path):
+def test_two_processes_train_as_one_and_each_goes_on_from_the_others_checkpoint(tmp_path):
   one, both = tmp_path / 'one', tmp_path / 'both'
-  alone = start(one)
-  output = alone.communicate(timeout=600)[0]
-  assert alone.returncode == 0, output[-3000:]
+  code, output = alone(one)
+  assert code == 0, output[-3000:]
   results = two(both)
   for code, output in results:
     assert code == 0, output[-3000:]
-  assert_same(averaged(both), averaged(one))
+  want = averaged(one)
+  assert_same(averaged(both), want)
   # Metrics are written and said once.
   for workdir in (one, both):
     steps = [json.loads(line)['step'] for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
     assert steps == list(range(2, 25, 2))
   assert 'step 24/24' in results[0][1] and 'step 24/24' not in results[1][1]
 
-  # What two processes saved at step 20, one goes on from, with the same samples.
-  assert sorted(p.name for p in (both / 'checkpoints').iterdir()) == ['20', '24']
-  shutil.rmtree(both / 'checkpoints' / '24')
-  shutil.rmtree(both / 'final')
-  rest = start(both)
-  output = rest.communicate(timeout=600)[0]
-  assert rest.returncode == 0 and 'Resuming from step 20' in output, output[-3000:]
-  assert_same(averaged(both), averaged(one))
+  # What two processes saved at step 20, one goes on from, and the other way about, with the same samples.
+  for workdir, go_on in ((both, alone), (one, lambda workdir: two(workdir)[0])):
+    assert sorted(p.name for p in (workdir / 'checkpoints').iterdir()) == ['20', '24']
+    shutil.rmtree(workdir / 'checkpoints' / '24')
+    shutil.rmtree(workdir / 'final')
+    code, output = go_on(workdir)
+    assert code == 0 and 'Resuming from step 20' in output, output[-3000:]
+    assert_same(averaged(workdir), want)
 
 
 def test_processes_that_were_started_differently_say_who_and_in_what(tmp_path):
