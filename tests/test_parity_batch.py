@@ -53,19 +53,26 @@ def _grid():
 
 def _run(kind):
   """The program and the knobs of a run; what no array holds is in the README, or follows from its times."""
-  t, on = value(f'{BATCH}/{kind}_t'), value(f'{BATCH}/{kind}_cfg_on')
+  t, on = value(f'{BATCH}/{kind}_t').astype(np.float64), value(f'{BATCH}/{kind}_cfg_on').astype(bool)
   steps = len(t)
-  raw = 1 - 1 / steps  # of the second point of the grid
-  shift = t[1] * (1 - raw) / (raw * (1 - t[1]))
-  off = t[~on.astype(bool)]
+  middle = np.argmin(np.abs(t - 0.5))  # whose rounding changes the shift least
+  raw = 1 - middle / steps
+  shift = t[middle] * (1 - raw) / (raw * (1 - t[middle]))
   scale = float(golden_folder.readme(r'f4_t2i_batch(?:.|\n)*?final latent tokens: global, cfg_text ([\d.]+)', 4.0))
   numbers = inference.knobs(
     text_guidance=scale,
-    guidance_interval=(float(off[off < t.max()].max(initial=0.0)), 1.0),
+    guidance_interval=_interval(t, on),
     timestep_shift=float(shift),
     flow_steps=steps,
   )
   return inference.program(renorm='channel' if kind == 'channel' else 'none', image_branch=False), numbers
+
+
+def _interval(t, on):
+  """One that guides at just these times. Its ends lie between two: rounding decides at the times themselves."""
+  first, last = t[on].max(), t[on].min()
+  after, before = t[t < last].max(initial=0.0), t[t > first].min(initial=1.0)
+  return float(last + after) / 2, float(first + before) / 2
 
 
 def _noise():

@@ -82,7 +82,7 @@ def test_rotary_embedding():
 )
 def test_norms_of_tokens():
   x, w, b = (jnp.asarray(value(f'b_embeddings/norm_{name}')) for name in 'xwb')
-  eps = golden_folder.model_config().norm_eps
+  eps = float(golden_folder.readme(r'Qwen2RMSNorm\(eps ([\d.e-]+)\)', golden_folder.model_config().norm_eps))
   rms, layer = layers.RMSNorm(len(w), eps=eps), layers.LayerNorm(len(w), eps=1e-6)
   rms.scale[...] = layer.scale[...] = w
   layer.bias[...] = b

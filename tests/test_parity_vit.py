@@ -21,10 +21,12 @@ PIXELS = [name for name in golden_folder.matching('c_vit/image*')]
 @golden_folder.shared
 def _packed():
   """The pictures as `packed.VitStream`, a row of its own, with padding that nobody must see."""
-  vit = golden_folder.model_config().vit
+  cfg = golden_folder.model_config()
+  vit, spread = cfg.vit, cfg.interpolate_positions
   pictures = [value(name).transpose(1, 2, 0) for name in PIXELS]
   tokens = [images.patches(pixels, vit.patch) for pixels in pictures]
-  ids = [packed.position_ids(p.shape[0] // vit.patch, p.shape[1] // vit.patch, vit.max_patches) for p in pictures]
+  grids = [(p.shape[0] // vit.patch, p.shape[1] // vit.patch) for p in pictures]
+  ids = [packed.position_ids(*grid, vit.max_patches, interpolate=spread) for grid in grids]
   image = np.repeat(np.arange(len(pictures)) + 1, [len(t) for t in tokens])
   padded = [
     np.concatenate([*parts, np.full((3, *parts[0].shape[1:]), fill, parts[0].dtype)])

@@ -43,6 +43,26 @@ def test_pictures_of_two_sizes_share_a_canvas():
   np.testing.assert_array_equal(row.vit.pixels[3], small[4:8, 4:8].ravel())
 
 
+def test_spread_positions_find_the_same_latents():
+  """(BAGEL, interpolate_pos) Position ids then tell no token's place in its picture."""
+  small = _picture(16, 8, seed=2)
+  items = [
+    plans.Latents(pixels=_picture(8, 24)),
+    plans.Latents(pixels=small),
+    plans.Latents(pixels=small, learned=True),
+    plans.Latents(pixels=_picture(16, 24, seed=3), learned=True),
+  ]
+  rows, found = [], []
+  for spread in (False, True):
+    model = dataclasses.replace(MODEL, interpolate_positions=spread)
+    samples = [_build(part, model=model) for part in (items, items[1:])]
+    rows.append(packing.join(samples, packing.Budgets(40, 30, 8, 0)))
+    found.append(np.asarray(toy.model(model).clean_latents(toy.batch(rows[-1]))[0]))
+  real = rows[0].gen.tokens.segment > 0
+  assert 20 < real.sum() < 30 and (rows[0].gen.patch != rows[1].gen.patch).any()
+  np.testing.assert_array_equal(found[0][real], found[1][real])
+
+
 def test_supervision():
   specials = toy.WORDS.specials
   row = _build(

@@ -42,8 +42,14 @@ class Interleaved(nnx.Module):
       pixels = jnp.where(inside[..., None], pixels, 0.0)
     encoded = self.codec.encode(pixels, key)  # [B, P, Q, C]
     b, p, q, c = encoded.shape
-    row, column = jnp.divmod(batch.gen.patch, self.cfg.max_latent_size)
-    index = batch.gen.picture * q + row * (pixels.shape[3] // patch) + column
+    columns = pixels.shape[3] // patch
+    if self.cfg.interpolate_positions:
+      # Spread over the table, ids do not tell places (more patches a side than the table has share them).
+      filled = columns if batch.grids is None else jnp.take_along_axis(batch.grids[..., 1], batch.gen.picture, axis=1)
+      row, column = jnp.divmod(_places(batch.gen), jnp.maximum(filled, 1))
+    else:
+      row, column = jnp.divmod(batch.gen.patch, self.cfg.max_latent_size)
+    index = batch.gen.picture * q + row * columns + column
     return jnp.take_along_axis(encoded.reshape(b, p * q, c), index[..., None], axis=1)
 
   def hidden(self, batch: packed.PackedBatch, z: jax.Array, t: jax.Array) -> mot.Streams:
@@ -108,3 +114,15 @@ class Interleaved(nnx.Module):
       return prediction
     # Sampling divides by t itself (clamped only against zero): at the last Euler step z then lands on the prediction.
     return (z - prediction) / jnp.maximum(t, 1e-3)[..., None]
+
+
+def _places(gen: packed.GenStream) -> jax.Array:
+  """The number of each token in its copy of a picture, from 0: int32[B, G]. 0 for padding.
+
+  The tokens of a copy stand together, in order; copies of a picture differ in span, frames of one span in picture.
+  """
+  whose = jnp.stack([gen.tokens.segment, gen.tokens.span, gen.picture])
+  index = jax.lax.broadcasted_iota(jnp.int32, gen.picture.shape, 1)
+  begins = jnp.any(whose != jnp.roll(whose, 1, axis=2), axis=0)
+  first = jax.lax.cummax(jnp.where(begins, index, 0), axis=1)
+  return jnp.where(gen.tokens.segment > 0, index - first, 0)
