@@ -11,6 +11,7 @@ def get_config():
     noised_copies=3,  # Contexts cost most of a step: each is used for three timesteps.
     drop_text=0.1,
     verdict_weight=4.0,  # A handful of tokens decides whether a fault is found.
+    fault_weight=3.0,
   )
   return config.to_config_dict(
     config.Config(
@@ -26,7 +27,7 @@ def get_config():
         packing_bins=24,
       ),
       train=config.TrainConfig(
-        steps=2900,
+        steps=3400,
         # 2/3 of AdamW's steps to the same losses (over the first 500); each takes 1.15 times as long.
         optimizer='muon',
         learning_rate=4e-3,

@@ -8,7 +8,7 @@ import letters
 import numpy as np
 import pytest
 
-from pdgen.core import packed
+from pdgen.core import config, packed
 from pdgen.data import sequence
 from pdgen.sampling import streams
 
@@ -106,6 +106,23 @@ def test_an_inspection_that_approves_may_end_it():
   for open_ended in (dict(stop=None), dict(steps=(dataclasses.replace(step, inspection='no <refine>r</refine>'),))):
     row = letters.build(dataclasses.replace(Trajectory(prompt='p', steps=(step,)), **open_ended), letters.WEIGHTED)
     assert not np.isin(row.und.label[row.und.weight > 0], letters.WORDS.specials.endoftext).any()
+
+
+def test_words_that_tell_of_a_fault_weigh_more():
+  step = Step(plan='no', draft=letters.picture(1), inspection='ok no b')
+  trajectory = Trajectory(prompt='no', steps=(step,))
+  cfg = dataclasses.replace(letters.WEIGHTED, faults=('no', 'b'), fault_weight=1.5)
+  have, plain = (letters.build(trajectory, c).und for c in (cfg, dataclasses.replace(cfg, fault_weight=1.0)))
+  changed = np.flatnonzero(have.weight != plain.weight)
+  assert [letters.WORDS.decode([int(i)]) for i in have.label[changed]] == ['n', 'o', 'b']  # Of the inspection alone.
+  np.testing.assert_array_equal(have.weight[changed], [12, 12, 4.5])
+  np.testing.assert_array_equal(plain.weight[changed], [8, 8, 3])
+
+
+@pytest.mark.parametrize('name', ['decisive', 'faults'])
+def test_what_is_no_regular_expression_is_named(name):
+  with pytest.raises(ValueError, match=rf"'\(' in config.data.sequence.{name} is no regular expression: missing"):
+    config.SequenceConfig(**{name: ('ok', '(')})
 
 
 def test_conflict_when_the_config_says_so():

@@ -1,6 +1,7 @@
 """Trajectories of the shapes world: texts parse, pictures keep them, errors are there, nothing held out is."""
 
 import collections
+import dataclasses
 import functools
 import re
 
@@ -186,6 +187,15 @@ def test_verdicts_and_what_is_shown_are_decisive():
   text = comparisons.compare(ABOVE, (*rings, BAR), (rings[0], BAR)) + ' This step is wrong. It is shown.'
   found = {m for pattern in config.SequenceConfig().decisive for m in re.findall(pattern, text)}
   assert found == {'correct', 'wrong', 'ring', 'red', 'bar', 'blue', 'nothing'}
+
+
+def test_what_is_shown_and_not_planned_tells_of_a_fault():
+  (pattern,) = config.SequenceConfig().faults
+  seen = (dataclasses.replace(RING, shape=None), OBJECT('bar', 'pink', BAR.cell), OBJECT('pole', 'red', 0))
+  text = comparisons.compare(ABOVE, (RING, BAR, OBJECT('ring', 'red', 8)), seen)
+  found = [m.group() for m in re.finditer(pattern, text)]
+  assert found == ['broken', 'broken', 'pink', 'nothing', 'nothing'], text
+  assert not re.search(pattern, comparisons.compare(ABOVE, (RING, BAR), (RING, BAR)))
 
 
 def test_every_right_step_leaves_what_was_there_pixel_identical():

@@ -1,6 +1,11 @@
 """Drafts that a model painted itself, judged by the world: the paper's self-sampled critique, in training, in small.
 
 Synthetic errors do not look like the model's own; a model that is to notice its own has to be shown them.
+
+A finished model's mistakes are few and of other kinds than those of the half-trained one that was shown its drafts:
+mostly rings whose holes filled up. Measured: 600 more steps (learning rate 1e-3, fault_weight 6, self_share .3) with
+6,144 drafts of the finished model, 201 of them wrong, and it noticed 7 of 17 wrong drafts of its own, not 1 of 14, and
+91 of 100 malformed objects, not 87; but of wrong counts 83, not 92, and it rejected 4.3 % of its right drafts, not 3.1.
 """
 
 from typing import Any, Protocol

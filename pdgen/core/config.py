@@ -57,6 +57,10 @@ class SequenceConfig:
     decisive: regular expressions; what they match in an inspection is decisive. As they stand: verdicts (paper: `The
       intermediate step is wrong.`), the `<refine>` tag, and what is `shown`: a faulty draft is rare, so that what was
       planned is mostly what is shown, and reading the picture pays late.
+    fault_weight: factor on the weight of what `faults` match in an inspection. As they stand: what is shown and not
+      planned. Most words are shown as planned, so that a model in doubt repeats the plan; this makes the odds for that
+      so many times smaller, at the price of false alarms.
+    faults: regular expressions.
     boundary_weight: of the boundary labels (what comes after a text or a picture).
     length_weighting: divide the weights of a text by sqrt(its tokens) (BAGEL's ce_loss_reweighting).
     learn_rejected_drafts: flow loss on drafts that their own inspection rejects (ours: no).
@@ -73,17 +77,20 @@ class SequenceConfig:
   inspection_weight: float = 1.0
   verdict_weight: float = 1.0
   decisive: tuple[str, ...] = (r'\b(?:correct|wrong)\b', '<refine>', r'(?<=\bshown )[^,:;.]+')
+  fault_weight: float = 1.0
+  faults: tuple[str, ...] = (r'(?<=\bshown )(\w+)(?=, planned (?!\1\b))',)
   boundary_weight: float = 1.0
   length_weighting: bool = False
   learn_rejected_drafts: bool = False
   learn_rejected_plans: bool = False
 
   def __post_init__(self):
-    for pattern in self.decisive:
-      try:
-        re.compile(pattern)
-      except re.error as e:
-        raise ValueError(f'{pattern!r} in config.data.sequence.decisive is no regular expression: {e}.') from e
+    for name in ('decisive', 'faults'):
+      for pattern in getattr(self, name):
+        try:
+          re.compile(pattern)
+        except re.error as e:
+          raise ValueError(f'{pattern!r} in config.data.sequence.{name} is no regular expression: {e}.') from e
 
 
 @dataclasses.dataclass(**_FROZEN)

@@ -78,11 +78,12 @@ def build(
   rng: draws the condition dropout. None: an inference prefix, without noised copies and without dropout.
 
   Supervision. A text the model wrote predicts its tokens and its `im_end` (plan_weight, inspection_weight; an
-  inspection's decisive words, see SequenceConfig.decisive, verdict_weight), then what follows it
-  (boundary_weight): paint, write again or, after an inspection, finish. The last kept copy of a picture predicts at its
-  `vision_end` whether the work goes on or is finished: on a draft that is a verdict, so that its weight is
-  max(boundary_weight, verdict_weight). Nothing is learned on the prompt, on what the config excludes as rejected, where
-  the successor is unknown (a partial trajectory), or after a picture that keeps no copy.
+  inspection's decisive words, see SequenceConfig.decisive, verdict_weight, those that tell of a fault fault_weight
+  times as much), then what follows it (boundary_weight): paint, write again or, after an inspection, finish. The last
+  kept copy of a picture predicts at its `vision_end` whether the work goes on or is finished: on a draft that is a
+  verdict, so that its weight is max(boundary_weight, verdict_weight). Nothing is learned on the prompt, on what the
+  config excludes as rejected, where the successor is unknown (a partial trajectory), or after a picture that keeps no
+  copy.
 
   A trajectory is direct when its first step has no plan: `Trajectory(prompt=.., steps=(Step(),), stop=None)` is the
   prefix of a direct painting, `steps=()` that of a process.
@@ -220,8 +221,10 @@ class _Layout(layout_lib.Layout):
       scale = layout_lib.length_weight(length - 1) if cfg.length_weighting else 1.0
       weights[:-1] = [block.weight * scale] * (length - 1)
       if block.verdict is not None:
-        for i in _decisive(block.ids, tokenizer, cfg.decisive):
+        for i in _places(block.ids, tokenizer, cfg.decisive):
           weights[i] = block.verdict * scale
+        for i in _places(block.ids, tokenizer, cfg.faults):
+          weights[i] *= cfg.fault_weight
       weights[-1] = cfg.boundary_weight if successor is not None else 0.0
     self.text(block.ids, weights=weights, end_label=successor)
 
@@ -242,7 +245,7 @@ class _Layout(layout_lib.Layout):
     self._before = (self.order - 1, self.position)
 
 
-def _decisive(ids: list[int], tokenizer: tokenizer_lib.Tokenizer, patterns: tuple[str, ...]) -> list[int]:
+def _places(ids: list[int], tokenizer: tokenizer_lib.Tokenizer, patterns: tuple[str, ...]) -> list[int]:
   """Places of the tokens that hold a part of what the patterns match, ` wrong` of `This step is wrong. The ring ..`.
 
   Not of the sentence around them: how it begins is chosen at random, and weight on a choice is weight on noise.

@@ -171,9 +171,9 @@ def _others(scene: scenes.Scene, rng: np.random.Generator) -> tuple[scenes.Scene
       fate = rng.random() if rng.random() >= kept else None
       if fate is None:
         drawn += (item,)
-      elif fate < 0.3:
+      elif fate < 0.4:
         drawn, broken = (*drawn, item), (*broken, item)
-      elif fate < 0.88:
+      elif fate < 0.9:
         drawn += (_redrawn(item, rng),)
     if rng.random() < 0.3:
       like = stories.choose(rng, (*scene, *drawn))
