@@ -136,6 +136,30 @@ ENTRY %main (x: f32[8]) -> f32[8] {
   np.testing.assert_array_equal(hlo.collectives(text, devices=4)[3].groups, [[0, 2], [1, 3]])
 
 
+@pytest.mark.parametrize(
+  ('form', 'groups'),
+  [
+    ("mesh['a'=4] {'a'}", [[0, 1, 2, 3]]),
+    ("mesh['a'=1,'b'=2,'c'=2] {'b'}", [[0, 2], [1, 3]]),
+    ("mesh['a'=2,'b'=1,'c'=2], device_ids=([2,2]T(1,0)) {'a'}, dimensions={0}", [[0, 1], [2, 3]]),
+    ("mesh['a'=2,'b'=2], device_ids=(0,3,1,2) {'b'}", [[0, 3], [1, 2]]),
+    ("mesh['a'=2,'b'=2] {'b','a'}", [[0, 2, 1, 3]]),
+    ("mesh['a'=4] {'a':(1)2}", [[0, 2], [1, 3]]),
+    ("mesh['a'=4] {'a':(2)2}", [[0, 1], [2, 3]]),
+    ('[1,4]<=[4]', [[0, 1, 2, 3]]),
+    ('{}', [[0, 1, 2, 3]]),
+  ],
+)
+def test_groups_of_devices(form, groups):
+  line = f'all-gather(%x), channel_id=1, replica_groups={form}, use_global_device_ids=true'
+  np.testing.assert_array_equal(hlo._groups(line, 4), groups)
+
+
+def test_groups_of_an_unknown_form_are_an_error():
+  with pytest.raises(ValueError, match='Unknown form'):
+    hlo._groups('all-gather(%x), replica_groups=torus[2,2], dimensions={0}', 4)
+
+
 def test_targets():
   assert machines.parse('h100:64').devices == 64 and machines.parse('v5p:4x4x4').shape == (4, 4, 4)
   for wrong in ('h100', 'h100:0', 'v5p:64', 'v6e:4x4x4', 'tpu:8', 'h100:12', ''):

@@ -100,16 +100,53 @@ def _bytes(kind: str, dims: str) -> float:
 
 
 def _groups(line: str, devices: int) -> np.ndarray:
-  """Who exchanges with whom: `{{0,1},{2,3}}`, or `[2,2]<=[4]` with a transposition, or pairs, or everybody.
+  """Who exchanges with whom: `{{0,1},{2,3}}`, `[2,2]<=[4]` with a transposition, axes of a mesh, pairs, or everybody.
 
   >>> _groups('all-reduce(x), replica_groups=[2,2]<=[2,2]T(1,0)', 4)
   array([[0, 2],
          [1, 3]])
+  >>> _groups("all-reduce(x), replica_groups=mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'a'}", 4)
+  array([[0, 1],
+         [2, 3]])
+
+  Raises: ValueError for a form that is not known: bytes and times would be wrong in silence.
   """
-  if found := re.search(r'replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', line):
-    shape, source, order = ([int(n) for n in part.split(',')] if part else None for part in found.groups())
-    ids = np.arange(math.prod(source)).reshape(source)
-    return (ids if order is None else ids.transpose(order)).reshape(shape)
+  if found := re.search(r'replica_groups=\[([\d,]+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)', line):
+    return _iota(found[2]).reshape(_numbers(found[1]))
+  if found := re.search(r'replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((.*?\)?)\))? \{([^}]*)\}', line):
+    return _along(*found.groups(), devices)
   if found := re.search(r'(?:replica_groups|source_target_pairs)=\{(\{[\d,{} ]*\})\}', line):
-    return np.array([[int(n) for n in group.split(',')] for group in re.findall(r'\{([\d, ]+)\}', found[1])])
+    return np.array([_numbers(group) for group in re.findall(r'\{([\d, ]+)\}', found[1])])
+  if found := re.search(r'replica_groups=(?!\{\}).{0,80}', line):
+    raise ValueError(f'Unknown form of a collective: {found[0]!r}. pdgen.core.hlo must learn to read it.')
   return np.arange(devices)[None]
+
+
+def _numbers(text: str) -> list[int]:
+  return [int(n) for n in text.split(',')]
+
+
+def _iota(text: str) -> np.ndarray:
+  """`[2,4]T(1,0)`: the numbers from 0 in that shape, transposed."""
+  shape, _, order = text.partition('T')
+  shape = _numbers(shape.strip('[]'))
+  ids = np.arange(math.prod(shape)).reshape(shape)
+  return ids.transpose(_numbers(order.strip('()'))) if order else ids
+
+
+def _along(axes: str, ids: str | None, over: str, devices: int) -> np.ndarray:
+  """Groups along axes of a mesh. axes: `'a'=2,'b'=4`. ids: of its devices in order, a list or as `_iota` reads them.
+
+  over: the axes along which devices exchange, whole ones or parts, `'b':(2)2` the minor 2 of 4 for example.
+  """
+  sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", axes)}
+  found = np.arange(devices) if not ids else _iota(ids) if ids.startswith('[') else np.array(_numbers(ids))
+  parts = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", over)
+  inner = {name: (int(before or 1), int(size or sizes[name])) for name, before, size in parts}
+  shape = []  # Three dimensions an axis: before the part along which they exchange, that part, behind it.
+  for name, size in sizes.items():
+    before, part = inner.get(name, (size, 1))
+    shape += [before, part, size // (before * part)]
+  exchanging = [3 * list(sizes).index(name) + 1 for name in inner]
+  found = np.moveaxis(found.reshape(shape), exchanging, range(-len(exchanging), 0))
+  return found.reshape(-1, math.prod(part for _, part in inner.values()))
