@@ -74,6 +74,19 @@ def test_meshes():
       sharding.make_mesh(bad)
 
 
+def test_axes_may_share_a_side_of_a_slice():
+  class Chip:
+    platform, device_kind, core_on_chip, slice_index, process_index = 'tpu', 'TPU v6 lite', 0, 0, 0
+
+    def __init__(self, number):
+      self.id, self.coords = number, (number % 16, number // 16, 0)
+
+  mesh = sharding.make_mesh(config_lib.MeshConfig(fsdp=64, sequence=4), devices=[Chip(i) for i in range(256)])
+  assert dict(mesh.shape) == dict(data=1, fsdp=64, tensor=1, sequence=4)
+  rows = [[chip.coords for chip in row] for row in mesh.devices.reshape(64, 4)]
+  assert all(len({y for _, y, _ in row}) == 1 or len({x for x, _, _ in row}) == 1 for row in rows)  # Neighbours.
+
+
 def test_rows_that_do_not_divide_are_an_error():
   mesh = sharding.make_mesh(config_lib.MeshConfig(data=2, fsdp=4))
   with pytest.raises(ValueError, match=r'6 rows does not divide among data x fsdp = 8.*batch_size to a multiple of 8'):

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -70,7 +71,9 @@ def make_mesh(cfg: config_lib.MeshConfig, *, devices: Sequence[jax.Device] | Non
     sizes[sizes.index(-1)] = len(devices) // given
   if -1 in sizes or math.prod(sizes) > len(devices):
     raise ValueError(f'{cfg} needs a multiple of {given} devices; there are {len(devices)}.')
-  return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[: math.prod(sizes)])
+  # A TPU slice of 16 x 16 has no side of 64, but two parts of sides that are one together.
+  arranged = mesh_utils.create_device_mesh(sizes, devices[: math.prod(sizes)], allow_split_physical_axes=True)
+  return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def named_leaves(tree: Any) -> list[tuple[str, Any]]:
