@@ -19,6 +19,7 @@ import time
 from typing import Any
 
 os.environ['TPU_SKIP_MDS_QUERY'] = '1'  # There is no TPU near whose metadata JAX could ask for when it is imported.
+os.environ['ALLOW_MULTIPLE_LIBTPU_LOAD'] = 'true'  # No device is taken, so that several may compile at a time.
 
 import jax
 import jax.numpy as jnp

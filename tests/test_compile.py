@@ -136,6 +136,25 @@ ENTRY %main (x: f32[8]) -> f32[8] {
   np.testing.assert_array_equal(hlo.collectives(text, devices=4)[3].groups, [[0, 2], [1, 3]])
 
 
+@pytest.mark.parametrize(('end', 'times'), [('%constant.5.clone', 20), ('%get-tuple-element.2', 1)])
+def test_loops_of_programs_that_do_not_say_how_often_they_run(end, times):
+  text = f"""HloModule m
+%condition (p: (s32[], s32[], f32[8])) -> pred[] {{
+  %p = (s32[]{{:T(128)}}, s32[]{{:T(128)}}, f32[8]{{0}}) parameter(0)
+  %constant.5.clone = s32[]{{:T(128)}} constant(20), metadata={{op_name="while"}}
+  %get-tuple-element.2 = s32[]{{:T(128)}} get-tuple-element(%p), index=1
+  ROOT %lt = pred[]{{:T(512)}} compare(%get-tuple-element.1, {end}), direction=LT, metadata={{op_name="lt"}}
+}}
+%body (p: (s32[], s32[], f32[8])) -> (s32[], s32[], f32[8]) {{
+  %r = f32[8]{{0}} all-reduce(%x), replica_groups={{{{0,1,2,3}}}}, to_apply=%add
+}}
+ENTRY %main (x: f32[8]) -> f32[8] {{
+  %w = (s32[], s32[], f32[8]{{0}}) while(%t), condition=%condition, body=%body
+}}
+"""
+  assert [(c.kind, c.bytes, c.times) for c in hlo.collectives(text, devices=4)] == [('all-reduce', 48.0, times)]
+
+
 @pytest.mark.parametrize(
   ('form', 'groups'),
   [

@@ -42,7 +42,7 @@ def collectives(text: str, *, devices: int) -> list[Collective]:
         groups = _groups(line, devices)
         found.append(Collective(kind, _sent(kind, operation, shape, groups.shape[1]), times, groups))
         continue
-      inner = times * (int(trips[1]) if (trips := _TRIPS.search(line)) and operation == 'while' else 1)
+      inner = times * (_trips(line, computations) if operation == 'while' else 1)
       called = _CALLED.findall(line)
       for branches in _BRANCHES.findall(line):
         called += [branch.strip().lstrip('%') for branch in branches.split(',')]
@@ -69,6 +69,16 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
     elif found := _INSTRUCTION.match(line):
       lines.append(found[2])
   return computations, entry
+
+
+def _trips(line: str, computations: dict[str, list[str]]) -> int:
+  """How often a `while` runs; 1 where that is not known. TPU programs do not say: their conditions are read."""
+  if found := _TRIPS.search(line):
+    return int(found[1])
+  condition = computations.get(re.search(r'condition=%?([\w.\-]+)', line)[1], [''])
+  ends = [found[1] for line in condition if (found := re.match(r's32\[\]\S* constant\((\d+)\)', line))]
+  counted = re.match(r'pred\[\]\S* compare\(%?[\w.\-]+, %?constant[\w.\-]*\), direction=LT', condition[-1])
+  return int(ends[0]) if counted and len(ends) == 1 else 1
 
 
 def _operation(line: str) -> tuple[str, str]:
