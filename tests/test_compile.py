@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import toy
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -77,6 +78,13 @@ def test_depth_does_not_change_the_size_of_the_programs(small):
   for lowering in (compile_lib._train, lambda config, mesh: compile_lib._sample(config, mesh, 8)):
     sizes = [lowering(config, mesh)[0]().as_text().count('\n') for config in (small, deeper)]
     assert sizes[0] == sizes[1]
+
+
+def test_copies_of_a_model_sample_apart(tiny):
+  """Each device paints its own trajectories; all that they tell each other is whether a loop goes on."""
+  apart = dataclasses.replace(tiny, model=toy.WITH_VAE, mesh=config_lib.MeshConfig(data=8))
+  sent = compile_lib.report(apart, EIGHT, program='sample')['collectives']
+  assert sent.keys() == {'all-reduce'} and sent['all-reduce']['bytes'] < 16
 
 
 def test_collectives_are_counted_as_often_as_their_loops_run():

@@ -15,10 +15,7 @@ from pdgen.data import plans
 from pdgen.models import latents
 from pdgen.training import flops, losses, state
 
-VAE = config.VaeConfig(width=8, multipliers=(1, 2), blocks=1, channels=4, groups=4)
-MODEL = dataclasses.replace(
-  toy.WITH_VIT, codec=config.CodecConfig(kind='flux', patch=4, vae=VAE), max_latent_size=6, image_size=16
-)
+VAE, MODEL = toy.VAE, toy.WITH_VAE
 
 
 @pytest.fixture(scope='module')

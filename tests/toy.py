@@ -46,6 +46,11 @@ MODEL = config.ModelConfig(
 WITH_VIT = dataclasses.replace(
   MODEL, vit=config.VitConfig(width=16, depth=1, num_heads=2, mlp_dim=24, patch=4, max_patches=5)
 )
+# Every part that BAGEL has.
+VAE = config.VaeConfig(width=8, multipliers=(1, 2), blocks=1, channels=4, groups=4)
+WITH_VAE = dataclasses.replace(
+  WITH_VIT, codec=config.CodecConfig(kind='flux', patch=4, vae=VAE), max_latent_size=6, image_size=16
+)
 # A third of the time to compile what runs once.
 QUICK = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
 PLAIN = config.SequenceConfig(opening='', drop_text=0.0)

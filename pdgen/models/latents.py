@@ -90,8 +90,9 @@ class FluxCodec(nnx.Module):
   def encode(self, pixels: jax.Array, key: jax.Array | None = None) -> jax.Array:
     """f32[..., H, W, 3] in [-1, 1] to latents f32[..., Q, C], row-major; what fills no whole token is dropped.
 
-    key: draws from the posterior; None takes its mean. Pictures are encoded one after the other, all rows of a batch
-    at once: the finest level of one picture of 1024 x 1024 alone takes half a gigabyte.
+    key: draws from the posterior; None takes its mean. Pictures, the axis before H, are encoded one after the other,
+    all rows of a batch, the axes before that, at once: the finest level of one picture of 1024 x 1024 alone takes half
+    a gigabyte. So that axis must not be one that devices share: each would encode all pictures.
     """
     *lead, height, width, _ = pixels.shape
     cfg = self.vae.cfg

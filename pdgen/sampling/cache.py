@@ -38,7 +38,24 @@ def write(
   size = past.k.shape[2]
   done = jnp.isfinite(after[:, -1:, 0])
   slots = jnp.where((tokens.segment > 0) & done, slots, size)  # out of range: dropped
-  rows = jnp.arange(slots.shape[0])[:, None]
-  k, v = (old.at[:, rows, slots].set(new, mode='drop') for old, new in zip(past[:2], kv, strict=True))
-  meta = (old.at[rows, slots].set(new, mode='drop') for old, new in zip(past.tokens, tokens, strict=True))
+  k, v = (put(old, slots, new, axis=1) for old, new in zip(past[:2], kv, strict=True))
+  meta = (put(old, slots, new) for old, new in zip(past.tokens, tokens, strict=True))
   return attention.Past(k, v, packed.Tokens(*meta))
+
+
+def put(into: jax.Array, places: jax.Array, new: jax.Array, *, axis: int = 0) -> jax.Array:
+  """Each row's new items in its places; nothing where a place is out of range.
+
+  into: [..., B, N, ...], B at `axis`. places: int32[B, T]. new: [..., B, T, ...].
+
+  The rows are said to be a batch, so that devices that share them write their own: for `into.at[rows, places]` XLA
+  gathered what is new, and pictures whole, on all of them. `jax.vmap` says so, too, but moves B to the front first.
+  """
+  dimensions = jax.lax.ScatterDimensionNumbers(
+    update_window_dims=tuple(i for i in range(new.ndim) if i not in (axis, axis + 1)),
+    inserted_window_dims=(axis + 1,),
+    scatter_dims_to_operand_dims=(axis + 1,),
+    operand_batching_dims=(axis,),
+    scatter_indices_batching_dims=(0,),
+  )
+  return jax.lax.scatter(into, places[..., None], new.astype(into.dtype), dimensions, mode='drop')

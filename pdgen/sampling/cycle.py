@@ -181,13 +181,12 @@ def paint(model: interleaved.Interleaved, state: State, knobs: flow.Knobs, progr
   picture = model.codec.to_uint8(model.codec.decode(z))
   und, gen = streams.seen_copies(model.cfg, program.specials, active, state.order, state.position)
   seen = packed.PackedBatch(und, gen, picture[:, None])
-  z = model.codec.encode(latents.to_pixels(picture))
+  z = model.codec.encode(latents.to_pixels(picture)[:, None])[:, 0]
   hidden, kv = model.extend(seen, z, jnp.zeros(z.shape[:2]), state.past)
 
   tokens_ = streams.concatenate(und.tokens, gen.tokens)
   count, copies = tokens_.order.shape[1], 2 if model.vit is not None else 1
   order, position = state.order + active * count, state.position + active * copies
-  rows = jnp.arange(active.shape[0])
   index = jnp.where(active, state.picture_count, state.pictures.shape[1])
   state = state.replace(
     past=cache.write(state.past, kv, tokens_, state.slot[:, None] + jnp.arange(count)[None], after=hidden.und),
@@ -198,7 +197,7 @@ def paint(model: interleaved.Interleaved, state: State, knobs: flow.Knobs, progr
     text_position=state.text_position if program.sampling.closed_positions else position,
     picture_order=jnp.where(active, order - 1, state.picture_order),
     picture_position=jnp.where(active, position, state.picture_position),
-    pictures=state.pictures.at[rows, index].set(picture, mode='drop'),
+    pictures=cache.put(state.pictures, index[:, None], picture[:, None]),
     picture_count=state.picture_count + active,
     rounds=state.rounds + 1,
   )
@@ -285,13 +284,12 @@ def _decide(
   stop = jnp.where(token == program.specials.endoftext, FINISHED, stop)
   goes_on = active & (stop == RUNNING)
   status = jnp.where(goes_on, jnp.where(token == program.specials.vision_start, WAITING, WRITING), ENDED)
-  rows = jnp.arange(token.shape[0])
   index = jnp.where(goes_on, state.written_count, state.written.shape[1])
   return state.replace(
     stop=jnp.where(active, stop, state.stop),
     status=jnp.where(active, status, state.status),
     pending=jnp.where(goes_on, token, state.pending),
-    written=state.written.at[rows, index].set(token, mode='drop'),
+    written=cache.put(state.written, index[:, None], token[:, None]),
     written_count=state.written_count + goes_on,
   )
 
