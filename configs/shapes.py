@@ -44,7 +44,7 @@ def get_config():
         self_samples=1024,
       ),
       # Guidance below t = 0.6 too: without it a ring's hole fills up where rings are rare (the center).
-      sampling=config.SamplingConfig(max_tokens=768, max_text_tokens=224, max_pictures=8, guidance_interval=(0.3, 1.0)),
+      sampling=config.SamplingConfig(max_tokens=896, max_text_tokens=224, max_pictures=8, guidance_interval=(0.3, 1.0)),
       mesh=config.MeshConfig(data=2, fsdp=1, cpu_devices=2),
     )
   )

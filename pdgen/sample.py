@@ -106,10 +106,8 @@ def _verdict(trajectory: trajectory_lib.Trajectory, detect: Callable | None) -> 
 
 def _report(result: painter_lib.Result, verdicts: Sequence[gallery.Verdict | None], detect: Callable | None):
   trajectories, timings = result.trajectories, result.timings
-  # The one that shows most of what there is to see: most refined pictures, then most pictures.
-  shown = max(trajectories, key=lambda t: (sum(s.rejected for s in t.steps), len(t.pictures)))
   describe = functools.partial(_seen, detect=detect) if detect else None
-  print(transcript.text(shown, describe=describe), end='\n\n')
+  print(transcript.text(_telling(trajectories, verdicts), describe=describe), end='\n\n')
   for trajectory, verdict in zip(trajectories, verdicts, strict=True):
     sign, reason = (
       ('·', ' [not judged]') if verdict is None else ('✓✗'[not verdict[0]], '' if verdict[0] else f': {verdict[1]}')
@@ -123,6 +121,19 @@ def _report(result: painter_lib.Result, verdicts: Sequence[gallery.Verdict | Non
     f'{len(trajectories)} trajectories, {timings["pictures"]} pictures and {timings["tokens"]} tokens '
     f'in {timings["seconds"]:.1f} s{compiling}.'
   )
+
+
+def _telling(
+  trajectories: Sequence[trajectory_lib.Trajectory], verdicts: Sequence[gallery.Verdict | None]
+) -> trajectory_lib.Trajectory:
+  """The one that shows most of what there is to see: painted right, most refined pictures, then most pictures."""
+
+  def rank(pair):
+    trajectory, verdict = pair
+    right = verdict is not None and verdict[0]
+    return right, sum(s.rejected for s in trajectory.steps), len(trajectory.pictures)
+
+  return max(zip(trajectories, verdicts, strict=True), key=rank)[0]
 
 
 def _seen(picture: np.ndarray, detect: Callable) -> str:

@@ -128,13 +128,16 @@ def test_sample_as_a_call_by_either_name(checkpoint):
 
 
 def test_held_out_prompts_are_scored_and_the_flags_arrive(rings, capsys):
-  pdgen.sample.main(['--heldout=1', f'--prompt={KNOWN}', '--mode=direct', '--seed=5', '--batch_size=7'])
+  given = ['a photo of a blue ring', KNOWN]
+  asked = [f'--prompt={prompt}' for prompt in given]
+  pdgen.sample.main(['--heldout=1', *asked, '--mode=direct', '--seed=5', '--batch_size=7'])
   (prompts, settings), out = rings.calls[0], capsys.readouterr().out
   assert settings == dict(mode='direct', seed=5, batch_size=7)
-  assert [p.prompt for p in prompts] == [KNOWN, *(m['prompt'] for m in shapes.prompts('heldout', per_task=1))]
+  assert [p.prompt for p in prompts] == [*given, *(m['prompt'] for m in shapes.prompts('heldout', per_task=1))]
   assert '[picture 1: red ring at (15, 15)]' in out and f'✓ {KNOWN}' in out
   right = sum(geneval.evaluate(p.metadata, shapes.detect(RING))[0] for p in prompts)
-  assert f'{right} of 7 prompts painted right' in out and 0 < right < 7
+  assert f'{right} of 8 prompts painted right' in out and 0 < right < 8
+  assert out.startswith(f'prompt   {KNOWN}\n')  # told is one that is right
 
 
 @pytest.mark.parametrize(
