@@ -291,7 +291,10 @@ def _weights(config: config_lib.Config, mesh: jax.sharding.Mesh) -> Any:
   """What `train.init_from` names, or None. Raises ValueError listing the weights that are not this model's."""
   if not config.train.init_from:
     return None
-  _, params, _ = checkpoints.load_for_sampling(config.train.init_from, mesh=mesh)
+  try:
+    _, params, _ = checkpoints.load_for_sampling(config.train.init_from, mesh=mesh)
+  except FileNotFoundError as error:
+    raise FileNotFoundError(f'config.train.init_from, what this run begins with: {error}') from None
   have, want = (dict(sharding.named_leaves(tree)) for tree in (params, state_lib.abstract_params(config.model)))
   want = {name: leaf for name, leaf in want.items() if name in have or not state_lib.is_adapter(name)}
   if differ := sharding.differences(have, want):

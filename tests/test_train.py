@@ -98,6 +98,9 @@ def test_a_run_may_begin_with_given_weights(finished, tiny, tmp_path, capsys):
   other = dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, mlp_dim=48), train=still)
   with pytest.raises(ValueError, match=r'trunk/layers/gen/up/kernel: \[2, 16, 32\] there, \[2, 16, 48\] wanted'):
     train.train(other, tmp_path / 'other')
+  nowhere = dataclasses.replace(tiny, train=dataclasses.replace(still, init_from='out/nowhere/final'))
+  with pytest.raises(FileNotFoundError, match=r"config\.train\.init_from.*: No model 'out/nowhere/final'"):
+    train.train(nowhere, tmp_path / 'other')
 
 
 @pytest.mark.parametrize('stop', [2, 5], ids=['before the drafts', 'after the drafts'])
