@@ -25,5 +25,5 @@ def get_config():
   config.train.warmup_steps = 20
   config.train.self_sample_steps = (1,)
   config.train.self_samples = 4096
-  config.train.eval_every = 0
+  config.train.eval_every = 300
   return config

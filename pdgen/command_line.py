@@ -48,6 +48,7 @@ def load(
   try:
     painter = painter_lib.load(flags.checkpoint)
     sampling = dataclasses.replace(painter.config.sampling, **sampling_given(flags))
+    painter.check(sampling)
   except (FileNotFoundError, ValueError) as error:
     parser.error(str(error))
   painter = dataclasses.replace(painter, config=dataclasses.replace(painter.config, sampling=sampling))

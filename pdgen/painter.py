@@ -101,11 +101,7 @@ class Painter:
     if mode not in MODES:
       raise ValueError(f'Unknown mode {mode!r}. Known: {list(MODES)}')
     sampling = sampling or self.config.sampling
-    if sampling.max_text_tokens < grammar.SHORTEST:
-      raise ValueError(f'{sampling.max_text_tokens=} leaves no room: the tags of a plan alone take {grammar.SHORTEST}.')
-    worst = cycle.worst_round(self.config.model, sampling)
-    if sampling.max_tokens < worst:
-      raise ValueError(f'{sampling.max_tokens=} leaves no room: a plan, an inspection and a picture may take {worst}.')
+    self.check(sampling)
     starts = [_start(p, mode) for p in prompts]
     seeds = [seed + i for i in range(len(starts))] if isinstance(seed, (int, np.integer)) else list(seed)
     if len(seeds) != len(starts):
@@ -142,6 +138,14 @@ class Painter:
     """One compiled call for at most `batch_size` trajectories; the final state of the loop, still on the device."""
     request = self.request(starts, seeds, budgets, batch_size=batch_size, room=room)
     return cycle.run(self.graphdef, self.params, request, knobs(sampling), self.program(sampling))
+
+  def check(self, sampling: config_lib.SamplingConfig):
+    """Raises ValueError when the caps leave no room for one round."""
+    if sampling.max_text_tokens < grammar.SHORTEST:
+      raise ValueError(f'{sampling.max_text_tokens=} leaves no room: the tags of a plan alone take {grammar.SHORTEST}.')
+    worst = cycle.worst_round(self.config.model, sampling)
+    if sampling.max_tokens < worst:
+      raise ValueError(f'{sampling.max_tokens=} leaves no room: a plan, an inspection and a picture may take {worst}.')
 
   def program(self, sampling: config_lib.SamplingConfig) -> cycle.Program:
     """What of the sampling config shapes the compiled program; all else is set to its default, and travels in knobs."""

@@ -17,7 +17,7 @@ from pdgen.models import attention
 from pdgen.sampling import cache, cycle, flow, grammar, streams, tokens
 from pdgen.training import state as state_lib
 
-SAMPLING = config.SamplingConfig(max_tokens=64, image_guidance_branch=True, closed_positions=True)
+SAMPLING = config.SamplingConfig(max_tokens=64, closed_positions=True)
 
 
 def text(name):

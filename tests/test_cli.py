@@ -148,6 +148,8 @@ def test_held_out_prompts_are_scored_and_the_flags_arrive(rings, capsys):
     ([f'--prompt={KNOWN}', '--sampling.grammar=maybe'], 'neither true nor false'),
     ([f'--prompt={KNOWN}', '--sampling.renorm=loud'], "Unknown renorm 'loud'"),
     ([f'--prompt={KNOWN}', '--sampling.flow_steps=many'], 'invalid int value'),
+    ([f'--prompt={KNOWN}', '--sampling.flow_steps=0'], 'config.sampling.flow_steps=0 is too small'),
+    ([f'--prompt={KNOWN}', '--sampling.max_tokens=50'], 'sampling.max_tokens=50 leaves no room'),
     ([f'--prompt={KNOWN}', '--promp=x'], 'unrecognized arguments'),
   ],
 )

@@ -197,7 +197,7 @@ def test_an_edited_plan_is_kept_and_changes_what_follows():
 
 
 # Scale one but for its last digit, which puts the branch and its part of the cache into the program.
-NO_IMAGE_GUIDANCE = dict(image_guidance=1.0 + 1e-6, image_guidance_branch=True)
+NO_IMAGE_GUIDANCE = dict(image_guidance=1.0 + 1e-6)
 
 
 @pytest.fixture(scope='module')

@@ -22,7 +22,6 @@ CONFIGS = {'latents': toy.MODEL, 'latents_and_vit': toy.WITH_VIT}
 SAMPLING = config.SamplingConfig(
   max_text_tokens=12,
   max_tokens=60,
-  image_guidance_branch=True,
   guidance_interval=(0.0, 1.0),
   timestep_shift=1.0,
 )

@@ -280,8 +280,7 @@ def test_modes(script):
 
 
 def test_only_what_shapes_the_program_is_part_of_it():
-  base = dataclasses.replace(SAMPLING, image_guidance_branch=True)
-  program = PAINTER.program(base)
+  program = PAINTER.program(SAMPLING)
   knobs = dict(
     temperature=1.0,
     text_guidance=5.0,
@@ -290,7 +289,7 @@ def test_only_what_shapes_the_program_is_part_of_it():
     timestep_shift=2.0,
     flow_steps=3,
   )
-  assert PAINTER.program(dataclasses.replace(base, **knobs)) == program
+  assert PAINTER.program(dataclasses.replace(SAMPLING, **knobs)) == program
   for change in (
     dict(max_pictures=5),
     dict(max_text_tokens=11),
@@ -300,8 +299,8 @@ def test_only_what_shapes_the_program_is_part_of_it():
     dict(text_guidance=1.0),
     dict(image_guidance=2.0),
   ):
-    assert PAINTER.program(dataclasses.replace(base, **change)) != program
-  got = painter_lib.knobs(dataclasses.replace(base, **knobs, image_guidance=1.5))
+    assert PAINTER.program(dataclasses.replace(SAMPLING, **change)) != program
+  got = painter_lib.knobs(dataclasses.replace(SAMPLING, **knobs, image_guidance=1.5))
   want = [1.0, 5.0, 1.5, [0.1, 0.9], 0.5, 2.0, 3]
   for value, expected in zip(jax.tree.leaves(got), want, strict=True):
     np.testing.assert_array_equal(value, np.asarray(expected, value.dtype))

@@ -184,7 +184,7 @@ def test_another_configuration_does_not_resume(finished, tiny):
 
 
 def test_the_command_line_trains_scores_and_exports(tmp_path):
-  """configs/shapes.py, shrunk by flags, with the true painter at the end."""
+  """configs/shapes.py, shrunk by flags, with the true painter on the way and at the end."""
   shrunk = {
     'model.width': 16,
     'model.depth': 1,
@@ -197,11 +197,12 @@ def test_the_command_line_trains_scores_and_exports(tmp_path):
     'mesh.cpu_devices': 1,
     'train.steps': 2,
     'train.log_every': 1,
-    'train.eval_every': 9,
+    'train.eval_every': 1,
     'train.eval_prompts': 1,
-    'train.self_sample_steps': '()',
+    'train.self_sample_steps': '(1,)',
+    'train.self_samples': 4,
     'sampling.flow_steps': 1,
-    'sampling.max_pictures': 1,
+    'sampling.max_pictures': 8,
     'sampling.max_text_tokens': 8,
     'sampling.max_tokens': 80,
   }
@@ -212,6 +213,12 @@ def test_the_command_line_trains_scores_and_exports(tmp_path):
   assert done.returncode == 0, done.stderr[-3000:]
   assert 'step 2/2  loss' in done.stdout and 'geneval/overall' in done.stdout
   assert export.load_export(tmp_path / 'final').config.model.width == 16
-  assert (tmp_path / 'strips' / '0000002.png').read_bytes().startswith(b'\x89PNG')
-  scores = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()][-1]
-  assert set(scores) >= {'geneval/overall', 'geneval/position', 'eval/finished'}
+  assert sorted(p.name for p in (tmp_path / 'strips').iterdir()) == ['0000001.png', '0000002.png']
+  assert (tmp_path / 'strips' / '0000001.png').read_bytes().startswith(b'\x89PNG')
+  written = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+  scores = [line for line in written if 'geneval/overall' in line]
+  assert [line['step'] for line in scores] == [1, 2]
+  assert set(scores[0]) >= {'geneval/overall', 'geneval/position', 'eval/finished'}
+  # A model of random weights paints nothing right.
+  drafts = store.load(tmp_path / 'self_sampled' / '0000001.npz')
+  assert len(drafts) == 4 and all(t.metadata['error'] for t in drafts)

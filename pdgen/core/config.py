@@ -20,6 +20,18 @@ from pdgen.core.model_config import VitConfig as VitConfig
 _FROZEN = dict(frozen=True, kw_only=True)
 
 
+def _at_least(section: Any, name: str, **least: float):
+  """Raises ValueError naming the first field that is less than it must be."""
+  for field, bound in least.items():
+    if not getattr(section, field) >= bound:
+      raise ValueError(f'config.{name}.{field}={getattr(section, field)} is too small: it is at least {bound}.')
+
+
+def _positive(section: Any, name: str, field: str):
+  if not getattr(section, field) > 0:
+    raise ValueError(f'config.{name}.{field}={getattr(section, field)}: it must be more than 0.')
+
+
 @dataclasses.dataclass(**_FROZEN)
 class Specials:
   """Ids of the tokens that structure the sequence. Text typed by a user is never parsed into them.
@@ -129,6 +141,12 @@ class DataConfig:
   prefetch: int = 4
   self_share: float = 0.25
 
+  def __post_init__(self):
+    _at_least(self, 'data', batch_size=1, und_tokens=1, gen_tokens=0, pictures=0, vit_tokens=0, packing_bins=1)
+    _at_least(self, 'data', shards=1, workers=0, prefetch=0)
+    if not 0 <= self.self_share <= 1:
+      raise ValueError(f'config.data.self_share={self.self_share} is not in [0, 1].')
+
 
 @dataclasses.dataclass(**_FROZEN)
 class TrainConfig:
@@ -152,7 +170,7 @@ class TrainConfig:
     keep_checkpoints: newest checkpoints that are kept.
     eval_prompts: held-out prompts a task scored at every evaluation.
     self_sample_steps, self_samples: steps at which the model paints so many drafts of its own, which the world's
-      detector judges; from then on they are part of the data (see data.self_share).
+      detector judges; from then on they are part of the data (see data.self_share). Steps that never come are none.
     max_bad_steps: that many steps in a row with a non-finite loss or gradient stop the run; single ones are skipped.
   """
 
@@ -180,10 +198,20 @@ class TrainConfig:
   self_samples: int = 512
   max_bad_steps: int = 10
 
+  def __post_init__(self):
+    _at_least(self, 'train', steps=1, log_every=0, eval_every=0, checkpoint_every=0, keep_checkpoints=1, eval_prompts=1)
+    _at_least(self, 'train', warmup_steps=0, loss_chunk=0, self_samples=1, max_bad_steps=1, learning_rate=0)
+    _positive(self, 'train', 'timestep_shift')
+    if not 0 <= self.ema_decay < 1:
+      raise ValueError(f'config.train.ema_decay={self.ema_decay} is not in [0, 1).')
+
 
 @dataclasses.dataclass(**_FROZEN)
 class SamplingConfig:
-  """How trajectories are sampled. The fields up to `renorm` shape the compiled program; the rest are its arguments.
+  """How trajectories are sampled.
+
+  The caps, `grammar`, `renorm`, `closed_positions`, and whether a scale of guidance is 1 shape the compiled program;
+  the other numbers are its arguments.
 
   Attributes:
     max_pictures: pictures a trajectory, drafts and refined ones together (paper: up to 5 steps).
@@ -192,11 +220,10 @@ class SamplingConfig:
     flow_steps: Euler steps a picture.
     grammar: hold texts to the format of plans and inspections; False lets the model write what it likes.
     renorm: `none`, or BAGEL's `global`, `channel`, `text_channel`.
-    image_guidance_branch: keep the text-only cache that `image_guidance` other than 1 needs.
     closed_positions: in that cache pictures leave no gap in the positions (BAGEL's sampler; QUIRKS 8, 27), as dropped
       ones do in training (BAGEL's, and ours).
     temperature: of the text; 0 = greedy.
-    text_guidance, image_guidance: BAGEL's two scales; 1 = none.
+    text_guidance, image_guidance: BAGEL's two scales; 1 = none. Guidance by pictures costs a second, text-only cache.
     guidance_interval: guidance is on for low < t <= high, t the shifted time.
     renorm_min: lower clamp of the renormalisation.
     timestep_shift: s in t <- s t / (1 + (s - 1) t).
@@ -208,7 +235,6 @@ class SamplingConfig:
   flow_steps: int = 8
   grammar: bool = True
   renorm: str = 'none'
-  image_guidance_branch: bool = False
   closed_positions: bool = False
   temperature: float = 0.0
   text_guidance: float = 2.0
@@ -220,8 +246,12 @@ class SamplingConfig:
   def __post_init__(self):
     if self.renorm not in ('none', 'global', 'channel', 'text_channel'):
       raise ValueError(f"Unknown renorm {self.renorm!r}. Known: ['none', 'global', 'channel', 'text_channel']")
-    if self.image_guidance != 1.0 and not self.image_guidance_branch:
-      raise ValueError(f'{self.image_guidance=} needs image_guidance_branch=True (it costs a second, text-only cache).')
+    _at_least(self, 'sampling', max_pictures=1, max_text_tokens=1, max_tokens=1, flow_steps=1, temperature=0)
+    _positive(self, 'sampling', 'timestep_shift')
+    if len(self.guidance_interval) != 2 or self.guidance_interval[0] > self.guidance_interval[1]:
+      raise ValueError(
+        f'config.sampling.guidance_interval={self.guidance_interval}: give two times, the lower one first.'
+      )
 
 
 @dataclasses.dataclass(**_FROZEN)
