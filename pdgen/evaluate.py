@@ -14,8 +14,6 @@ import pathlib
 import types
 from collections.abc import Sequence
 
-import numpy as np
-
 from pdgen import command_line
 from pdgen import painter as painter_lib
 from pdgen.core import trajectory as trajectory_lib
@@ -38,8 +36,7 @@ def evaluate_geneval(painter: painter_lib.Painter, world: types.ModuleType, flag
   texts = [p['prompt'] for p in prompts]
   result = painter.sample(texts, mode=flags.mode, seed=flags.seed, batch_size=flags.batch_size)
   side = painter.config.model.image_size
-  # A trajectory that never came to a picture is scored as an empty one.
-  pictures = [t.final if t.pictures else np.zeros((side, side, 3), np.uint8) for t in result.trajectories]
+  pictures = geneval.last_pictures(result.trajectories, size=side)
   if flags.out:
     geneval.write_folder(flags.out, prompts, pictures)
     report = geneval.score_folder(flags.out, world.detect)

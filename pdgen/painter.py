@@ -34,8 +34,8 @@ _UND_BUCKET, _PICTURE_BUCKET = 32, 2
 Prompt = str | trajectory_lib.Trajectory
 _STOPS = {
   cycle.FINISHED: trajectory_lib.FINISHED,
-  cycle.PICTURE_CAP: 'picture_cap',
-  cycle.TOKEN_CAP: 'token_cap',
+  cycle.PICTURE_CAP: trajectory_lib.PICTURE_CAP,
+  cycle.TOKEN_CAP: trajectory_lib.TOKEN_CAP,
 }
 
 

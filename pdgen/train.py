@@ -233,18 +233,15 @@ def _evaluate(config: config_lib.Config, state: state_lib.TrainState, step: int)
   mode = 'direct' if all(kind == 'direct' for kind, _ in config.data.mixture) else 'process'
   prompts = world.prompts('heldout', per_task=config.train.eval_prompts)
   result = _painter(config, state).sample([p['prompt'] for p in prompts], mode=mode, seed=0)
-  # A text that never came to a picture scores as an empty one.
-  size = config.model.image_size
-  empty = np.zeros((size, size, 3), np.uint8)
-  pictures = [t.final if t.pictures else empty for t in result.trajectories]
+  pictures = geneval.last_pictures(result.trajectories, size=config.model.image_size)
   report = geneval.score(prompts, pictures, world.detect)
-  scalars = {f'geneval/{task}': float(s.mean) for task, s in report.tasks.items()}
+  scalars = {f'geneval/{task}': r.value for task, r in report.tasks.items()}
   scalars['geneval/overall'] = float(report.overall)
   scalars['eval/finished'] = float(np.mean([t.stop == 'finished' for t in result.trajectories]))
   scalars['eval/pictures'] = float(np.mean([len(t.pictures) for t in result.trajectories]))
   firsts = {p['tag']: t for p, t in reversed(list(zip(prompts, result.trajectories, strict=True)))}
   shown = [t for t in reversed(firsts.values()) if t.pictures]
-  return scalars, gallery.strip(shown) if shown else empty
+  return scalars, gallery.strip(shown) if shown else pictures[0]
 
 
 def _self_sample(config: config_lib.Config, state: state_lib.TrainState, step: int, workdir: pathlib.Path):

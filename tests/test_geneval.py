@@ -94,9 +94,9 @@ def test_score_is_the_mean_over_tasks_with_intervals():
   pictures = [np.full((2, 2, 3), i, np.uint8) for i in range(6)]
   seen = {0: [Thing('ring')], 1: [Thing('ring')], 2: [Thing('ring')], 3: [], 4: [Thing('ring')] * 2, 5: []}
   report = geneval.score(prompts, pictures, lambda p: seen[int(p[0, 0, 0])])
-  assert {t: (s.correct, s.total) for t, s in report.tasks.items()} == {'colors': (3, 4), 'counting': (1, 2)}
+  assert {t: (r.hits, r.total) for t, r in report.tasks.items()} == {'colors': (3, 4), 'counting': (1, 2)}
   assert report.overall == pytest.approx((0.75 + 0.5) / 2)
-  assert (report.tasks['colors'].low, report.tasks['colors'].high) == intervals.wilson(3, 4)
+  assert report.tasks['colors'].interval == intervals.wilson(3, 4)
   low, high = intervals.wilson(3, 4)
   low2, high2 = intervals.wilson(1, 2)
   assert report.overall - report.low == pytest.approx(np.hypot(0.75 - low, 0.5 - low2) / 2)

@@ -15,7 +15,7 @@ _PLAN = re.compile(r'\A<ins>(.*?)</ins><des>(.*?)</des>\Z', re.DOTALL)
 _REFINE = re.compile(r'<refine>(.*?)<[/\\]refine>', re.DOTALL)
 
 FINISHED = 'finished'
-CAPS = ('picture_cap', 'token_cap')
+CAPS = PICTURE_CAP, TOKEN_CAP = 'picture_cap', 'token_cap'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from pdgen.core import boxes
+from pdgen.core import trajectory as trajectory_lib
 from pdgen.evals import intervals
 
 COLORS = ('red', 'orange', 'yellow', 'green', 'blue', 'purple', 'pink', 'brown', 'black', 'white')
@@ -41,29 +42,15 @@ Detect = Callable[[np.ndarray], Sequence[Found]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TaskScore:
-  """Pictures of one task. low, high: Wilson's 95 % interval of the share that is right."""
-
-  correct: int
-  total: int
-  low: float
-  high: float
-
-  @property
-  def mean(self) -> float:
-    return self.correct / self.total
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
   """The score of a set of pictures.
 
-  tasks: by tag, in the order met. overall: mean over tasks (official). low, high: its 95 % interval, from the tasks'
-  Wilson intervals by square-and-add (Zou and Donner 2008). results: one row a picture with the official fields
-  `filename`, `tag`, `prompt`, `correct`, `reason`, `metadata`, `details`.
+  tasks: what is right of each, by tag, in the order met. overall: mean over tasks (official). low, high: its 95 %
+  interval, from the tasks' Wilson intervals by square-and-add (Zou and Donner 2008). results: one row a picture with
+  the official fields `filename`, `tag`, `prompt`, `correct`, `reason`, `metadata`, `details`.
   """
 
-  tasks: Mapping[str, TaskScore]
+  tasks: Mapping[str, intervals.Rate]
   overall: float
   low: float
   high: float
@@ -75,8 +62,8 @@ class Report:
 
   def __str__(self) -> str:
     lines = [
-      f'{tag:<16} = {s.mean:7.2%} [{s.low:.3f}, {s.high:.3f}] ({s.correct} / {s.total})'
-      for tag, s in self.tasks.items()
+      f'{tag:<16} = {r.value:7.2%} [{r.interval[0]:.3f}, {r.interval[1]:.3f}] ({r.hits} / {r.total})'
+      for tag, r in self.tasks.items()
     ]
     return '\n'.join([*lines, f'{"overall":<16} = {self.overall:7.2%} [{self.low:.3f}, {self.high:.3f}]'])
 
@@ -90,6 +77,11 @@ def score(prompts: Sequence[Mapping[str, Any]], pictures: Sequence[np.ndarray], 
     raise ValueError(f'{len(prompts)} prompts but {len(pictures)} pictures; give one picture a prompt.')
   names = [_name(i, 0) for i in range(len(prompts))]
   return _report([_result(*args, detect) for args in zip(names, prompts, pictures, strict=True)])
+
+
+def last_pictures(trajectories: Sequence[trajectory_lib.Trajectory], *, size: int) -> list[np.ndarray]:
+  """What each trajectory is scored by, uint8[size, size, 3]; a text that never came to a picture, by an empty one."""
+  return [t.final if t.pictures else np.zeros((size, size, 3), np.uint8) for t in trajectories]
 
 
 def evaluate(metadata: Mapping[str, Any], detections: Sequence[Found]) -> tuple[bool, str]:
@@ -217,15 +209,11 @@ def _result(filename: str, metadata: Mapping[str, Any], picture: np.ndarray, det
 def _report(results: list[dict[str, Any]]) -> Report:
   if not results:
     raise ValueError('No pictures to score.')
-  tasks: dict[str, TaskScore] = {}
-  for tag in dict.fromkeys(row['tag'] for row in results):
-    rows = [row for row in results if row['tag'] == tag]
-    correct = sum(bool(row['correct']) for row in rows)
-    low, high = intervals.wilson(correct, len(rows))
-    tasks[tag] = TaskScore(correct=correct, total=len(rows), low=low, high=high)
-  overall = float(np.mean([s.mean for s in tasks.values()]))
-  below = math.sqrt(sum((s.mean - s.low) ** 2 for s in tasks.values())) / len(tasks)
-  above = math.sqrt(sum((s.high - s.mean) ** 2 for s in tasks.values())) / len(tasks)
+  tags = dict.fromkeys(row['tag'] for row in results)
+  tasks = {tag: intervals.rate(row['correct'] for row in results if row['tag'] == tag) for tag in tags}
+  overall = float(np.mean([r.value for r in tasks.values()]))
+  below = math.sqrt(sum((r.value - r.interval[0]) ** 2 for r in tasks.values())) / len(tasks)
+  above = math.sqrt(sum((r.interval[1] - r.value) ** 2 for r in tasks.values())) / len(tasks)
   low, high = max(0.0, overall - below), min(1.0, overall + above)
   return Report(tasks=tasks, overall=overall, low=low, high=high, results=tuple(results))
 

@@ -144,9 +144,7 @@ def _inspection(step: trajectory_lib.Step) -> str:
   if step.inspection is None:
     return ''
   # The brackets of the tag go, its instruction stays, marked. Everything else is escaped first.
-  shown = re.sub(
-    r'&lt;refine&gt;\s*(.*?)\s*&lt;[/\\]refine&gt;', r'<mark>\1</mark>', _text(step.inspection), flags=re.S
-  )
+  shown = _REFINE.sub(r'<mark>\1</mark>', _text(step.inspection))
   state, name = ('wrong', 'Inspect: to be refined') if step.rejected else ('right', 'Inspect: kept')
   return f'<div class="verdict {state}"><p class="name">{name}</p><p>{shown}</p></div>'
 

@@ -10,8 +10,8 @@ from pdgen.core import trajectory as trajectory_lib
 _WIDTH = 110
 STOPS = {
   trajectory_lib.FINISHED: 'finished by itself',
-  'picture_cap': 'stopped: as many pictures as allowed',
-  'token_cap': 'stopped: no room for another round',
+  trajectory_lib.PICTURE_CAP: 'stopped: as many pictures as allowed',
+  trajectory_lib.TOKEN_CAP: 'stopped: no room for another round',
   None: 'to be continued',
 }
 

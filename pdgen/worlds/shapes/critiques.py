@@ -78,8 +78,8 @@ def _reason(fault: Fault, *, rng: np.random.Generator) -> str:
       are='is' if have == 1 else 'are',
       have=language.number(have),
       want=language.number(want),
-      shapes=language.plural(shape, have),
-      wanted=language.plural(shape, want),
+      shapes=prompt_space.plural(shape, have),
+      wanted=prompt_space.plural(shape, want),
       **words,
     )
   if fault.kind == 'missing':
@@ -140,9 +140,9 @@ def shape_conflict(new: scenes.Scene, right: scenes.Scene, *, rng: np.random.Gen
     options,
     There='There is' if count == 1 else 'There are',
     wrong=prompt_space.noun(new[0].shape, count=count),
-    wrongs=language.plural(new[0].shape, count),
+    wrongs=prompt_space.plural(new[0].shape, count),
     verb='contradicts' if count == 1 else 'contradict',
-    what=prompt_space.noun(right[0].shape) if count == 1 else language.plural(right[0].shape, count),
+    what=prompt_space.noun(right[0].shape) if count == 1 else prompt_space.plural(right[0].shape, count),
   )
 
 
@@ -151,7 +151,7 @@ def count_conflict(shape: str, have: int, want: int, *, rng: np.random.Generator
     'There are {have} {shapes}, but the prompt asks for {want}.',
     '{have} {shapes} contradict the prompt, which asks for {want}.',
   )
-  words = {'have': language.number(have), 'want': language.number(want), 'shapes': language.plural(shape, have)}
+  words = {'have': language.number(have), 'want': language.number(want), 'shapes': prompt_space.plural(shape, have)}
   text = language.pick(rng, options, **words)
   return text[0].upper() + text[1:]
 

@@ -28,12 +28,6 @@ def number(count: int) -> str:
   return _NUMBERS[count]
 
 
-def plural(word: str, count: int) -> str:
-  if count == 1:
-    return word
-  return f'{word}es' if word.endswith('s') else f'{word}s'
-
-
 def listed(parts: Sequence[str]) -> str:
   """`a`, `a and b`, `a, b and c`."""
   return parts[0] if len(parts) == 1 else f'{", ".join(parts[:-1])} and {parts[-1]}'
@@ -87,18 +81,18 @@ def add(group: scenes.Scene, *, rng: np.random.Generator, extra: bool = False) -
 
 def refine(old: scenes.Scene, color: str, *, rng: np.random.Generator) -> str:
   """Changes the colour of objects of one shape and colour."""
-  what = f'the {old[0].color} {plural(old[0].shape, len(old))} {at(old)}'
+  what = f'the {old[0].color} {prompt_space.plural(old[0].shape, len(old))} {at(old)}'
   return pick(rng, ('Change the color of {what} to {color}.', 'Make {what} {color}.'), what=what, color=color)
 
 
 def swap(old: scenes.Scene, new: scenes.Scene, *, rng: np.random.Generator) -> str:
   """Replaces objects by others at the same places."""
-  what = f'the {old[0].color} {plural(old[0].shape, len(old))} {at(old)}'
+  what = f'the {old[0].color} {prompt_space.plural(old[0].shape, len(old))} {at(old)}'
   return pick(rng, ('Replace {what} with {new}.', 'Swap {what} for {new}.'), what=what, new=named(new))
 
 
 def remove(group: scenes.Scene, *, rng: np.random.Generator) -> str:
-  what = f'the {group[0].color} {plural(group[0].shape, len(group))} {at(group)}'
+  what = f'the {group[0].color} {prompt_space.plural(group[0].shape, len(group))} {at(group)}'
   return pick(rng, ('Remove {what}.', 'Erase {what}.'), what=what)
 
 
@@ -144,10 +138,9 @@ def right(
 
 def _missing(missing: Sequence[tuple[str, int]], *, rng: np.random.Generator) -> str:
   are = 'are' if len(missing) > 1 or missing[0][1] > 1 else 'is'
-  short = listed([words if n == 1 else f'{number(n)} {plural(words, n)}' for words, n in missing])
-  full = listed(
-    [f'{prompt_space.article(words)} {words}' if n == 1 else f'{number(n)} {plural(words, n)}' for words, n in missing]
-  )
+  several = lambda words, n: f'{number(n)} {prompt_space.plural(words, n)}'
+  short = listed([words if n == 1 else several(words, n) for words, n in missing])
+  full = listed([f'{prompt_space.article(words)} {words}' if n == 1 else several(words, n) for words, n in missing])
   options = (
     'The missing {short} {are} going to be added in the following steps.',
     'The missing {short} will be added in the following steps.',

@@ -89,8 +89,14 @@ def noun(shape: str, *, color: str | None = None, count: int = 1) -> str:
   """
   words = f'{color} {shape}' if color else shape
   if count > 1:
-    return f'{COUNTS.get(count, "five")} {words}{"es" if words.endswith("s") else "s"}'
+    return f'{COUNTS.get(count, "five")} {plural(words, count)}'
   return f'{article(words)} {words}'
+
+
+def plural(words: str, count: int) -> str:
+  if count == 1:
+    return words
+  return f'{words}es' if words.endswith('s') else f'{words}s'
 
 
 def article(words: str) -> str:
