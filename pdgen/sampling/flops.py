@@ -30,8 +30,7 @@ def sample_flops(config: config_lib.Config, *, batch_size: int, prefix: int) -> 
   texts = min(sampling.max_tokens - pictures * seen, 2 * pictures * (sampling.max_text_tokens + 2))
   context = (prefix + texts + pictures * seen) / 2
   branches = 1 + (sampling.text_guidance != 1.0) + (sampling.image_guidance != 1.0)
-  low, high = sampling.guidance_interval
-  copies = 1 + (branches - 1) * max(0.0, min(1.0, high) - max(0.0, low))  # on average over the shifted times
+  copies = 1 + (branches - 1) * _guided(sampling)
 
   def phase(calls: int, und: float, gen: float, logits: int) -> Phase:
     attention = cfg.depth * 4 * inner * (und + gen) * context
@@ -48,3 +47,15 @@ def sample_flops(config: config_lib.Config, *, batch_size: int, prefix: int) -> 
     'denoise': phase(pictures * sampling.flow_steps, 2 * copies, cfg.latent_tokens * copies, 0),
     'look': phase(pictures, vit + 2, cfg.latent_tokens, 1),
   }
+
+
+def _guided(sampling: config_lib.SamplingConfig) -> float:
+  """The share of Euler steps at whose (shifted) time guidance is on, as `flow.time_at` and `flow.is_guided` have it.
+
+  >>> _guided(config_lib.SamplingConfig(flow_steps=8, timestep_shift=4.0, guidance_interval=(0.6, 1.0)))
+  0.75
+  """
+  low, high = sampling.guidance_interval
+  times = [1 - step / sampling.flow_steps for step in range(sampling.flow_steps)]
+  shifted = [sampling.timestep_shift * t / (sampling.timestep_shift * t + 1 - t) for t in times]
+  return sum(low < t <= high for t in shifted) / sampling.flow_steps

@@ -1,7 +1,8 @@
 """The six GenEval tasks over the world's shapes, in GenEval's metadata format, and which of them are held out.
 
 A **combination** is what a prompt of a task asks to be put together. The held-out ones are chosen by hash, and no
-training prompt asks for one. Where there are enough of them, no training picture, right or wrong, holds one either.
+training prompt asks for one. Where there are enough of them, no picture that the world makes for training, right or
+wrong, holds one either (a draft that the model paints itself, and is shown again, may).
 
 | task | combination | all | held out | of |
 |---|---|---|---|---|
