@@ -120,6 +120,7 @@ def _correction(fault: Fault, *, rng: np.random.Generator) -> str:
 
 
 def color_conflict(new: scenes.Object, right: scenes.Object, *, rng: np.random.Generator) -> str:
+  """What a plan paints in a colour that the prompt does not ask for. right: what it asks for."""
   options = (
     'The {shape} is {wrong}, but the prompt asks for {color}.',
     'The {wrong} {shape} contradicts the prompt, which asks for {what}.',
@@ -147,6 +148,7 @@ def shape_conflict(new: scenes.Scene, right: scenes.Scene, *, rng: np.random.Gen
 
 
 def count_conflict(shape: str, have: int, want: int, *, rng: np.random.Generator) -> str:
+  """A plan has more of a shape than the prompt asks for."""
   options = (
     'There are {have} {shapes}, but the prompt asks for {want}.',
     '{have} {shapes} contradict the prompt, which asks for {want}.',
@@ -159,6 +161,7 @@ def count_conflict(shape: str, have: int, want: int, *, rng: np.random.Generator
 def relation_conflict(
   moved: scenes.Object, other: scenes.Object, wrong: str, relation: str, *, rng: np.random.Generator
 ) -> str:
+  """A plan puts an object on the `wrong` side of another; the prompt asks for `relation`."""
   options = (
     'The {a} is {wrong} the {b}, but the prompt asks for {relation}.',
     'The {a} is {wrong} the {b}, which contradicts the prompt. It should be {relation} the {b}.',

@@ -21,10 +21,12 @@ _NUMBERS = ('no', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight'
 
 
 def pick(rng: np.random.Generator, options: Sequence[str], **words: str) -> str:
+  """One of the sentences, filled in."""
   return options[int(rng.integers(len(options)))].format(**words)
 
 
 def number(count: int) -> str:
+  """`one`, `two`, ..."""
   return _NUMBERS[count]
 
 
@@ -46,7 +48,12 @@ def named(group: scenes.Scene) -> str:
 
 
 def the(item: scenes.Object) -> str:
+  """`the red ring`."""
   return f'the {item.color} {item.shape}'
+
+
+def _these(group: scenes.Scene) -> str:
+  return f'the {group[0].color} {prompt_space.plural(group[0].shape, len(group))} {at(group)}'
 
 
 def groups(scene: scenes.Scene) -> list[scenes.Scene]:
@@ -81,22 +88,21 @@ def add(group: scenes.Scene, *, rng: np.random.Generator, extra: bool = False) -
 
 def refine(old: scenes.Scene, color: str, *, rng: np.random.Generator) -> str:
   """Changes the colour of objects of one shape and colour."""
-  what = f'the {old[0].color} {prompt_space.plural(old[0].shape, len(old))} {at(old)}'
-  return pick(rng, ('Change the color of {what} to {color}.', 'Make {what} {color}.'), what=what, color=color)
+  return pick(rng, ('Change the color of {what} to {color}.', 'Make {what} {color}.'), what=_these(old), color=color)
 
 
 def swap(old: scenes.Scene, new: scenes.Scene, *, rng: np.random.Generator) -> str:
   """Replaces objects by others at the same places."""
-  what = f'the {old[0].color} {prompt_space.plural(old[0].shape, len(old))} {at(old)}'
-  return pick(rng, ('Replace {what} with {new}.', 'Swap {what} for {new}.'), what=what, new=named(new))
+  return pick(rng, ('Replace {what} with {new}.', 'Swap {what} for {new}.'), what=_these(old), new=named(new))
 
 
 def remove(group: scenes.Scene, *, rng: np.random.Generator) -> str:
-  what = f'the {group[0].color} {prompt_space.plural(group[0].shape, len(group))} {at(group)}'
-  return pick(rng, ('Remove {what}.', 'Erase {what}.'), what=what)
+  """Takes away objects of one shape and colour."""
+  return pick(rng, ('Remove {what}.', 'Erase {what}.'), what=_these(group))
 
 
 def move(item: scenes.Object, to: scenes.Object, *, rng: np.random.Generator) -> str:
+  """Paints an object elsewhere. to: the same object in its new place."""
   return pick(
     rng,
     (*['Move {what} from the {old} to the {new}.'] * 2, 'Remove {what} at the {old}. Add {it} at the {new}.'),

@@ -75,10 +75,12 @@ _REFINABLE = ('two_object', 'counting', 'position')  # several objects, whose co
 
 
 def choose(rng: np.random.Generator, options):
+  """One of a sequence, all alike."""
   return options[int(rng.integers(len(options)))]
 
 
 def free_cells(scene: scenes.Scene) -> list[int]:
+  """Cells of the grid where no object of the scene is."""
   taken = {o.cell for o in scene}
   return [c for c in range(scenes.CELLS) if c not in taken]
 

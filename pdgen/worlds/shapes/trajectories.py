@@ -64,6 +64,7 @@ _TAG = re.compile(r'<[/\\]?(?:ins|des|refine)>')
 def finished(
   story: stories.Story, made: list[trajectories.Step], *, kind: str, error_kinds: tuple[str, ...] = (), **more: Any
 ) -> trajectories.Trajectory:
+  """The steps as a trajectory of the story's prompt. error_kinds: of the errors made in it. more: metadata."""
   metadata = {
     **story.metadata,
     'kind': kind,
@@ -99,14 +100,17 @@ def steps(
 
 
 def plan(beat: stories.Beat, *, rng: np.random.Generator) -> str:
+  """The right plan of a step."""
   return language.plan(beat.instruction, beat.after, new=beat.new, rng=rng)
 
 
 def wrong_plan(error: errors.Wrong, *, rng: np.random.Generator) -> str:
+  """The plan of a step that contradicts the prompt."""
   return language.plan(error.instruction, error.scene, rng=rng)
 
 
 def approval(story: stories.Story, beat: stories.Beat, *, rng: np.random.Generator) -> str:
+  """The inspection of a right draft."""
   compared = comparisons.compare(story.metadata, beat.after, beat.after)
   return language.right(compared, beat.missing, extra=beat.extra, rng=rng)
 
@@ -166,6 +170,7 @@ def misalignment_at(
 
 
 def may_show(scene: scenes.Scene, *, split: str) -> bool:
+  """Whether a picture of that split may show the scene: one of training no held-out pair of coloured shapes."""
   return split != 'train' or not prompt_space.holds_held_out(tuple(o for o in scene if o.whole))
 
 
