@@ -24,7 +24,7 @@ from flax import nnx
 from pdgen import command_line
 from pdgen import painter as painter_lib
 from pdgen.core import trajectory as trajectory_lib
-from pdgen.sampling import cycle
+from pdgen.sampling import cycle, flow
 
 PHASES = ('reading', 'text', 'denoising', 'looking')
 
@@ -91,7 +91,7 @@ def _phases(painter: painter_lib.Painter, prompts: Sequence[str], *, mode: str, 
   steps = (trajectory_lib.Step(),) if mode == 'direct' else ()
   starts = [trajectory_lib.Trajectory(prompt=p, steps=steps, stop=None) for p in prompts]
   request = painter.request(starts, range(count), [sampling.max_pictures] * count, batch_size=count)
-  knobs, program = painter_lib.knobs(sampling), painter.program(sampling)
+  knobs, program = flow.Knobs.of(sampling), painter.program(sampling)
 
   def compiled(phase: Callable[..., Any], **donate: Any) -> Callable[[Any], tuple[Any, float]]:
     function = jax.jit(lambda params, x, knobs: phase(nnx.merge(painter.graphdef, params), x, knobs, program), **donate)

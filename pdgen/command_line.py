@@ -5,13 +5,13 @@ Only what the command line gives is laid over the checkpoint's own sampling conf
 
 import argparse
 import dataclasses
-import importlib
 import types
 import typing
 from typing import Any
 
 from pdgen import painter as painter_lib
 from pdgen.core import config as config_lib
+from pdgen.core import worlds
 
 _PREFIX = 'sampling.'
 
@@ -49,13 +49,14 @@ def load(
     painter = painter_lib.load(flags.checkpoint)
     sampling = dataclasses.replace(painter.config.sampling, **sampling_given(flags))
     painter.check(sampling)
+    name = painter.config.data.world
+    world = worlds.load(name) if name else None
   except (FileNotFoundError, ValueError) as error:
     parser.error(str(error))
   painter = dataclasses.replace(painter, config=dataclasses.replace(painter.config, sampling=sampling))
-  world = painter.config.data.world
-  if needs_world and not world:
+  if needs_world and world is None:
     parser.error(f'{flags.checkpoint} was trained in no world of pdgen: it can be sampled, but nothing here judges it.')
-  return painter, importlib.import_module(f'pdgen.worlds.{world}') if world else None
+  return painter, world
 
 
 def _reader(hint: Any):

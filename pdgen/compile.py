@@ -184,18 +184,10 @@ def _sample(config: config_lib.Config, mesh: Mesh, batch_size: int):
   )
   over_rows = NamedSharding(mesh, P(sharding.ROWS))
   request = _placed(request, lambda leaf: over_rows)
-  number = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.replicated(mesh))
-  knobs = flow.Knobs(**{name: number(jnp.float32) for name in flow.Knobs.__dataclass_fields__})
-  knobs = knobs.replace(interval=number(jnp.float32, 2), flow_steps=number(jnp.int32))
+  knobs = _placed(jax.eval_shape(lambda: flow.Knobs.of(sampling)), lambda leaf: sharding.replicated(mesh))
   # Which ids they are does not matter to what is compiled.
   specials = config_lib.Specials(**{name: i for i, name in enumerate(config_lib.Specials.__dataclass_fields__)})
-  program = cycle.Program(
-    sampling=sampling,
-    specials=specials,
-    vocab_size=cfg.vocab_size,
-    text_branch=sampling.text_guidance != 1.0,
-    image_branch=sampling.image_guidance != 1.0,
-  )
+  program = cycle.Program.of(sampling, specials, cfg.vocab_size)
 
   def lower():
     with jax.set_mesh(mesh):

@@ -137,7 +137,7 @@ class Painter:
   ) -> cycle.State:
     """One compiled call for at most `batch_size` trajectories; the final state of the loop, still on the device."""
     request = self.request(starts, seeds, budgets, batch_size=batch_size, room=room)
-    return cycle.run(self.graphdef, self.params, request, knobs(sampling), self.program(sampling))
+    return cycle.run(self.graphdef, self.params, request, flow.Knobs.of(sampling), self.program(sampling))
 
   def check(self, sampling: config_lib.SamplingConfig):
     """Raises ValueError when the caps leave no room for one round."""
@@ -148,15 +148,8 @@ class Painter:
       raise ValueError(f'{sampling.max_tokens=} leaves no room: a plan, an inspection and a picture may take {worst}.')
 
   def program(self, sampling: config_lib.SamplingConfig) -> cycle.Program:
-    """What of the sampling config shapes the compiled program; all else is set to its default, and travels in knobs."""
-    shaping = {f: getattr(sampling, f) for f in _SHAPING}
-    return cycle.Program(
-      sampling=config_lib.SamplingConfig(**shaping),
-      specials=self.tokenizer.specials,
-      vocab_size=self.tokenizer.vocab_size,
-      text_branch=sampling.text_guidance != 1.0,
-      image_branch=sampling.image_guidance != 1.0,
-    )
+    """What of the sampling config shapes the compiled program, with this painter's tokens."""
+    return cycle.Program.of(sampling, self.tokenizer.specials, self.tokenizer.vocab_size)
 
   def request(
     self,
@@ -207,20 +200,6 @@ def load(name_or_path: str) -> Painter:
   return Painter(config=config, params=params, tokenizer=tokenizer_lib.load(tokenizer))
 
 
-def knobs(sampling: config_lib.SamplingConfig) -> flow.Knobs:
-  """The numbers of a sampling config that change without a new compilation."""
-  return flow.Knobs(
-    temperature=jnp.float32(sampling.temperature),
-    text_guidance=jnp.float32(sampling.text_guidance),
-    image_guidance=jnp.float32(sampling.image_guidance),
-    interval=jnp.asarray(sampling.guidance_interval, jnp.float32),
-    renorm_min=jnp.float32(sampling.renorm_min),
-    timestep_shift=jnp.float32(sampling.timestep_shift),
-    flow_steps=jnp.int32(sampling.flow_steps),
-  )
-
-
-_SHAPING = ('max_pictures', 'max_text_tokens', 'max_tokens', 'grammar', 'renorm', 'closed_positions')
 _FETCHED = ('written', 'written_count', 'pictures', 'picture_count', 'stop', 'text_steps', 'rounds')
 
 

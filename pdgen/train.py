@@ -11,7 +11,6 @@ the model paints for held-out prompts, one picture an evaluation), `self_sampled
 
 import contextlib
 import fcntl
-import importlib
 import json
 import pathlib
 import shutil
@@ -25,7 +24,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from pdgen.core import config as config_lib
-from pdgen.core import distributed, seeding, sharding
+from pdgen.core import distributed, seeding, sharding, worlds
 from pdgen.data import pipeline, store
 from pdgen.data import tokenizer as tokenizer_lib
 from pdgen.training import checkpoints, export, flops, metrics
@@ -229,7 +228,7 @@ def _evaluate(config: config_lib.Config, state: state_lib.TrainState, step: int)
   from pdgen.evals import geneval
   from pdgen.viewing import gallery
 
-  world = _world(config)
+  world = worlds.load(config.data.world)
   mode = 'direct' if all(kind == 'direct' for kind, _ in config.data.mixture) else 'process'
   prompts = world.prompts('heldout', per_task=config.train.eval_prompts)
   result = _painter(config, state).sample([p['prompt'] for p in prompts], mode=mode, seed=0)
@@ -258,7 +257,7 @@ def _self_sample(config: config_lib.Config, state: state_lib.TrainState, step: i
     return
   seed = int(seeding.generator(config.seed, step).integers(2**31))
   painter = _painter(config, state)
-  collected = self_sampled.collect(painter, _world(config), count=config.train.self_samples, seed=seed)
+  collected = self_sampled.collect(painter, worlds.load(config.data.world), count=config.train.self_samples, seed=seed)
   if distributed.is_first():  # All have painted the same.
     trajectories = [t for t in collected if pipeline.fits(config, t)]
     file.parent.mkdir(exist_ok=True)
@@ -301,10 +300,6 @@ def _weights(config: config_lib.Config, mesh: jax.sharding.Mesh) -> Any:
 
 def _self_sampled_file(workdir: pathlib.Path, step: int) -> pathlib.Path:
   return workdir / 'self_sampled' / f'{step:07d}.npz'
-
-
-def _world(config: config_lib.Config) -> Any:
-  return importlib.import_module(f'pdgen.worlds.{config.data.world}')
 
 
 def _tokenizer_file(name_or_path: str) -> pathlib.Path:

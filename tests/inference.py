@@ -10,7 +10,6 @@ import numpy as np
 import toy
 from flax import nnx
 
-from pdgen import painter as painter_lib
 from pdgen.core import config
 from pdgen.data import images, packing, plans
 from pdgen.models import attention
@@ -60,7 +59,7 @@ def knobs(**changes):
   """The sampler's numbers."""
   flow_steps = changes.pop('flow_steps', 1)
   values = dataclasses.replace(SAMPLING, **{'text_guidance': 1.0, 'image_guidance': 1.0, **changes})
-  return painter_lib.knobs(values).replace(flow_steps=jnp.int32(flow_steps))
+  return flow.Knobs.of(values).replace(flow_steps=jnp.int32(flow_steps))
 
 
 @functools.partial(jax.jit, static_argnames=('cfg', 'shape'), compiler_options=toy.QUICK)

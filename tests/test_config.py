@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from pdgen.core import config
+from pdgen.core import config, worlds
 
 
 @pytest.mark.parametrize(
@@ -42,3 +42,9 @@ def test_what_cannot_be_is_named(kind, field, value, words):
 def test_keys_and_types_that_are_not_the_configs_are_named(values, error, words):
   with pytest.raises(error, match=re.escape(words)):
     config.from_config_dict(values)
+
+
+@pytest.mark.parametrize('name', ['', 'shape', 'shapes.scenes', 'os'])
+def test_a_world_that_is_not_there_is_named_with_those_that_are(name):
+  with pytest.raises(ValueError, match=re.escape(f"There is no world {name!r} (config.data.world). Known: ['shapes']")):
+    worlds.load(name)

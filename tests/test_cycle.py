@@ -13,7 +13,7 @@ from jax._src import array as jax_array
 from pdgen import painter as painter_lib
 from pdgen.core import config, trajectory
 from pdgen.data import packing
-from pdgen.sampling import cache, cycle, grammar, streams
+from pdgen.sampling import cache, cycle, flow, grammar, streams
 
 S = toy.WORDS.specials
 CFG = toy.WITH_VIT
@@ -209,7 +209,7 @@ def request_and_state():
 def _end(sampling):
   starts = [painter_lib._start(p, 'process') for p in ('ab', 'a longer prompt', TWO_PICTURES)]
   request = PAINTER.request(starts, [3, 4, 99], [4, 4, 2], batch_size=3)
-  state = cycle.run(PAINTER.graphdef, PAINTER.params, request, painter_lib.knobs(sampling), PAINTER.program(sampling))
+  state = cycle.run(PAINTER.graphdef, PAINTER.params, request, flow.Knobs.of(sampling), PAINTER.program(sampling))
   host = jax.device_get({name: getattr(state, name) for name in painter_lib._FETCHED})
   return state, [painter_lib._finish(s, host, i, toy.WORDS) for i, s in enumerate(starts)]
 
@@ -321,7 +321,7 @@ def _request(prompts):
 
 
 def test_the_cycle_is_one_equation_that_calls_nobody_outside():
-  request, knobs, program = _request(['ab']), painter_lib.knobs(GREEDY), PAINTER.program(GREEDY)
+  request, knobs, program = _request(['ab']), flow.Knobs.of(GREEDY), PAINTER.program(GREEDY)
   jaxpr = jax.make_jaxpr(lambda *a: cycle.run(PAINTER.graphdef, *a, program))(PAINTER.params, request, knobs)
   assert [e.params['name'] for e in jaxpr.eqns] == ['run']
   lowered = cycle.run.lower(PAINTER.graphdef, PAINTER.params, request, knobs, program).as_text()
@@ -335,7 +335,7 @@ def test_no_step_copies_the_cache():
   cfg = dataclasses.replace(CFG, attention='blockwise', scan_layers=False)
   painter = toy.painter(cfg, GREEDY)
   request = painter.request([painter_lib._start('ab', 'process')] * 3, range(3), [2] * 3, batch_size=3)
-  knobs, program = painter_lib.knobs(GREEDY), painter.program(GREEDY)
+  knobs, program = flow.Knobs.of(GREEDY), painter.program(GREEDY)
   lowered = cycle.run.lower(painter.graphdef, painter.params, request, knobs, program)
   cached = jax.tree.leaves(lowered.out_info)[0].shape
   assert cached[:2] == (cfg.depth, 3) and cached[3:] == (cfg.num_kv_heads, cfg.head_dim)
@@ -350,7 +350,7 @@ def test_other_kinds_of_models_fit_the_program():
   painter = toy.painter(cfg, GREEDY)
   starts = [painter_lib._start('ab', 'process')]
   request = painter.request(starts, [0], [2], batch_size=1)
-  knobs, program = painter_lib.knobs(GREEDY), painter.program(GREEDY)
+  knobs, program = flow.Knobs.of(GREEDY), painter.program(GREEDY)
   state = jax.eval_shape(lambda *a: cycle.run(painter.graphdef, *a, program), painter.params, request, knobs)
   assert state.pictures.shape == (1, 4, 16, 16, 3) and state.past.k.dtype == 'bfloat16'
 
@@ -362,7 +362,7 @@ def test_nothing_crosses_to_or_from_the_host_while_it_runs(monkeypatch):
   )
   float(jax.numpy.zeros(()))
   assert fetched == [()]  # So that the count is one.
-  knobs, program = painter_lib.knobs(GREEDY), PAINTER.program(GREEDY)
+  knobs, program = flow.Knobs.of(GREEDY), PAINTER.program(GREEDY)
   request = _request(['ab', 'c', TWO_PICTURES])
   fetched.clear()
   with jax.transfer_guard('disallow'):

@@ -9,10 +9,9 @@ import pytest
 import toy
 from flax import nnx
 
-from pdgen import painter as painter_lib
 from pdgen.core import config
 from pdgen.data import packing
-from pdgen.sampling import cycle
+from pdgen.sampling import cycle, flow
 from pdgen.training import state as state_lib
 
 # float32 sums of another length or order, on values of size 1 to 4.
@@ -73,7 +72,7 @@ def sampler(cfg):
 
   def sample(*, count=0, flow_steps=1, **changes):
     values = dataclasses.replace(SAMPLING, **changes)
-    knobs = painter_lib.knobs(values).replace(flow_steps=jnp.int32(flow_steps))
+    knobs = flow.Knobs.of(values).replace(flow_steps=jnp.int32(flow_steps))
     z, status = run(painter.params, request, knobs, jnp.int32(count))
     assert status.tolist() == [cycle.WAITING] * 3 + [cycle.ENDED]
     return np.asarray(z)[:3]

@@ -10,7 +10,7 @@ import toy
 
 from pdgen import painter as painter_lib
 from pdgen.core import config, trajectory
-from pdgen.sampling import cycle, grammar
+from pdgen.sampling import cycle, flow, grammar
 
 Step, Trajectory = trajectory.Step, trajectory.Trajectory
 S = toy.WORDS.specials
@@ -300,7 +300,7 @@ def test_only_what_shapes_the_program_is_part_of_it():
     dict(image_guidance=2.0),
   ):
     assert PAINTER.program(dataclasses.replace(SAMPLING, **change)) != program
-  got = painter_lib.knobs(dataclasses.replace(SAMPLING, **knobs, image_guidance=1.5))
+  got = flow.Knobs.of(dataclasses.replace(SAMPLING, **knobs, image_guidance=1.5))
   want = [1.0, 5.0, 1.5, [0.1, 0.9], 0.5, 2.0, 3]
   for value, expected in zip(jax.tree.leaves(got), want, strict=True):
     np.testing.assert_array_equal(value, np.asarray(expected, value.dtype))

@@ -11,7 +11,6 @@ that wait in the packer; a run resumed from it sees exactly the batches that it 
 import dataclasses
 import functools
 import hashlib
-import importlib
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -21,7 +20,7 @@ import numpy as np
 from absl import flags
 
 from pdgen.core import config as config_lib
-from pdgen.core import packed, seeding
+from pdgen.core import packed, seeding, worlds
 from pdgen.core import trajectory as trajectory_lib
 from pdgen.data import packing, sequence
 from pdgen.data import tokenizer as tokenizer_lib
@@ -59,7 +58,7 @@ class Samples:
 
   @functools.cached_property
   def world(self) -> Any:
-    return self._given_world or importlib.import_module(f'pdgen.worlds.{self.config.data.world}')
+    return self._given_world or worlds.load(self.config.data.world)
 
   @property
   def tokenizer(self) -> tokenizer_lib.Tokenizer:

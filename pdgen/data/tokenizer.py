@@ -10,7 +10,6 @@ sentencepiece nor to Qwen2's byte-level BPE as `byte_level` sets it up: they are
 import abc
 import argparse
 import functools
-import importlib
 import io
 import os
 import pathlib
@@ -19,7 +18,7 @@ from collections.abc import Iterable, Sequence
 
 import sentencepiece
 
-from pdgen.core import config
+from pdgen.core import config, worlds
 
 ASSETS = pathlib.Path(__file__).parent / 'assets'
 
@@ -218,7 +217,7 @@ def main(arguments: Sequence[str] | None = None):
   parser.add_argument('--texts', type=int, default=20_000, help='texts to train on')
   parser.add_argument('--seed', type=int, default=0)
   flags = parser.parse_args(arguments)
-  world = importlib.import_module(f'pdgen.worlds.{flags.world}')
+  world = worlds.load(flags.world)
   model = train(world.corpus(seed=flags.seed, count=flags.texts), pieces=flags.pieces)
   partial = f'{flags.out}.partial'
   pathlib.Path(partial).write_bytes(model)

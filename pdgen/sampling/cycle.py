@@ -21,6 +21,7 @@ from pdgen.sampling import cache, flow, grammar, streams, tokens
 
 WRITING, WAITING, ENDED = range(3)  # `State.status`
 RUNNING, FINISHED, PICTURE_CAP, TOKEN_CAP = range(4)  # `State.stop`
+_SHAPING = ('max_pictures', 'max_text_tokens', 'max_tokens', 'grammar', 'renorm', 'closed_positions')
 
 
 class Program(NamedTuple):
@@ -35,6 +36,17 @@ class Program(NamedTuple):
   vocab_size: int
   text_branch: bool
   image_branch: bool
+
+  @classmethod
+  def of(cls, sampling: config_lib.SamplingConfig, specials: config_lib.Specials, vocab_size: int) -> 'Program':
+    """The program of a config. What travels in `flow.Knobs` is set to its default: it compiles nothing anew."""
+    return cls(
+      sampling=config_lib.SamplingConfig(**{name: getattr(sampling, name) for name in _SHAPING}),
+      specials=specials,
+      vocab_size=vocab_size,
+      text_branch=sampling.text_guidance != 1.0,
+      image_branch=sampling.image_guidance != 1.0,
+    )
 
   @property
   def rules(self) -> grammar.Rules:

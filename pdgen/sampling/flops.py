@@ -6,7 +6,10 @@ looks at half of the cache on average.
 
 from typing import NamedTuple
 
+import numpy as np
+
 from pdgen.core import config as config_lib
+from pdgen.sampling import flow
 
 
 class Phase(NamedTuple):
@@ -50,12 +53,11 @@ def sample_flops(config: config_lib.Config, *, batch_size: int, prefix: int) -> 
 
 
 def _guided(sampling: config_lib.SamplingConfig) -> float:
-  """The share of Euler steps at whose (shifted) time guidance is on, as `flow.time_at` and `flow.is_guided` have it.
+  """The share of Euler steps at whose (shifted) time guidance is on.
 
   >>> _guided(config_lib.SamplingConfig(flow_steps=8, timestep_shift=4.0, guidance_interval=(0.6, 1.0)))
   0.75
   """
-  low, high = sampling.guidance_interval
-  times = [1 - step / sampling.flow_steps for step in range(sampling.flow_steps)]
-  shifted = [sampling.timestep_shift * t / (sampling.timestep_shift * t + 1 - t) for t in times]
-  return sum(low < t <= high for t in shifted) / sampling.flow_steps
+  knobs = flow.Knobs.of(sampling)
+  times = flow.time_at(np.arange(sampling.flow_steps), knobs)
+  return float(np.mean(flow.is_guided(times, knobs)))

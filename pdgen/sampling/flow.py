@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from pdgen.core import config as config_lib
+
 
 class Knobs(struct.PyTreeNode):
   """Numbers of the sampler that change without a new compilation. See `core.config.SamplingConfig`."""
@@ -17,6 +19,19 @@ class Knobs(struct.PyTreeNode):
   renorm_min: jax.Array  # f32[]; lower clamp of the renormalisation.
   timestep_shift: jax.Array  # f32[]; s in t <- s t / (1 + (s - 1) t).
   flow_steps: jax.Array  # int32[]; Euler steps a picture.
+
+  @classmethod
+  def of(cls, sampling: config_lib.SamplingConfig) -> 'Knobs':
+    """The numbers of a config."""
+    return cls(
+      temperature=jnp.float32(sampling.temperature),
+      text_guidance=jnp.float32(sampling.text_guidance),
+      image_guidance=jnp.float32(sampling.image_guidance),
+      interval=jnp.asarray(sampling.guidance_interval, jnp.float32),
+      renorm_min=jnp.float32(sampling.renorm_min),
+      timestep_shift=jnp.float32(sampling.timestep_shift),
+      flow_steps=jnp.int32(sampling.flow_steps),
+    )
 
 
 def time_at(step: jax.Array, knobs: Knobs) -> jax.Array:
