@@ -57,3 +57,12 @@ def test_another_count_or_another_key_is_another_draw():
   assert len(set(by_count.tolist())) > 6 and len(set(by_key.tolist())) > 6
   same = _choose(flat, allowed, _keys([1] * 8), jnp.full(8, 3), 1.0)
   assert len(set(same.tolist())) == 1
+
+
+def test_noise_is_drawn_only_where_the_temperature_asks_for_it():
+  arguments = jnp.zeros((2, 9)), jnp.ones((2, 9), bool), _keys([0, 1]), jnp.zeros(2, jnp.int32), jnp.float32(0)
+  (cond,) = [e for e in jax.make_jaxpr(tokens.choose)(*arguments).eqns if e.primitive.name == 'cond']
+  greedy, drawn = (str(branch) for branch in cond.params['branches'])
+  assert 'random' in drawn and 'random' not in greedy
+  whole = str(jax.make_jaxpr(tokens.choose)(*arguments))
+  assert whole.count('random_bits') == drawn.count('random_bits') > 0
