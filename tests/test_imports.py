@@ -30,7 +30,7 @@ GLUE = {'painter', 'command_line'}  # what command lines share
 NUMPY_ONLY = {'data', 'worlds', 'construction', 'evals', 'viewing'}
 NUMPY_ONLY_CORE = {
   f'core/{name}.py'
-  for name in ('__init__', 'config', 'conversion', 'hlo', 'machines', 'model_config', 'packed', 'trajectory')
+  for name in '__init__ boxes config conversion hlo machines model_config packed seeding trajectory worlds'.split()
 }
 ACCELERATOR = {'jax', 'jaxlib', 'flax', 'optax', 'orbax'}
 

@@ -16,8 +16,8 @@ def choose(
   logits = jnp.where(allowed, logits, -jnp.inf)
 
   def noised(logits: jax.Array) -> jax.Array:
-    keys_ = jax.vmap(jax.random.fold_in)(keys, counts)
-    return logits + temperature * jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))(keys_)
+    draw = lambda key, count: jax.random.gumbel(jax.random.fold_in(key, count), logits.shape[1:])
+    return logits + temperature * jax.vmap(draw)(keys, counts)
 
   # Gumbel-max: argmax(logits + temperature * gumbel) samples from softmax(logits / temperature).
   # Greedy text, the default, does without the noise: for BAGEL's vocabulary it is 150,000 numbers a token.
