@@ -7,7 +7,8 @@ Its data are trajectories of 512-pixel pictures, which no world of pdgen makes y
 recipe is, and what the sizes are that it must be compiled for.
 """
 
-from pdgen.core import config, presets
+from pdgen.core import config
+from pdgen.models import presets
 
 
 def get_config():

@@ -2,24 +2,22 @@
 
     import pdgen
     painter = pdgen.load('shapes')
-    result = pdgen.sample(painter, ['a photo of a red ring and a blue square'])
+    result = painter.sample(['a photo of a red ring and a blue square'])
     result.trajectories[0].final  # uint8[32, 32, 3]
 
-Importing pdgen imports nothing else: the three names below arrive, and JAX with them, when first used.
+Importing pdgen imports nothing else: the names below arrive, and JAX with them, when first used.
 """
 
 import importlib
 from typing import Any
 
 __version__ = '0.1.0'
-__all__ = ['Painter', 'load', 'sample']
+__all__ = ['Painter', 'load']
 
 
 def __getattr__(name: str) -> Any:
-  if name in ('Painter', 'load'):
-    return getattr(importlib.import_module('pdgen.painter'), name)
-  if name == 'sample':  # the module, which is callable: see there
-    return importlib.import_module('pdgen.sample')
+  if name in __all__:
+    return getattr(importlib.import_module('pdgen.inference.painter'), name)
   raise AttributeError(f'module {__name__!r} has no attribute {name!r}. Public: {__all__}')
 
 

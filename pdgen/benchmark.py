@@ -21,9 +21,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from pdgen import command_line
-from pdgen import painter as painter_lib
+from pdgen import flags as flags_lib
 from pdgen.core import trajectory as trajectory_lib
+from pdgen.inference import painter as painter_lib
 from pdgen.sampling import cycle, flow
 
 PHASES = ('reading', 'text', 'denoising', 'looking')
@@ -41,9 +41,9 @@ def main(arguments: Sequence[str] | None = None):
   parser.add_argument('--mode', choices=painter_lib.MODES, default='process', help='direct: one picture, no words')
   parser.add_argument('--repeats', type=int, default=3, help='timed calls, of which the fastest counts')
   parser.add_argument('--out', help='file for the figures, JSON')
-  command_line.add_arguments(parser)
+  flags_lib.add_arguments(parser)
   flags = parser.parse_args(arguments)
-  painter, world = command_line.load(parser, flags)
+  painter, world = flags_lib.load(parser, flags)
   prompts = [m['prompt'] for m in world.prompts('heldout', per_task=-(-max(flags.batch_sizes) // len(world.TASKS)))]
   print(f'{jax.devices()[0].device_kind} x {jax.device_count()}, {os.cpu_count()} host cores, {flags.mode} mode')
   print(f'{"batch":>5} {"trajectories/s":>15} {"pictures/s":>11} {"seconds":>8}  {_heads()}  compile')
@@ -90,24 +90,26 @@ def _phases(painter: painter_lib.Painter, prompts: Sequence[str], *, mode: str, 
   sampling, count = painter.config.sampling, len(prompts)
   steps = (trajectory_lib.Step(),) if mode == 'direct' else ()
   starts = [trajectory_lib.Trajectory(prompt=p, steps=steps, stop=None) for p in prompts]
-  request = painter.request(starts, range(count), [sampling.max_pictures] * count, batch_size=count)
-  knobs, program = flow.Knobs.of(sampling), painter.program(sampling)
+  batch = painter.sample_batch(starts, range(count), [sampling.max_pictures] * count, batch_size=count)
+  sampler, spec = flow.SamplerParams.of(sampling), painter.spec(sampling)
 
   def compiled(phase: Callable[..., Any], **donate: Any) -> Callable[[Any], tuple[Any, float]]:
-    function = jax.jit(lambda params, x, knobs: phase(nnx.merge(painter.graphdef, params), x, knobs, program), **donate)
-    return lambda x: _timed(lambda: function(painter.params, x, knobs))
+    function = jax.jit(
+      lambda params, x, sampler: phase(nnx.merge(painter.graphdef, params), x, sampler, spec), **donate
+    )
+    return lambda x: _timed(lambda: function(painter.params, x, sampler))
 
-  def write(model: Any, state: cycle.State, knobs: Any, program: cycle.Program) -> cycle.State:
+  def write(model: Any, state: cycle.State, sampler: Any, spec: cycle.SamplerSpec) -> cycle.State:
     writes = lambda s: jnp.any(s.status == cycle.WRITING)
-    return jax.lax.while_loop(writes, lambda s: cycle.write_token(model, s, knobs, program), state)
+    return jax.lax.while_loop(writes, lambda s: cycle.decode_step(model, s, sampler, spec), state)
 
   # The state is donated where it changes, as the whole program changes its cache in place.
-  start, text, denoise = compiled(cycle.start), compiled(write, donate_argnums=1), compiled(cycle.denoise)
-  paint = compiled(cycle.paint, donate_argnums=1)
+  start, text, denoise = compiled(cycle.prefill), compiled(write, donate_argnums=1), compiled(cycle.denoise)
+  paint = compiled(cycle.picture_phase, donate_argnums=1)
   runs = []
   for _ in range(1 + repeats):
     spent = dict.fromkeys(PHASES, 0.0)
-    state, spent['reading'] = start(request)
+    state, spent['reading'] = start(batch)
     while bool(jnp.any(state.status != cycle.ENDED)):
       state, seconds = text(state)
       spent['text'] += seconds

@@ -30,11 +30,13 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import config_flags
 
 from pdgen.core import config as config_lib
-from pdgen.core import hlo, machines, packed, sharding
+from pdgen.core import mesh as mesh_lib
+from pdgen.core import packed, trees
+from pdgen.cost import accelerators, hlo, sampling_flops, training_flops
+from pdgen.models import interleaved, partition
 from pdgen.sampling import cycle, flow, grammar
-from pdgen.sampling import flops as sample_flops
-from pdgen.training import flops, step
 from pdgen.training import state as state_lib
+from pdgen.training import step
 
 PREFIX = 128  # und tokens of the prompts of a sampling batch.
 # There is no GPU to time kernels on; not timed, XLA's Triton matmuls find no tiles for the resize before the ViT.
@@ -42,7 +44,9 @@ _UNTIMED = '--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false'
 _EXTRAS = {'tpu': ('libtpu', 'pdgen[tpu]'), 'cuda': ('jax_cuda12_plugin', 'pdgen[cuda]')}
 
 
-def report(config: config_lib.Config, target: machines.Target, *, program: str, batch_size: int = 0) -> dict[str, Any]:
+def report(
+  config: config_lib.Config, target: accelerators.Topology, *, program: str, batch_size: int = 0
+) -> dict[str, Any]:
   """Everything that is known of the compiled program, as JSON takes it.
 
   program: `train` or `sample`. batch_size: trajectories sampled at once; 0: four for each place along data x fsdp.
@@ -50,7 +54,7 @@ def report(config: config_lib.Config, target: machines.Target, *, program: str, 
   Raises: ModuleNotFoundError, naming what to install, where the compiler for the target is missing; ValueError for a
   mesh that does not fit the devices or the model.
   """
-  mesh = sharding.make_mesh(config.mesh, devices=devices(target))
+  mesh = mesh_lib.make_mesh(config.mesh, devices=devices(target))
   if program == 'sample':
     batch_size = batch_size or 4 * mesh.shape['data'] * mesh.shape['fsdp']
     lower, arguments = _sample(config, mesh, batch_size)
@@ -98,7 +102,7 @@ def report(config: config_lib.Config, target: machines.Target, *, program: str, 
   return out
 
 
-def devices(target: machines.Target) -> list[jax.Device]:
+def devices(target: accelerators.Topology) -> list[jax.Device]:
   """Stand-ins for the target's devices, which programs can be compiled for and not run on.
 
   Raises: ModuleNotFoundError where the compiler for them is not installed.
@@ -118,10 +122,12 @@ def devices(target: machines.Target) -> list[jax.Device]:
     return topologies.get_topology_desc(target.name, platform='tpu').devices
   hosts = max(1, target.devices // target.machine.host_devices)
   shape = f'1x{hosts}x{target.devices // hosts}'
-  return topologies.get_topology_desc('', platform='cuda', target_config=machines.H100_TARGET, topology=shape).devices
+  return topologies.get_topology_desc(
+    '', platform='cuda', target_config=accelerators.H100_TARGET, topology=shape
+  ).devices
 
 
-def advice(config: config_lib.Config, kinds: dict[str, int], target: machines.Target, program: str) -> list[str]:
+def advice(config: config_lib.Config, kinds: dict[str, int], target: accelerators.Topology, program: str) -> list[str]:
   """What to change so that it fits, what gains most first."""
   state = sum(kinds.get(kind, 0) for kind in ('parameters', 'optimizer', 'ema'))
   less_state, less_activations = [], []
@@ -154,51 +160,52 @@ def advice(config: config_lib.Config, kinds: dict[str, int], target: machines.Ta
 
 def _train(config: config_lib.Config, mesh: Mesh):
   """How to lower the training step, and its arguments by kind."""
-  state = state_lib.abstract(config, mesh)
-  batch = _placed(step.abstract_batch(config), lambda leaf: sharding.rows(mesh))
+  state = state_lib.abstract_on_mesh(config, mesh)
+  batch = _placed(step.abstract_batch(config), lambda leaf: mesh_lib.batch_sharding(mesh))
   arguments = dict(parameters=(state.trainable, state.frozen), optimizer=state.opt_state, ema=state.ema, batch=batch)
-  return (lambda: step.make(config, mesh).lower(state, batch)), arguments
+  return (lambda: step.make_train_step(config, mesh).lower(state, batch)), arguments
 
 
 def _sample(config: config_lib.Config, mesh: Mesh, batch_size: int):
   """How to lower the sampling program, and its arguments by kind. Matrices are in the compute dtype."""
   cfg, sampling = config.model, config.sampling
-  params = state_lib.abstract_params(cfg)
+  params = interleaved.abstract_params(cfg)
   dtype = lambda name, leaf: cfg.dtype if name.endswith(('kernel', 'table')) else leaf.dtype
-  params = sharding.map_named(lambda name, x: jax.ShapeDtypeStruct(x.shape, dtype(name, x)), params)
-  where = sharding.shardings(params, mesh)
+  params = trees.map_with_path(lambda name, x: jax.ShapeDtypeStruct(x.shape, dtype(name, x)), params)
+  where = partition.shardings(params, mesh)
   params = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), params, where)
   integers = lambda *shape: jax.ShapeDtypeStruct((batch_size, *shape), jnp.int32)
-  stream = lambda kind, n: kind(*(packed.Tokens(*6 * [integers(n)]), *(len(kind._fields) - 1) * [integers(n)]))
+  stream = lambda kind, n: kind(*(packed.TokenMeta(*6 * [integers(n)]), *(len(kind._fields) - 1) * [integers(n)]))
   picture = jax.ShapeDtypeStruct((batch_size, 0, cfg.image_size, cfg.image_size, 3), jnp.uint8)
   prefix = packed.PackedBatch(stream(packed.UndStream, PREFIX), stream(packed.GenStream, 0), picture)
   flags_ = {'refining': jnp.bool_, 'direct': jnp.bool_}
-  lane = {
-    name: jax.ShapeDtypeStruct((batch_size,), flags_.get(name, jnp.int32)) for name in grammar.Lane.__dataclass_fields__
+  state = {
+    name: jax.ShapeDtypeStruct((batch_size,), flags_.get(name, jnp.int32))
+    for name in grammar.GrammarState.__dataclass_fields__
   }
-  request = cycle.Request(
+  batch = cycle.SampleBatch(
     prefix=prefix,
-    lane=grammar.Lane(**lane),
+    grammar=grammar.GrammarState(**state),
     key=jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch_size)),
-    budget=integers(),
+    picture_limit=integers(),
   )
-  over_rows = NamedSharding(mesh, P(sharding.ROWS))
-  request = _placed(request, lambda leaf: over_rows)
-  knobs = _placed(jax.eval_shape(lambda: flow.Knobs.of(sampling)), lambda leaf: sharding.replicated(mesh))
+  over_rows = NamedSharding(mesh, P(mesh_lib.ROWS))
+  batch = _placed(batch, lambda leaf: over_rows)
+  sampler = _placed(jax.eval_shape(lambda: flow.SamplerParams.of(sampling)), lambda leaf: mesh_lib.replicated(mesh))
   # Which ids they are does not matter to what is compiled.
   specials = config_lib.Specials(**{name: i for i, name in enumerate(config_lib.Specials.__dataclass_fields__)})
-  program = cycle.Program.of(sampling, specials, cfg.vocab_size)
+  spec = cycle.SamplerSpec.of(sampling, specials, cfg.vocab_size)
 
   def lower():
     with jax.set_mesh(mesh):
-      return cycle.run.lower(state_lib.graphdef(cfg), params, request, knobs, program)
+      return cycle.run.lower(interleaved.graphdef(cfg), params, batch, sampler, spec)
 
-  return lower, dict(parameters=params, batch=request)
+  return lower, dict(parameters=params, batch=batch)
 
 
 def _roofline(
   config: config_lib.Config,
-  target: machines.Target,
+  target: accelerators.Topology,
   mesh: Mesh,
   kinds: dict[str, int],
   network: float,
@@ -209,7 +216,7 @@ def _roofline(
   """Analytic FLOPs, and the least seconds that arithmetic, memory and network need, each on its own."""
   machine, width = target.machine, jnp.dtype(config.model.dtype).itemsize
   if program == 'train':
-    work = flops.train_flops(config)
+    work = training_flops.train_flops(config)
     hardware = work['total'] * (1 + (config.model.remat == 'full') / 3)
     compute = hardware / mesh.size / machine.flops
     # What goes in is read and what stays is written once; weights are read in forward, backward and recomputation.
@@ -222,7 +229,7 @@ def _roofline(
       flops=work, seconds=seconds, seconds_by_part=parts, model_flops_utilisation=work['total'] / mesh.size
       / machine.flops / seconds,
     )  # fmt: skip
-  phases = sample_flops.sample_flops(config, batch_size=batch_size, prefix=PREFIX)
+  phases = sampling_flops.sample_flops(config, batch_size=batch_size, prefix=PREFIX)
   parts = {}
   for name, phase in phases.items():
     compute = phase.flops / mesh.size / machine.flops
@@ -235,7 +242,7 @@ def _roofline(
   return dict(flops=work, batch_size=batch_size, seconds=sum(parts.values()), seconds_by_part=parts)
 
 
-def _bandwidth(collective: hlo.Collective, target: machines.Target) -> float:
+def _bandwidth(collective: hlo.Collective, target: accelerators.Topology) -> float:
   """Bytes a second of the slowest link in the way of a collective."""
   machine = target.machine
   hosts = collective.groups // machine.host_devices
@@ -257,10 +264,10 @@ def _text(found: dict[str, Any]) -> str:
   lines = [
     f'{found["config"]} {found["program"]} on {found["target"]}: {mesh}; {found["parameters"] / 1e9:.2f}G parameters'
   ]
-  lines += [f'  {kind:<12}{size / machines.GIB:9.2f} GiB a device' for kind, size in found['bytes'].items()]
+  lines += [f'  {kind:<12}{size / accelerators.GIB:9.2f} GiB a device' for kind, size in found['bytes'].items()]
   if found['capacity']:
     lines.append(
-      f'  {"of":<12}{found["capacity"] / machines.GIB:9.2f} GiB: {"fits" if found["fits"] else "DOES NOT FIT"}'
+      f'  {"of":<12}{found["capacity"] / accelerators.GIB:9.2f} GiB: {"fits" if found["fits"] else "DOES NOT FIT"}'
     )
   lines += [f'  {found["reason"]}'] if 'reason' in found else []
   lines += [f'    - {line}' for line in found.get('advice', ())]
@@ -268,7 +275,7 @@ def _text(found: dict[str, Any]) -> str:
     parts = ', '.join(f'{name} {seconds:.3g} s' for name, seconds in found['seconds_by_part'].items())
     total = found['flops']['total']
     lines += [
-      f'  {k:<20}{v["count"]:>7} times {v["bytes"] / machines.GIB:9.3f} GiB sent'
+      f'  {k:<20}{v["count"]:>7} times {v["bytes"] / accelerators.GIB:9.3f} GiB sent'
       for k, v in found['collectives'].items()
     ]
     lines += [f'  {total:.3g} FLOP; at the roofline {found["seconds"]:.3g} s ({parts})']
@@ -288,7 +295,7 @@ def main():
   def run(_):
     config = config_lib.from_config_dict(config_flag.value)
     try:
-      target = machines.parse(target_flag.value)
+      target = accelerators.parse(target_flag.value)
       # Nothing is ever run: where there are accelerators, they are left alone.
       jax.config.update('jax_platforms', 'cpu')
       if target.machine.platform == 'cpu':

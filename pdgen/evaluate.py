@@ -14,10 +14,10 @@ import pathlib
 import types
 from collections.abc import Sequence
 
-from pdgen import command_line
-from pdgen import painter as painter_lib
+from pdgen import flags as flags_lib
 from pdgen.core import trajectory as trajectory_lib
 from pdgen.evals import geneval, inspection
+from pdgen.inference import painter as painter_lib
 
 
 def main(arguments: Sequence[str] | None = None):
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None):
   flags = parser.parse_args(arguments)
   if flags.out and pathlib.Path(flags.out).exists() and any(pathlib.Path(flags.out).iterdir()):
     parser.error(f'{flags.out} is not empty: what is left there of another run would be scored, too. Name another.')
-  painter, world = command_line.load(parser, flags)
+  painter, world = flags_lib.load(parser, flags)
   flags.evaluate(painter, world, flags)
 
 
@@ -100,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument('--seed', type=int, default=0, help='of prompts and noise')
     command.add_argument('--batch_size', type=int, default=64, help='trajectories painted together')
     command.add_argument('--out', help='folder to write into')
-    command_line.add_arguments(command)
+    flags_lib.add_arguments(command)
   return parser
 
 

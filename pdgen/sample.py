@@ -1,9 +1,9 @@
-"""Paints prompts with a checkpoint, as a command and as a call.
+"""Paints prompts with a checkpoint.
 
     python -m pdgen.sample --checkpoint=shapes --prompt='a photo of a red ring and a blue square' --out=out/sample
 
-prints what was planned, seen and mended, and writes a page to look at, the pictures and the texts. In Python
-`pdgen.sample(painter, prompts)` does the same without files: this module is callable.
+prints what was planned, seen and refined, and writes a page to look at, the pictures and the texts. In Python
+`pdgen.load('shapes').sample(prompts)` does the same without files.
 """
 
 import argparse
@@ -11,43 +11,20 @@ import dataclasses
 import functools
 import json
 import pathlib
-import sys
 import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from pdgen import command_line
-from pdgen import painter as painter_lib
+from pdgen import flags as flags_lib
 from pdgen.core import trajectory as trajectory_lib
 from pdgen.evals import geneval
+from pdgen.inference import painter as painter_lib
 from pdgen.viewing import gallery, transcript
-
-
-def sample(
-  painter: painter_lib.Painter | str,
-  prompts: painter_lib.Prompt | Sequence[painter_lib.Prompt],
-  **settings: Any,
-) -> painter_lib.Result:
-  """Paints every prompt. painter: one that is loaded, or what `pdgen.load` takes. settings: of `Painter.sample`."""
-  painter = painter_lib.load(painter) if isinstance(painter, str) else painter
-  return painter.sample(prompts, **settings)
-
 
 _SIGNS = {True: '✓', False: '✗', None: '·'}
 _ALL_PROMPTS = 3000  # a task; more than any task has
-
-
-class _CallableModule(types.ModuleType):
-  """`pdgen.sample` names this module (for `python -m`) and the function (for Python) at once: calling the one calls the
-  other, whichever of the two was imported first."""
-
-  def __call__(self, *arguments: Any, **settings: Any) -> painter_lib.Result:
-    return sample(*arguments, **settings)
-
-
-sys.modules[__name__].__class__ = _CallableModule
 
 
 def main(arguments: Sequence[str] | None = None):
@@ -56,7 +33,7 @@ def main(arguments: Sequence[str] | None = None):
   flags = parser.parse_args(arguments)
   if not flags.prompt and not flags.heldout:
     parser.error('nothing to paint: give --prompt=... (as often as you like) or --heldout=1')
-  painter, world = command_line.load(parser, flags, needs_world=bool(flags.heldout))
+  painter, world = flags_lib.load(parser, flags, needs_world=bool(flags.heldout))
   detect = world.detect if world else None
   wanted = [_metadata(prompt, world) for prompt in flags.prompt]
   wanted += world.prompts('heldout', per_task=flags.heldout) if flags.heldout else []
@@ -83,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument('--seed', type=int, default=0, help='of the first prompt; the next prompts take the next numbers')
   parser.add_argument('--batch_size', type=int, help='trajectories painted together')
   parser.add_argument('--out', help='folder for index.html, trajectories.json and pictures/')
-  command_line.add_arguments(parser)
+  flags_lib.add_arguments(parser)
   return parser
 
 
@@ -109,10 +86,9 @@ def _report(result: painter_lib.Result, verdicts: Sequence[gallery.Verdict | Non
   describe = functools.partial(_seen, detect=detect) if detect else None
   print(transcript.text(_telling(trajectories, verdicts), describe=describe), end='\n\n')
   for trajectory, verdict in zip(trajectories, verdicts, strict=True):
-    sign, reason = (
-      ('·', ' [not judged]') if verdict is None else ('✓✗'[not verdict[0]], '' if verdict[0] else f': {verdict[1]}')
-    )
-    print(f'{sign} {trajectory.prompt} ({transcript.stop(trajectory)}){reason}')
+    right, why = verdict or (None, '')
+    reason = {True: '', False: f': {why}', None: ' [not judged]'}[right]
+    print(f'{_SIGNS[right]} {trajectory.prompt} ({transcript.stop(trajectory)}){reason}')
   judged = [v[0] for v in verdicts if v is not None]
   if judged:
     print(f'\n{sum(judged)} of {len(judged)} prompts painted right, by the exact detector.')

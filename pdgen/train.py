@@ -23,13 +23,20 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from pdgen import worlds
 from pdgen.core import config as config_lib
-from pdgen.core import distributed, seeding, sharding, worlds
-from pdgen.data import pipeline, store
-from pdgen.data import tokenizer as tokenizer_lib
-from pdgen.training import checkpoints, export, flops, metrics
+from pdgen.core import mesh as mesh_lib
+from pdgen.core import rng as rng_lib
+from pdgen.core import trees
+from pdgen.cost import training_flops
+from pdgen.data import pipeline, store, tokenizers
+from pdgen.inference import painter as painter_lib
+from pdgen.models import interleaved
+from pdgen.models import params as params_lib
+from pdgen.training import checkpoints, distributed, metrics
 from pdgen.training import state as state_lib
 from pdgen.training import step as step_lib
+from pdgen.weights import exported, loading, run_checkpoints
 
 
 def train(config: config_lib.Config, workdir: pathlib.Path) -> state_lib.TrainState:
@@ -44,33 +51,35 @@ def train(config: config_lib.Config, workdir: pathlib.Path) -> state_lib.TrainSt
   with contextlib.ExitStack() as stack:
     stack.enter_context(_alone_in(workdir))
     # 1. Machine and step. The first call compiles.
-    mesh = sharding.make_mesh(config.mesh)
-    distributed.agree(_facts(config))
-    train_step = step_lib.make(config, mesh)
+    mesh = mesh_lib.make_mesh(config.mesh)
+    distributed.check_agreement(_facts(config))
+    train_step = step_lib.make_train_step(config, mesh)
 
     # 2. State: resumed or new.
-    saved = stack.enter_context(checkpoints.Checkpointer(workdir / checkpoints.CHECKPOINTS, keep=cfg.keep_checkpoints))
+    saved = stack.enter_context(
+      checkpoints.Checkpointer(workdir / run_checkpoints.CHECKPOINTS, keep=cfg.keep_checkpoints)
+    )
     if saved.latest is None:
-      state, start, position = state_lib.create(config, mesh, _weights(config, mesh)), 0, None
+      state, start, position = state_lib.init_state(config, mesh, _weights(config, mesh)), 0, None
       # Left by a run that ended before its first checkpoint, maybe of another configuration.
-      if distributed.is_first():
+      if distributed.is_main_process():
         shutil.rmtree(_self_sampled_file(workdir, 0).parent, ignore_errors=True)
-      distributed.wait('nothing is left of an earlier run')
+      distributed.barrier('nothing is left of an earlier run')
     else:
-      restored = saved.restore(state_lib.abstract(config, mesh), config=config)
+      restored = saved.restore(state_lib.abstract_on_mesh(config, mesh), config=config)
       state, start, position = restored.state, restored.step, restored.data
       print(f'Resuming from step {start} of {workdir}.', flush=True)
-    if distributed.is_first():
-      (workdir / 'config.json').write_text(json.dumps(export.as_json(config), indent=2) + '\n')
+    if distributed.is_main_process():
+      (workdir / 'config.json').write_text(json.dumps(exported.as_json(config), indent=2) + '\n')
 
     # 3. Data, with the self-sampled sources that the run had before this step.
-    data = _Data(config, workdir, share=sharding.data_share(mesh), before=start, position=position)
+    data = _Data(config, workdir, share=mesh_lib.data_shard(mesh), before=start, position=position)
     stack.callback(lambda: data.close())
 
     # 4. What is written.
     reports = _Reports(config, workdir, step=start)
     stack.callback(reports.close)
-    stopping = stack.enter_context(distributed.stopping())
+    stopping = stack.enter_context(distributed.preemption_notice())
     print(_overview(config, state, mesh), flush=True)
 
     # 5. The loop: evaluate, save, take data, step. Metrics are read one step late, so that a step is always running.
@@ -89,7 +98,7 @@ def train(config: config_lib.Config, workdir: pathlib.Path) -> state_lib.TrainSt
         with reports.paused():
           _self_sample(config, state, step, workdir)
           data.reload(before=step + 1)
-      state, step_metrics = train_step(state, sharding.put_batch(next(data), mesh))
+      state, step_metrics = train_step(state, mesh_lib.put_batch(next(data), mesh))
       reports.step(step_metrics)
 
     # 6. The end: score, save, export.
@@ -97,12 +106,12 @@ def train(config: config_lib.Config, workdir: pathlib.Path) -> state_lib.TrainSt
       if cfg.eval_every and start < cfg.steps:
         reports.evaluation(cfg.steps, *_evaluate(config, state, cfg.steps))
       saved.save(state, data=data.position(), config=config)
-    averaged = jax.tree.map(distributed.whole, state.averaged())
-    if distributed.is_first():
+    averaged = jax.tree.map(distributed.fully_gathered, state.averaged())
+    if distributed.is_main_process():
       tokenizer = _tokenizer_file(config.data.tokenizer)
-      final = export.export_ema(workdir / 'final', averaged, config=config, tokenizer=tokenizer)
+      final = exported.export_ema(workdir / 'final', averaged, config=config, tokenizer=tokenizer)
       print(f'Finished {cfg.steps} steps: {final}', flush=True)
-    distributed.wait('the model is exported')
+    distributed.barrier('the model is exported')
     return state
 
 
@@ -110,7 +119,7 @@ def train(config: config_lib.Config, workdir: pathlib.Path) -> state_lib.TrainSt
 def _alone_in(workdir: pathlib.Path) -> Iterator[None]:
   """Keeps other runs out of the workdir: they would clear away each other's half-written checkpoints."""
   workdir.mkdir(parents=True, exist_ok=True)
-  if not distributed.is_first():
+  if not distributed.is_main_process():
     yield
     return
   with (workdir / 'lock').open('w') as file:
@@ -147,8 +156,8 @@ class _Data:
   def position(self) -> Any:
     """JSON; where the next batch of all processes stands. All of them must call it."""
     mine = json.dumps({'share': self._share[0], 'position': self._batches.get_state()})
-    everyone = {one['share']: one['position'] for one in map(json.loads, distributed.exchange(mine))}
-    return pipeline.joined([everyone[share] for share in sorted(everyone)])
+    everyone = {one['share']: one['position'] for one in map(json.loads, distributed.all_gather_text(mine))}
+    return pipeline.merge_states([everyone[share] for share in sorted(everyone)])
 
   def reload(self, *, before: int):
     """Goes on at the same place with the sources of all steps before that one."""
@@ -165,7 +174,7 @@ class _Data:
     options = dict(process_index=self._share[0], process_count=self._share[1])
     batches = pipeline.batches(self._config, sources=sources, **options)
     if position is not None:
-      batches.set_state(pipeline.cut(position, **options))
+      batches.set_state(pipeline.split_state(position, **options))
     return batches
 
 
@@ -174,7 +183,7 @@ class _Reports:
 
   def __init__(self, config: config_lib.Config, workdir: pathlib.Path, *, step: int):
     self._cfg, self._workdir = config.train, workdir
-    self._writer = metrics.Writer(workdir, step=step) if distributed.is_first() else None
+    self._writer = metrics.Writer(workdir, step=step) if distributed.is_main_process() else None
     self._progress = metrics.Progress(step=step, steps=config.train.steps)
     self._pending: dict[str, jax.Array] | None = None
 
@@ -228,7 +237,7 @@ def _evaluate(config: config_lib.Config, state: state_lib.TrainState, step: int)
   from pdgen.evals import geneval
   from pdgen.viewing import gallery
 
-  world = worlds.load(config.data.world)
+  world = worlds.get(config.data.world)
   mode = 'direct' if all(kind == 'direct' for kind, _ in config.data.mixture) else 'process'
   prompts = world.prompts('heldout', per_task=config.train.eval_prompts)
   result = _painter(config, state).sample([p['prompt'] for p in prompts], mode=mode, seed=0)
@@ -240,7 +249,7 @@ def _evaluate(config: config_lib.Config, state: state_lib.TrainState, step: int)
   scalars['eval/pictures'] = float(np.mean([len(t.pictures) for t in result.trajectories]))
   firsts = {p['tag']: t for p, t in reversed(list(zip(prompts, result.trajectories, strict=True)))}
   shown = [t for t in reversed(firsts.values()) if t.pictures]
-  return scalars, gallery.strip(shown) if shown else pictures[0]
+  return scalars, gallery.filmstrip(shown) if shown else pictures[0]
 
 
 def _self_sample(config: config_lib.Config, state: state_lib.TrainState, step: int, workdir: pathlib.Path):
@@ -252,13 +261,13 @@ def _self_sample(config: config_lib.Config, state: state_lib.TrainState, step: i
 
   file = _self_sampled_file(workdir, step)
   exists = file.is_file()
-  distributed.wait(f'drafts of step {step} were looked for')
+  distributed.barrier(f'drafts of step {step} were looked for')
   if exists:
     return
-  seed = int(seeding.generator(config.seed, step).integers(2**31))
+  seed = int(rng_lib.numpy_rng(config.seed, step).integers(2**31))
   painter = _painter(config, state)
-  collected = self_sampled.collect(painter, worlds.load(config.data.world), count=config.train.self_samples, seed=seed)
-  if distributed.is_first():  # All have painted the same.
+  collected = self_sampled.collect(painter, worlds.get(config.data.world), count=config.train.self_samples, seed=seed)
+  if distributed.is_main_process():  # All have painted the same.
     trajectories = [t for t in collected if pipeline.fits(config, t)]
     file.parent.mkdir(exist_ok=True)
     store.save(file, trajectories)
@@ -266,21 +275,20 @@ def _self_sample(config: config_lib.Config, state: state_lib.TrainState, step: i
     print(f'step {step}  of {config.train.self_samples} drafts of its own {wrong} are wrong: {file}', flush=True)
     if len(trajectories) < len(collected):
       print(f'step {step}  {len(collected) - len(trajectories)} more are longer than a row: left out', flush=True)
-  distributed.wait(f'drafts of step {step} are saved')
+  distributed.barrier(f'drafts of step {step} are saved')
 
 
 def _painter(config: config_lib.Config, state: state_lib.TrainState):
-  from pdgen import painter
 
-  words = tokenizer_lib.load(config.data.tokenizer)
+  words = tokenizers.load(config.data.tokenizer)
   params = state.averaged()
   if jax.process_count() > 1:
     # Each process samples for itself, on one device. A model that does not fit one is sampled from its checkpoints.
-    params = jax.tree.map(distributed.whole, params)
+    params = jax.tree.map(distributed.fully_gathered, params)
   if jax.default_backend() == 'cpu' or jax.process_count() > 1:
     # Replicated weights would make every device of the CPU sample the same batch, in each other's way.
     params = jax.device_put(params, jax.local_devices()[0])
-  return painter.Painter(config=config, params=params, tokenizer=words)
+  return painter_lib.Painter(config=config, params=params, tokenizer=words)
 
 
 def _weights(config: config_lib.Config, mesh: jax.sharding.Mesh) -> Any:
@@ -288,12 +296,12 @@ def _weights(config: config_lib.Config, mesh: jax.sharding.Mesh) -> Any:
   if not config.train.init_from:
     return None
   try:
-    _, params, _ = checkpoints.load_for_sampling(config.train.init_from, mesh=mesh)
+    _, params, _ = loading.load_for_sampling(config.train.init_from, mesh=mesh)
   except FileNotFoundError as error:
     raise FileNotFoundError(f'config.train.init_from, what this run begins with: {error}') from None
-  have, want = (dict(sharding.named_leaves(tree)) for tree in (params, state_lib.abstract_params(config.model)))
-  want = {name: leaf for name, leaf in want.items() if name in have or not state_lib.is_adapter(name)}
-  if differ := sharding.differences(have, want):
+  have, want = (dict(trees.flatten_with_paths(tree)) for tree in (params, interleaved.abstract_params(config.model)))
+  want = {name: leaf for name, leaf in want.items() if name in have or not params_lib.is_adapter(name)}
+  if differ := trees.diff_shapes(have, want):
     raise ValueError(f'{config.train.init_from} does not fit config.model:\n  ' + '\n  '.join(differ))
   return params
 
@@ -303,19 +311,19 @@ def _self_sampled_file(workdir: pathlib.Path, step: int) -> pathlib.Path:
 
 
 def _tokenizer_file(name_or_path: str) -> pathlib.Path:
-  shipped = tokenizer_lib.ASSETS / f'{name_or_path}.model'
+  shipped = tokenizers.ASSETS / f'{name_or_path}.model'
   return shipped if shipped.is_file() else pathlib.Path(name_or_path)
 
 
 def _facts(config: config_lib.Config) -> dict[str, str]:
   """What all processes of a run must have been started with."""
-  facts = {f'config/{name}': repr(value) for name, value in sharding.named_leaves(export.as_json(config))}
+  facts = {f'config/{name}': repr(value) for name, value in trees.flatten_with_paths(exported.as_json(config))}
   return {**facts, 'code': distributed.code_version(), 'data': pipeline.fingerprint(config), 'jax': jax.__version__}
 
 
 def _overview(config: config_lib.Config, state: state_lib.TrainState, mesh: jax.sharding.Mesh) -> str:
   learn, fixed = (sum(x.size for x in jax.tree.leaves(tree)) for tree in (state.trainable, state.frozen))
-  work = flops.train_flops(config)
+  work = training_flops.train_flops(config)
   shares = ', '.join(f'{name} {part / work["total"]:.0%}' for name, part in work.items() if part and name != 'total')
   return (
     f'{config.name}: {learn / 1e6:.2f}M parameters learn, {fixed / 1e6:.2f}M are frozen; mesh {dict(mesh.shape)}; '
@@ -338,7 +346,7 @@ def main():
     logging.set_verbosity(logging.ERROR)  # Orbax tells of every file of every save.
     config = config_lib.from_config_dict(config_flag.value)
     jax.config.update('jax_num_cpu_devices', config.mesh.cpu_devices)
-    distributed.start()
+    distributed.initialize()
     train(config, workdir)
 
   app.run(run)

@@ -1,4 +1,4 @@
-"""Eight virtual CPU devices and strict numerics for every test; a tiny experiment that trains in milliseconds."""
+"""Eight virtual CPU devices and strict numerics for every test; the tiny experiment of `pdgen.testing` as fixtures."""
 
 import os
 import sys
@@ -9,6 +9,7 @@ os.environ['JAX_PLATFORMS'] = 'cpu'
 import jax
 import pytest
 
+from pdgen import testing
 from pdgen.core import config as config_lib
 from pdgen.core import packed
 from pdgen.data import pipeline
@@ -21,41 +22,9 @@ def pytest_sessionstart(session):
     raise pytest.UsageError(f'The tests need 8 devices, {jax.device_count()} are there: jax was imported too early.')
 
 
-def tiny_config() -> config_lib.Config:
-  """The shapes world with the smallest model that has every part."""
-  model = config_lib.ModelConfig(
-    vocab_size=640,
-    width=16,
-    depth=2,
-    num_heads=2,
-    num_kv_heads=1,
-    head_dim=8,
-    mlp_dim=32,
-    prediction='x',
-    codec=config_lib.CodecConfig(patch=16),
-    max_latent_size=2,
-  )
-  sequence = config_lib.SequenceConfig(noised_copies=2, verdict_weight=4.0)
-  data = config_lib.DataConfig(
-    sequence=sequence, batch_size=8, und_tokens=640, gen_tokens=128, pictures=16, packing_bins=2, prefetch=1
-  )
-  train = config_lib.TrainConfig(
-    steps=8,
-    learning_rate=1e-2,
-    warmup_steps=2,
-    log_every=2,
-    checkpoint_every=3,
-    self_sample_steps=(4,),
-    self_samples=12,
-    max_bad_steps=3,
-  )
-  mesh = config_lib.MeshConfig(fsdp=1)
-  return config_lib.Config(name='tiny', model=model, data=data, train=train, mesh=mesh)
-
-
 @pytest.fixture(scope='session')
 def tiny() -> config_lib.Config:
-  return tiny_config()
+  return testing.tiny_config()
 
 
 @pytest.fixture(scope='session')
@@ -68,7 +37,7 @@ def batch(tiny) -> packed.PackedBatch:
 
 
 def _parity():
-  return sys.modules['golden_folder'].summary() if 'golden_folder' in sys.modules else []
+  return sys.modules['support.golden_folder'].summary() if 'support.golden_folder' in sys.modules else []
 
 
 def pytest_sessionfinish(session):

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pdgen.core import masks, packed, sharding
-from pdgen.models import attention, blockwise, remat
+from pdgen.core import masks, packed
+from pdgen.core import mesh as mesh_lib
+from pdgen.models import attention, interleaved, remat
+from pdgen.models.attention import blockwise
 from pdgen.training import state as state_lib
 from pdgen.training import step as step_lib
 
@@ -16,7 +18,7 @@ from pdgen.training import step as step_lib
 TOLERANCE = 2e-5
 
 
-def _packed_tokens(rng: np.random.Generator, rows: int, und: int, gen: int) -> packed.Tokens:
+def _packed_tokens(rng: np.random.Generator, rows: int, und: int, gen: int) -> packed.TokenMeta:
   """Random rows of several samples, each text and picture copies, und tokens first, as the trunk concatenates them."""
   streams = {name: np.zeros((rows, size, 6), np.int32) for name, size in (('und', und), ('gen', gen))}
   for row in range(rows):
@@ -44,7 +46,7 @@ def _packed_tokens(rng: np.random.Generator, rows: int, und: int, gen: int) -> p
         streams[name][row, used[name]] = (segment, *fields)
         used[name] += 1
   both = np.concatenate([streams['und'], streams['gen']], axis=1)
-  return packed.Tokens(*(both[..., i] for i in range(6)))
+  return packed.TokenMeta(*(both[..., i] for i in range(6)))
 
 
 @pytest.mark.parametrize('name', sorted(set(attention.IMPLEMENTATIONS) - {'reference'}))
@@ -60,12 +62,12 @@ def test_equals_the_reference_forward_and_backward(name, sizes, long, monkeypatc
   seen = np.asarray(tokens.segment > 0)[..., None, None]
 
   def run(implementation, q, k, v):
-    plan = implementation.prepare(tokens, tokens)
-    return jnp.where(seen, implementation.attend(q, k, v, plan), 0.0)
+    mask = attention.prepare(implementation, tokens, tokens)
+    return jnp.where(seen, attention.attend(mask, q, k, v), 0.0)
 
   out, grads = {}, {}
   for which in ('reference', name):
-    f = jax.jit(lambda q, k, v, which=which: run(attention.implementation(which), q, k, v))
+    f = jax.jit(lambda q, k, v, which=which: run(which, q, k, v))
     out[which] = f(q, k, v)
     grads[which] = jax.grad(lambda *a, f=f: jnp.sum(f(*a) * cotangent), argnums=(0, 1, 2))(q, k, v)
   np.testing.assert_allclose(out[name], out['reference'], atol=TOLERANCE)
@@ -76,10 +78,9 @@ def test_equals_the_reference_forward_and_backward(name, sizes, long, monkeypatc
 def test_reference_follows_the_mask_token_by_token():
   rng = np.random.default_rng(1)
   tokens = _packed_tokens(rng, 1, 64, 64)
-  reference = attention.implementation('reference')
   q, k = (jnp.asarray(rng.normal(size=(1, 128, 1, 8)), jnp.float32) for _ in range(2))
   values = jnp.eye(128)[None, :, None, :]
-  weights = np.asarray(reference.attend(q, k, values, reference.prepare(tokens, tokens)))[0, :, 0]
+  weights = np.asarray(attention.attend(attention.prepare('reference', tokens, tokens), q, k, values))[0, :, 0]
   visible = np.asarray(masks.visible(tokens, tokens))[0]
   real = tokens.segment[0] > 0
   assert np.all((weights[real] > 0) == visible[real])
@@ -89,18 +90,19 @@ def test_reference_follows_the_mask_token_by_token():
 def test_blockwise_never_builds_the_whole_matrix():
   tokens = _packed_tokens(np.random.default_rng(2), 1, 1024, 1024)
   q, k = (jnp.zeros((1, 2048, heads, 8)) for heads in (2, 1))
-  blockwise = attention.implementation('blockwise')
 
   def loss(q, k):
-    return jnp.sum(blockwise.attend(q, k, k, blockwise.prepare(tokens, tokens)))
+    return jnp.sum(attention.attend(attention.prepare('blockwise', tokens, tokens), q, k, k))
 
   compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(q, k).compile()
   assert compiled.memory_analysis().temp_size_in_bytes < 2048 * 2048 * 4
 
 
 def test_an_unknown_name_lists_the_known_ones():
+  zeros = np.zeros((1, 4), np.int32)
+  tokens = packed.TokenMeta(zeros, zeros, zeros, zeros, zeros, zeros)
   with pytest.raises(ValueError, match='blockwise'):
-    attention.implementation('flash')
+    attention.prepare('flash', tokens, tokens)
 
 
 def test_memory_of_a_train_step_grows_linearly_with_the_row(tiny):
@@ -110,8 +112,10 @@ def test_memory_of_a_train_step_grows_linearly_with_the_row(tiny):
   def temporaries(tokens):
     data = dataclasses.replace(tiny.data, batch_size=1, und_tokens=tokens, gen_tokens=tokens, pictures=tokens // 16)
     config = dataclasses.replace(tiny, model=model, data=data)
-    mesh = sharding.make_mesh(tiny.mesh)
-    step = step_lib.make(config, mesh).lower(state_lib.abstract(config, mesh), step_lib.abstract_batch(config))
+    mesh = mesh_lib.make_mesh(tiny.mesh)
+    step = step_lib.make_train_step(config, mesh).lower(
+      state_lib.abstract_on_mesh(config, mesh), step_lib.abstract_batch(config)
+    )
     return step.compile().memory_analysis().temp_size_in_bytes
 
   used = [temporaries(tokens) for tokens in (4096, 8192, 16384)]
@@ -123,13 +127,13 @@ def test_memory_of_a_train_step_grows_linearly_with_the_row(tiny):
 @pytest.mark.parametrize('policy', sorted(remat.POLICIES))
 def test_what_is_computed_again_does_not_change_gradients(tiny, batch, policy):
   """And takes less memory than keeping everything does."""
-  mesh = sharding.make_mesh(tiny.mesh)
+  mesh = mesh_lib.make_mesh(tiny.mesh)
   row = jax.tree.map(lambda x: x[:1], batch)
   found = {}
   for name in ('none', policy):
     model = dataclasses.replace(tiny.model, attention='blockwise', remat=name, depth=4)
     config = dataclasses.replace(tiny, model=model)
-    params = state_lib.create(config, mesh).trainable
+    params = state_lib.init_state(config, mesh).trainable
     f = jax.jit(step_lib.gradients(config, mesh)).lower(params, {}, row, jax.random.key(0)).compile()
     found[name] = f(params, {}, row, jax.random.key(0))[1], f.memory_analysis().temp_size_in_bytes
   for a, b in zip(*(jax.tree.leaves(grads) for grads, _ in found.values()), strict=True):
@@ -143,8 +147,8 @@ def test_attention_is_not_run_again_where_it_is_kept(tiny):
   def loops(policy):
     model = dataclasses.replace(tiny.model, attention='blockwise', remat=policy)
     config = dataclasses.replace(tiny, model=model)
-    params = state_lib.abstract_params(model)
-    mesh = sharding.make_mesh(tiny.mesh)
+    params = interleaved.abstract_params(model)
+    mesh = mesh_lib.make_mesh(tiny.mesh)
     f = step_lib.gradients(config, mesh)
     text = str(jax.make_jaxpr(f)(params, {}, step_lib.abstract_batch(config), jax.random.key(0)))
     return text.count('while[')

@@ -7,8 +7,8 @@ import pytest
 import tokenizers
 from test_tokenizer import AWKWARD, _random_texts
 
-from pdgen.data import byte_level
-from pdgen.data import tokenizer as tokenizer_lib
+from pdgen.core import tags
+from pdgen.data.tokenizers import base, byte_level
 
 CORPUS = [
   "a photo of a red ring and a blue square; it's done, isn't it?",
@@ -41,8 +41,8 @@ def folders(made, tmp_path_factory):
 
 
 @pytest.fixture(scope='module', params=['json', 'vocab'])
-def words(folders, request) -> tokenizer_lib.Tokenizer:
-  return tokenizer_lib.load(str(folders[request.param]))
+def words(folders, request) -> base.Tokenizer:
+  return tokenizers.load(str(folders[request.param]))
 
 
 def test_any_text_comes_back_as_its_normal_form(words):
@@ -70,19 +70,19 @@ def test_text_is_cut_as_qwen2_cuts_it(words):
 
 def test_structure_has_the_ids_of_the_file_and_tags_the_next_ones(words, made):
   s = words.specials
-  for name, text in tokenizer_lib.STRUCTURE.items():
+  for name, text in base.STRUCTURE.items():
     assert getattr(s, name) == made.token_to_id(text)
   last = made.get_vocab_size(with_added_tokens=True) - 1
-  assert [getattr(s, name) for name in tokenizer_lib.TAGS] == list(range(last + 1, last + 7))
+  assert [getattr(s, name) for name in tags.TAGS] == list(range(last + 1, last + 7))
   assert words.vocab_size == last + 7
-  assert words.encode_written('<refine>a<\\refine>') == [s.refine, *words.encode('a'), s.refine_end]
+  assert words.encode_with_tags('<refine>a<\\refine>') == [s.refine, *words.encode('a'), s.refine_end]
   ids = [s.im_start, s.ins, made.token_to_id('<|object_ref_start|>'), s.im_end]
   assert words.decode(ids) == '<|im_start|><ins><|object_ref_start|><|im_end|>'
 
 
 def test_a_file_without_added_tokens_gets_them_in_qwen2s_order(made, tmp_path):
   made.model.save(str(tmp_path))
-  words = tokenizer_lib.load(str(tmp_path))
+  words = tokenizers.load(str(tmp_path))
   s, size = words.specials, made.get_vocab_size(with_added_tokens=False)
   assert [s.endoftext, s.im_start, s.im_end, s.vision_start, s.vision_end] == list(range(size, size + 5))
 
@@ -91,7 +91,7 @@ def test_bytes_alone_serve_weights_without_a_vocabulary(tmp_path):
   given = {'im_start': 291, 'im_end': 293, 'vision_start': 296, 'vision_end': 298}
   description = byte_level.bytes_only(given, rows=300)
   (tmp_path / 'tokenizer.json').write_text(json.dumps(description))
-  words = tokenizer_lib.load(str(tmp_path))
+  words = tokenizers.load(str(tmp_path))
   assert words.vocab_size == 299
   assert {name: getattr(words.specials, name) for name in given} == given
   assert words.encode('ring\xe9') == list('ring\xe9'.encode())

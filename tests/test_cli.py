@@ -7,21 +7,21 @@ import pathlib
 import shutil
 import subprocess
 import sys
-import types
 
 import numpy as np
 import pytest
-import toy
 from PIL import Image
+from support import toy
 
 import pdgen
-from pdgen import benchmark, command_line, evaluate
-from pdgen import painter as painter_lib
+from pdgen import benchmark, evaluate, sample
+from pdgen import flags as flags_lib
 from pdgen.core import config
 from pdgen.core.trajectory import Step, Trajectory
-from pdgen.data import tokenizer as tokenizer_lib
+from pdgen.data import tokenizers
 from pdgen.evals import geneval
-from pdgen.training import export
+from pdgen.inference import painter as painter_lib
+from pdgen.weights import exported
 from pdgen.worlds import shapes
 from pdgen.worlds.shapes import renderer, scenes
 
@@ -41,11 +41,11 @@ def checkpoint(tmp_path_factory):
     sampling=config.SamplingConfig(max_pictures=2, max_text_tokens=24, max_tokens=200, flow_steps=2, text_guidance=1.0),
   )
   return str(
-    export.export_ema(
+    exported.export_ema(
       tmp_path_factory.mktemp('model') / 'tiny',
       toy.params(experiment.model),
       config=experiment,
-      tokenizer=tokenizer_lib.ASSETS / 'shapes.model',
+      tokenizer=tokenizers.ASSETS / 'shapes.model',
     )
   )
 
@@ -79,7 +79,7 @@ def rings(monkeypatch):
   def load(parser, flags, **settings):
     return painter, shapes
 
-  monkeypatch.setattr(command_line, 'load', load)
+  monkeypatch.setattr(flags_lib, 'load', load)
   return painter
 
 
@@ -107,30 +107,26 @@ def test_a_model_of_no_world_is_sampled_and_not_judged(checkpoint, tmp_path, cap
   header = json.loads((folder / 'config.json').read_text())
   header['config']['data']['world'] = ''
   (folder / 'config.json').write_text(json.dumps(header))
-  pdgen.sample.main([f'--checkpoint={folder}', f'--prompt={KNOWN}'])
+  sample.main([f'--checkpoint={folder}', f'--prompt={KNOWN}'])
   out = capsys.readouterr().out
   assert '[not judged]' in out and '[picture 1]' in out and 'detector' not in out
-  for command, arguments in ((pdgen.sample, ['--heldout=1']), (evaluate, ['geneval'])):
+  for command, arguments in ((sample, ['--heldout=1']), (evaluate, ['geneval'])):
     with pytest.raises(SystemExit):
       command.main([*arguments, f'--checkpoint={folder}'])
     assert 'was trained in no world of pdgen' in capsys.readouterr().err
 
 
-def test_sample_as_a_call_by_either_name(checkpoint):
-  import pdgen.sample as module
-
-  assert pdgen.sample is module
+def test_a_loaded_painter_samples_one_prompt_or_several_alike(checkpoint):
   painter = pdgen.load(checkpoint)
   assert isinstance(painter, pdgen.Painter)
-  a = pdgen.sample(painter, [KNOWN], seed=3)
-  b = module(checkpoint, KNOWN, seed=3)
+  a, b = (painter.sample(prompts, seed=3) for prompts in ([KNOWN], KNOWN))
   np.testing.assert_array_equal(a.trajectories[0].final, b.trajectories[0].final)
 
 
 def test_held_out_prompts_are_scored_and_the_flags_arrive(rings, capsys):
   given = ['a photo of a blue ring', KNOWN]
   asked = [f'--prompt={prompt}' for prompt in given]
-  pdgen.sample.main(['--heldout=1', *asked, '--mode=direct', '--seed=5', '--batch_size=7'])
+  sample.main(['--heldout=1', *asked, '--mode=direct', '--seed=5', '--batch_size=7'])
   (prompts, settings), out = rings.calls[0], capsys.readouterr().out
   assert settings == dict(mode='direct', seed=5, batch_size=7)
   assert [p.prompt for p in prompts] == [*given, *(m['prompt'] for m in shapes.prompts('heldout', per_task=1))]
@@ -155,27 +151,27 @@ def test_held_out_prompts_are_scored_and_the_flags_arrive(rings, capsys):
 )
 def test_what_cannot_be_is_said_with_the_usage(checkpoint, arguments, words, capsys):
   with pytest.raises(SystemExit) as error:
-    pdgen.sample.main([f'--checkpoint={checkpoint}', *arguments])
+    sample.main([f'--checkpoint={checkpoint}', *arguments])
   assert error.value.code == 2 and words in capsys.readouterr().err
 
 
 def test_sampling_options_are_laid_over_the_checkpoints_own(checkpoint):
-  parser = pdgen.sample._parser()
+  parser = sample._parser()
   flags = parser.parse_args([f'--checkpoint={checkpoint}', '--sampling.text_guidance=3', '--sampling.flow_steps=5'])
-  painter, world = command_line.load(parser, flags)
+  painter, world = flags_lib.load(parser, flags)
   own = pdgen.load(checkpoint).config.sampling
   assert painter.config.sampling == dataclasses.replace(own, text_guidance=3.0, flow_steps=5)
   assert world is shapes
 
 
 def test_every_field_of_the_sampling_config_is_an_option():
-  given = pdgen.sample._parser().parse_args(
+  given = sample._parser().parse_args(
     [
       f'--sampling.{f.name}={",".join(map(str, f.default)) if isinstance(f.default, tuple) else f.default}'
       for f in dataclasses.fields(config.SamplingConfig)
     ]
   )
-  assert config.SamplingConfig(**command_line.sampling_given(given)) == config.SamplingConfig()
+  assert config.SamplingConfig(**flags_lib.sampling_given(given)) == config.SamplingConfig()
 
 
 def test_geneval_writes_the_official_folder_and_prints_what_is_in_it(checkpoint, tmp_path, capsys):
@@ -241,4 +237,4 @@ def test_a_painter_that_compiles_every_time_is_told():
 
 
 def test_pdgen_names_arrive_when_used():
-  assert isinstance(pdgen.sample, types.ModuleType) and callable(pdgen.sample)
+  assert pdgen.load is painter_lib.load and pdgen.Painter is painter_lib.Painter

@@ -12,18 +12,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import toy
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from support import toy
 
 from pdgen import compile as compile_lib
+from pdgen import testing
 from pdgen.core import config as config_lib
-from pdgen.core import hlo, machines, sharding
-from pdgen.training import state as state_lib
+from pdgen.core import mesh as mesh_lib
+from pdgen.core import trees
+from pdgen.cost import accelerators, hlo
+from pdgen.models import interleaved, partition
 
 ROOT = pathlib.Path(__file__).parents[1]
 GOLDEN = pathlib.Path(__file__).parent / 'golden' / 'compile'
-EIGHT = machines.parse('cpu:8')
+EIGHT = accelerators.parse('cpu:8')
 
 
 def smallest(tiny):
@@ -44,9 +47,9 @@ def reports(small):
 
 def test_bytes_are_those_of_the_arrays(reports, small):
   found = reports['train']['bytes']
-  params = state_lib.abstract_params(small.model)
-  sizes = {name: math.prod(leaf.shape) for name, leaf in sharding.named_leaves(params)}
-  split = {name: 8 if 'fsdp' in str(sharding.spec(name)) else 1 for name in sizes}
+  params = interleaved.abstract_params(small.model)
+  sizes = {name: math.prod(leaf.shape) for name, leaf in trees.flatten_with_paths(params)}
+  split = {name: 8 if 'fsdp' in str(partition.spec(name)) else 1 for name in sizes}
   a_device = sum(4 * size // split[name] for name, size in sizes.items())
   assert reports['train']['parameters'] == sum(sizes.values())
   assert found['parameters'] == found['ema'] == a_device
@@ -74,7 +77,7 @@ def test_reports_are_those_of_the_files(reports, program):
 
 def test_depth_does_not_change_the_size_of_the_programs(small):
   deeper = dataclasses.replace(small, model=dataclasses.replace(small.model, depth=5))
-  mesh = sharding.make_mesh(small.mesh)
+  mesh = mesh_lib.make_mesh(small.mesh)
   for lowering in (compile_lib._train, lambda config, mesh: compile_lib._sample(config, mesh, 8)):
     sizes = [lowering(config, mesh)[0]().as_text().count('\n') for config in (small, deeper)]
     assert sizes[0] == sizes[1]
@@ -88,7 +91,7 @@ def test_copies_of_a_model_sample_apart(tiny):
 
 
 def test_collectives_are_counted_as_often_as_their_loops_run():
-  mesh = sharding.make_mesh(config_lib.MeshConfig(data=2, fsdp=4))
+  mesh = mesh_lib.make_mesh(config_lib.MeshConfig(data=2, fsdp=4))
 
   def program(x, w):
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
@@ -188,21 +191,21 @@ def test_groups_of_an_unknown_form_are_an_error():
 
 
 def test_targets():
-  assert machines.parse('h100:64').devices == 64 and machines.parse('v5p:4x4x4').shape == (4, 4, 4)
+  assert accelerators.parse('h100:64').devices == 64 and accelerators.parse('v5p:4x4x4').shape == (4, 4, 4)
   for wrong in ('h100', 'h100:0', 'v5p:64', 'v6e:4x4x4', 'tpu:8', 'h100:12', ''):
     with pytest.raises(ValueError, match='target|Target'):
-      machines.parse(wrong)
+      accelerators.parse(wrong)
 
 
 @pytest.mark.parametrize('target, extra', [('v5p:4x4x4', 'tpu'), ('v6e:16x16', 'tpu'), ('h100:8', 'cuda')])
 def test_without_the_compiler_it_says_what_to_install(monkeypatch, target, extra):
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
   with pytest.raises(ModuleNotFoundError, match=rf"pip install 'pdgen\[{extra}\]'"):
-    compile_lib.devices(machines.parse(target))
+    compile_lib.devices(accelerators.parse(target))
 
 
 def test_what_does_not_fit_is_told_what_to_change(small):
-  h100 = machines.parse('h100:8')
+  h100 = accelerators.parse('h100:8')
   large = {'parameters': 70 * 2**30, 'optimizer': 0, 'ema': 0}
   assert 'freeze' in compile_lib.advice(small, large, h100, 'train')[0]
   plain = dataclasses.replace(small, model=dataclasses.replace(small.model, attention='reference', remat='none'))
@@ -217,9 +220,7 @@ def test_the_command_line_names_what_is_wrong():
 
 
 if __name__ == '__main__':
-  import conftest
-
   GOLDEN.mkdir(exist_ok=True)
   for name in ('train', 'sample'):
-    written = json.dumps(compile_lib.report(smallest(conftest.tiny_config()), EIGHT, program=name), indent=1)
+    written = json.dumps(compile_lib.report(smallest(testing.tiny_config()), EIGHT, program=name), indent=1)
     (GOLDEN / f'tiny-cpu-8-{name}.json').write_text(written + '\n')

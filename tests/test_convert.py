@@ -18,14 +18,15 @@ import safetensors.numpy
 import pdgen
 from pdgen import convert
 from pdgen.core import config as config_lib
-from pdgen.core import presets, sharding
-from pdgen.data import byte_level
-from pdgen.models import bagel_weights, layers
-from pdgen.training import checkpoints, export, tensor_files
+from pdgen.core import mesh as mesh_lib
+from pdgen.core import trees
+from pdgen.data.tokenizers import byte_level
+from pdgen.models import layers, partition
+from pdgen.weights import bagel, bagel_convert, exported, loading, safetensors_io
 
 ROOT = pathlib.Path(__file__).parents[1]
 BAGEL = pathlib.Path(os.environ.get('PDGEN_GOLDEN') or ROOT / 'tests' / 'golden') / 'ckpt'
-EMA, AE = bagel_weights.EMA, bagel_weights.AE
+EMA, AE = bagel.EMA, bagel.AE
 SMALL = dict(flow_steps=2, max_pictures=2, max_text_tokens=12)
 
 
@@ -33,9 +34,13 @@ SMALL = dict(flow_steps=2, max_pictures=2, max_text_tokens=12)
 def imported(tmp_path_factory) -> pathlib.Path:
   """The tiny released folder as a checkpoint that paints pictures of 2 x 2 tokens."""
   to = tmp_path_factory.mktemp('imported') / 'bagel'
-  side = 2 * convert.import_bagel(BAGEL, to.with_name('large')).model.codec.patch
-  convert.import_bagel(BAGEL, to, image_size=side)
+  side = 2 * _import(BAGEL, to.with_name('large')).model.codec.patch
+  _import(BAGEL, to, image_size=side)
   return to
+
+
+def _import(source, to, **options):
+  return bagel_convert.import_bagel(source, to, prepare_tokenizer=byte_level.prepare, **options)
 
 
 def assert_same_folder(one: pathlib.Path, other: pathlib.Path):
@@ -55,27 +60,27 @@ def copy(tmp_path) -> pathlib.Path:
 
 
 def test_an_export_of_an_import_has_the_same_bytes(imported, tmp_path):
-  convert.export_bagel(imported, tmp_path / 'again')
+  bagel_convert.export_bagel(imported, tmp_path / 'again')
   assert_same_folder(tmp_path / 'again', BAGEL)
 
 
 def test_the_size_of_blocks_changes_nothing(imported, tmp_path, monkeypatch):
-  monkeypatch.setattr(tensor_files, 'BLOCK', 30_000)  # parts of the larger tensors
-  config = export.load_export(imported).config
-  convert.import_bagel(BAGEL, tmp_path / 'imported', image_size=config.model.image_size)
+  monkeypatch.setattr(safetensors_io, 'BLOCK', 30_000)  # parts of the larger tensors
+  config = exported.load_export(imported).config
+  _import(BAGEL, tmp_path / 'imported', image_size=config.model.image_size)
   assert_same_folder_of_parameters(tmp_path / 'imported', imported)
-  convert.export_bagel(tmp_path / 'imported', tmp_path / 'again')
+  bagel_convert.export_bagel(tmp_path / 'imported', tmp_path / 'again')
   assert_same_folder(tmp_path / 'again', BAGEL)
 
 
 def assert_same_folder_of_parameters(one, other):
-  for name in (export.PARAMS, 'source/fixed.safetensors'):
+  for name in (exported.PARAMS, 'source/fixed.safetensors'):
     assert (one / name).read_bytes() == (other / name).read_bytes()
 
 
 def test_an_import_holds_the_released_numbers_where_the_model_has_them(imported):
-  stored = export.load_export(imported)
-  params = dict(sharding.named_leaves(stored.params))
+  stored = exported.load_export(imported)
+  params = dict(trees.flatten_with_paths(stored.params))
   ema, ae = tensors_of(BAGEL / EMA), tensors_of(BAGEL / AE)
   depth = stored.config.model.depth - 1
   np.testing.assert_array_equal(params['embed/table'], ema['language_model.model.embed_tokens.weight'])
@@ -97,21 +102,21 @@ def as_bfloat16(folder: pathlib.Path) -> pathlib.Path:
 
 
 def test_bfloat16_stays_bfloat16_in_the_file_and_in_memory(copy, tmp_path):
-  config = convert.import_bagel(as_bfloat16(copy), tmp_path / 'half', max_latent_size=None)
+  config = _import(as_bfloat16(copy), tmp_path / 'half', max_latent_size=None)
   assert config.model.dtype == 'bfloat16'
-  stored = export.load_export(tmp_path / 'half')
-  kinds = {leaf.dtype.name for path, leaf in sharding.named_leaves(stored.params) if not path.startswith('codec')}
+  stored = exported.load_export(tmp_path / 'half')
+  kinds = {leaf.dtype.name for path, leaf in trees.flatten_with_paths(stored.params) if not path.startswith('codec')}
   assert kinds == {'bfloat16'}
   assert stored.params['codec']['vae']['decoder']['conv_in']['kernel'].dtype == jnp.float32
-  convert.export_bagel(tmp_path / 'half', tmp_path / 'again')
+  bagel_convert.export_bagel(tmp_path / 'half', tmp_path / 'again')
   assert_same_folder(tmp_path / 'again', copy)
 
 
 def test_weights_load_into_their_shards(imported):
-  mesh = sharding.make_mesh(config_lib.MeshConfig(data=2, fsdp=2), devices=jax.devices()[:4])
-  one, many = export.load_export(imported), export.load_export(imported, mesh=mesh)
-  for (name, a), (_, b) in zip(*map(sharding.named_leaves, (one.params, many.params)), strict=True):
-    assert b.sharding.spec == sharding.spec(name)
+  mesh = mesh_lib.make_mesh(config_lib.MeshConfig(data=2, fsdp=2), devices=jax.devices()[:4])
+  one, many = exported.load_export(imported), exported.load_export(imported, mesh=mesh)
+  for (name, a), (_, b) in zip(*map(trees.flatten_with_paths, (one.params, many.params)), strict=True):
+    assert b.sharding.spec == partition.spec(name)
     np.testing.assert_array_equal(a, b)
   kernel = many.params['trunk']['layers']['und']['q']['kernel']
   assert kernel.addressable_shards[0].data.size * 2 == kernel.size
@@ -122,7 +127,7 @@ def test_weights_load_into_their_shards(imported):
 def test_an_import_paints(imported, mode, prompt):
   painter = pdgen.load(str(imported))
   sampling = dataclasses.replace(painter.config.sampling, **SMALL)
-  result = pdgen.sample(painter, [prompt, prompt[:3]], mode=mode, sampling=sampling)
+  result = painter.sample([prompt, prompt[:3]], mode=mode, sampling=sampling)
   side = painter.config.model.image_size
   for trajectory in result.trajectories:
     assert trajectory.pictures and trajectory.final.shape == (side, side, 3)
@@ -147,7 +152,7 @@ def test_tensors_that_do_not_fit_are_listed_in_one_error(copy, tmp_path):
   tensors |= {'visual.extra': gone, 'llm2vae.bias': tensors['llm2vae.bias'][1:], other: np.float16(tensors[other])}
   safetensors.numpy.save_file(tensors, copy / EMA)
   with pytest.raises(ValueError) as error:
-    convert.import_bagel(copy, tmp_path / 'to')
+    _import(copy, tmp_path / 'to')
   message = str(error.value)
   assert message.startswith(f'4 tensors of {copy}')
   size = len(tensors['llm2vae.bias'])
@@ -168,24 +173,24 @@ def test_other_models_are_refused_by_name(copy, tmp_path):
   (qwen / 'config.json').write_text(json.dumps(llm))
   shutil.copyfile(copy / EMA, qwen / 'model.safetensors')
   with pytest.raises(ValueError, match='is a Qwen2ForCausalLM .*not BAGEL.* lacks llm_config.json, vit_config.json'):
-    convert.import_bagel(qwen, tmp_path / 'to')
+    _import(qwen, tmp_path / 'to')
   (copy / 'llm_config.json').write_text(json.dumps({**llm, 'model_type': 'llama'}))
   with pytest.raises(ValueError, match="is a 'llama'"):
-    convert.import_bagel(copy, tmp_path / 'to')
+    _import(copy, tmp_path / 'to')
   (copy / 'llm_config.json').write_text(json.dumps(llm))
   plain = {name: x for name, x in tensors_of(copy / EMA).items() if '_moe_gen' not in name}
   safetensors.numpy.save_file(plain, copy / EMA)
   with pytest.raises(ValueError, match='a plain Qwen2, without the experts that paint'):
-    convert.import_bagel(copy, tmp_path / 'to')
+    _import(copy, tmp_path / 'to')
   (copy / 'llm_config.json').unlink()
   with pytest.raises(ValueError, match='lacks llm_config.json'):
-    convert.import_bagel(copy, tmp_path / 'to')
+    _import(copy, tmp_path / 'to')
 
 
 @pytest.mark.parametrize('change', [-1, 1])
 def test_another_size_of_the_latent_table_is_explained(copy, tmp_path, change, capsys):
   side = export_side(copy)
-  convert.import_bagel(copy, tmp_path / 'right', max_latent_size=side)
+  _import(copy, tmp_path / 'right', max_latent_size=side)
   asked = f'max_latent_size={side + change}'
   rows = f'{side**2} = {side} x {side} rows'
   with pytest.raises(SystemExit):
@@ -195,7 +200,7 @@ def test_another_size_of_the_latent_table_is_explained(copy, tmp_path, change, c
   settings = json.loads((copy / 'config.json').read_text())
   (copy / 'config.json').write_text(json.dumps({**settings, 'max_latent_size': side + change}))
   with pytest.raises(ValueError, match=f'config.json, or the default, says {asked}'):
-    convert.import_bagel(copy, tmp_path / 'to')
+    _import(copy, tmp_path / 'to')
 
 
 def export_side(folder: pathlib.Path) -> int:
@@ -207,29 +212,29 @@ def test_another_position_table_is_refused(copy, tmp_path):
   tensors['vit_pos_embed.pos_embed'][-1, -1] += 0.1
   safetensors.numpy.save_file(tensors, copy / EMA)
   with pytest.raises(ValueError, match='vit_pos_embed.pos_embed is off by up to 0.1'):
-    convert.import_bagel(copy, tmp_path / 'to')
+    _import(copy, tmp_path / 'to')
 
 
 def test_a_vocabulary_beside_the_weights_is_used_and_given_back(copy, tmp_path):
   ids = {ours: json.loads((copy / 'config.json').read_text())['new_token_ids'][name]
-         for name, ours in convert._TOKEN_IDS.items()}  # fmt: skip
+         for name, ours in bagel_convert._TOKEN_IDS.items()}  # fmt: skip
   rows = tensors_of(copy / EMA)['language_model.lm_head.weight'].shape[0]
   (copy / 'tokenizer.json').write_text(json.dumps(byte_level.bytes_only(ids, rows=rows)))
-  convert.import_bagel(copy, tmp_path / 'to')
-  assert checkpoints.load_for_sampling(tmp_path / 'to')[2] == str(tmp_path / 'to' / 'source')
-  convert.export_bagel(tmp_path / 'to', tmp_path / 'again')
+  _import(copy, tmp_path / 'to')
+  assert loading.load_for_sampling(tmp_path / 'to')[2] == str(tmp_path / 'to' / 'source')
+  bagel_convert.export_bagel(tmp_path / 'to', tmp_path / 'again')
   assert_same_folder(tmp_path / 'again', copy)
   wrong = {**ids, 'im_end': ids['im_end'] - 1}
   (copy / 'tokenizer.json').write_text(json.dumps(byte_level.bytes_only(wrong, rows=rows)))
   with pytest.raises(ValueError, match='It does not fit'):
-    convert.import_bagel(copy, tmp_path / 'other')
+    _import(copy, tmp_path / 'other')
 
 
 def test_a_trained_descendant_is_exported_too(imported, tmp_path):
   """The `final` folder of a run that began with an import: half precision, everything else as it came."""
-  stored = export.load_export(imported)
-  export.export_ema(tmp_path / 'final', stored.params, config=stored.config, tokenizer=stored.tokenizer)
-  convert.export_bagel(tmp_path / 'final', tmp_path / 'again')
+  stored = exported.load_export(imported)
+  exported.export_ema(tmp_path / 'final', stored.params, config=stored.config, tokenizer=stored.tokenizer)
+  bagel_convert.export_bagel(tmp_path / 'final', tmp_path / 'again')
   for file in (EMA, AE):
     again, before = tensors_of(tmp_path / 'again' / file), tensors_of(BAGEL / file)
     assert again.keys() == before.keys()
@@ -239,7 +244,7 @@ def test_a_trained_descendant_is_exported_too(imported, tmp_path):
 
 
 def test_nothing_is_overwritten(imported, tmp_path):
-  for call, source in ((convert.import_bagel, BAGEL), (convert.export_bagel, imported)):
+  for call, source in ((_import, BAGEL), (bagel_convert.export_bagel, imported)):
     kept = tmp_path / call.__name__
     kept.mkdir()
     (kept / 'thesis').write_text('')
@@ -250,11 +255,11 @@ def test_nothing_is_overwritten(imported, tmp_path):
 
 def test_what_was_never_imported_cannot_be_exported(tmp_path):
   with pytest.raises(ValueError, match='did not come from a BAGEL folder'):
-    convert.export_bagel(checkpoints.SHIPPED / 'shapes', tmp_path / 'to')
+    bagel_convert.export_bagel(loading.SHIPPED / 'shapes', tmp_path / 'to')
 
 
 # The largest blocks alive at once (source, transposed, written), and what the allocator keeps.
-IMPORT_MEMORY = 8 * tensor_files.BLOCK
+IMPORT_MEMORY = 8 * safetensors_io.BLOCK
 # Of a process of two: runtime buffers, and the largest weight while it is placed.
 LOAD_MEMORY = 300e6
 _PEAK = """
@@ -263,9 +268,10 @@ def status(name):
   return next(int(line.split()[1]) * 1024 for line in open('/proc/self/status') if line.startswith(name))
 """
 _IMPORT = """
-from pdgen import convert
+from pdgen.data.tokenizers import byte_level
+from pdgen.weights import bagel_convert
 before = status('VmRSS')
-convert.import_bagel(sys.argv[1], sys.argv[2])
+bagel_convert.import_bagel(sys.argv[1], sys.argv[2], prepare_tokenizer=byte_level.prepare)
 print('grew', status('VmHWM') - before)
 """
 _LOAD = """
@@ -273,17 +279,18 @@ import jax
 jax.config.update('jax_num_cpu_devices', 1)
 jax.config.update('jax_cpu_collectives_implementation', 'gloo')
 jax.distributed.initialize(sys.argv[2], num_processes=2, process_id=int(sys.argv[3]))
-from pdgen.core import config, sharding
-from pdgen.training import export, tensor_files
-mesh = sharding.make_mesh(config.MeshConfig(fsdp=2))
-read, inner = [], tensor_files.Reader.read
+from pdgen.core import config
+from pdgen.core import mesh as mesh_lib
+from pdgen.weights import exported, safetensors_io
+mesh = mesh_lib.make_mesh(config.MeshConfig(fsdp=2))
+read, inner = [], safetensors_io.Reader.read
 def count(self, name, index=()):
   out = inner(self, name, index)
   read.append(out.nbytes)
   return out
-tensor_files.Reader.read = count
+safetensors_io.Reader.read = count
 before = status('VmRSS')
-params = export.load_export(sys.argv[1], mesh=mesh).params
+params = exported.load_export(sys.argv[1], mesh=mesh).params
 share = sum(shard.data.nbytes for leaf in jax.tree.leaves(params) for shard in leaf.addressable_shards)
 print('grew', status('VmHWM') - before, share, sum(read))
 """
@@ -315,25 +322,27 @@ def synthetic(folder: pathlib.Path) -> int:
   )
   llm = json.loads((folder / 'llm_config.json').read_text()) | sizes
   (folder / 'llm_config.json').write_text(json.dumps(llm))
-  files = [json.loads((folder / name).read_text()) for name in (*presets.JSON, 'config.json', 'ae_config.json')]
-  model = presets.from_released(*files, dtype='float32')
-  entries = bagel_weights.entries(convert._shapes(model))
-  noise = np.random.default_rng(0).normal(size=tensor_files.BLOCK // 4).astype(np.float32)
+  files = [json.loads((folder / name).read_text()) for name in (*bagel.JSON, 'config.json', 'ae_config.json')]
+  model = bagel.from_released(*files, dtype='float32')
+  entries = bagel.entries(bagel_convert._shapes(model))
+  noise = np.random.default_rng(0).normal(size=safetensors_io.BLOCK // 4).astype(np.float32)
   total = 0
   for file in (EMA, AE):
     parts = {name: entry for (f, name), entry in entries.items() if f == file}
-    header = tensor_files.header({n: tensor_files.Kind(np.dtype(np.float32), e.shape) for n, e in parts.items()})
+    header = safetensors_io.header(
+      {n: safetensors_io.TensorInfo(np.dtype(np.float32), e.shape) for n, e in parts.items()}
+    )
 
     def blocks(parts=parts):
       for entry in parts.values():
         size = int(np.prod(entry.shape))
-        if entry.path.startswith(bagel_weights.FIXED):
-          row, column = np.divmod(np.arange(entry.shape[0]), convert._tables(model)[entry.path])
+        if entry.path.startswith(bagel.FIXED):
+          row, column = np.divmod(np.arange(entry.shape[0]), bagel_convert._tables(model)[entry.path])
           yield np.asarray(layers.sincos_2d(row, column, model.width))
         else:
-          yield from (noise[: piece.stop - piece.start] for piece in tensor_files.pieces(size, 4))
+          yield from (noise[: piece.stop - piece.start] for piece in safetensors_io.block_slices(size, 4))
 
-    tensor_files.write(folder / file, header, blocks())
+    safetensors_io.write(folder / file, header, blocks())
     total += (folder / file).stat().st_size
   return total
 

@@ -6,14 +6,14 @@ import re
 import jax
 import numpy as np
 import pytest
-import toy
 from flax import nnx
 from jax._src import array as jax_array
+from support import toy
 
-from pdgen import painter as painter_lib
-from pdgen.core import config, trajectory
+from pdgen.core import config, tags, trajectory
 from pdgen.data import packing
-from pdgen.sampling import cache, cycle, flow, grammar, streams
+from pdgen.inference import painter as painter_lib
+from pdgen.sampling import cycle, flow, grammar, kv_cache, spans
 
 S = toy.WORDS.specials
 CFG = toy.WITH_VIT
@@ -97,9 +97,9 @@ def test_texts_keep_the_format_and_the_caps(many):
       assert (step.refined is not None) == step.rejected
       assert step.corrected_plan is None or step.rejected
       for plan in (step.plan, step.corrected_plan):
-        assert plan is None or trajectory.plan_parts(plan)
+        assert plan is None or tags.plan_parts(plan)
       for text in (step.plan, step.inspection, step.corrected_plan):
-        assert text is None or len(toy.WORDS.encode_written(text)) < GREEDY.max_text_tokens
+        assert text is None or len(toy.WORDS.encode_with_tags(text)) < GREEDY.max_text_tokens
     tokens = toy.row(got, CFG)
     prompt = len(got.prompt) + 2
     assert len(tokens.und.label) + len(tokens.gen.patch) - prompt <= GREEDY.max_tokens
@@ -208,10 +208,10 @@ def request_and_state():
 
 def _end(sampling):
   starts = [painter_lib._start(p, 'process') for p in ('ab', 'a longer prompt', TWO_PICTURES)]
-  request = PAINTER.request(starts, [3, 4, 99], [4, 4, 2], batch_size=3)
-  state = cycle.run(PAINTER.graphdef, PAINTER.params, request, flow.Knobs.of(sampling), PAINTER.program(sampling))
+  request = PAINTER.sample_batch(starts, [3, 4, 99], [4, 4, 2], batch_size=3)
+  state = cycle.run(PAINTER.graphdef, PAINTER.params, request, flow.SamplerParams.of(sampling), PAINTER.spec(sampling))
   host = jax.device_get({name: getattr(state, name) for name in painter_lib._FETCHED})
-  return state, [painter_lib._finish(s, host, i, toy.WORDS) for i, s in enumerate(starts)]
+  return state, [painter_lib.parse_output(s, host, i, toy.WORDS) for i, s in enumerate(starts)]
 
 
 def test_guidance_by_pictures_of_scale_one_is_none(request_and_state, many):
@@ -230,16 +230,16 @@ def forwards(request_and_state):
   without = dataclasses.replace(toy.PLAIN, drop_clean=1.0, drop_vit=1.0)
   rows = [toy.row(t, CFG) for t in trajectories]
   rows += [toy.row(t, CFG, sequence_config=without, seed=0) for t in trajectories]
-  budgets = packing.Budgets(*(max(sizes) for sizes in zip(*map(packing.lengths, rows), strict=True)))
-  batch = toy.batch(*(packing.join([row], budgets) for row in rows))
+  budgets = packing.RowBudget(*(max(sizes) for sizes in zip(*map(packing.sizes, rows), strict=True)))
+  batch = toy.batch(*(packing.pack_row([row], budgets) for row in rows))
 
   @jax.jit
   def read(params, batch):
     model = nnx.merge(PAINTER.graphdef, params)
     z = model.clean_latents(batch)
-    nothing = cache.empty(CFG, batch=len(rows), slots=0)
+    nothing = kv_cache.empty(CFG, batch=len(rows), slots=0)
     _, (k, v) = model.extend(batch, z, jax.numpy.zeros(z.shape[:2]), nothing)
-    return streams.concatenate(batch.und.tokens, batch.gen.tokens), k, v
+    return spans.concatenate(batch.und.tokens, batch.gen.tokens), k, v
 
   tokens, k, v = jax.device_get(read(PAINTER.params, batch))
   out = []
@@ -253,15 +253,15 @@ def forwards(request_and_state):
 
 def _kept(state, row, segment):
   """What a row of the cache holds in a segment, in order: tokens, keys, values."""
-  past = jax.device_get(state.past)
-  at = np.flatnonzero(past.tokens.segment[row] == segment)
-  at = at[np.argsort(past.tokens.order[row][at])]
-  return jax.tree.map(lambda x: x[row][at], past.tokens), past.k[:, row, at], past.v[:, row, at]
+  cache = jax.device_get(state.cache)
+  at = np.flatnonzero(cache.tokens.segment[row] == segment)
+  at = at[np.argsort(cache.tokens.order[row][at])]
+  return jax.tree.map(lambda x: x[row][at], cache.tokens), cache.k[:, row, at], cache.v[:, row, at]
 
 
 def test_the_cache_ends_as_the_sequence_of_the_trajectory(request_and_state, forwards):
   for i, (want, k, v) in enumerate(forwards[0]):
-    tokens, *kept = _kept(request_and_state[0], i, streams.FULL)
+    tokens, *kept = _kept(request_and_state[0], i, spans.FULL)
     for name in ('order', 'noised', 'position'):
       np.testing.assert_array_equal(getattr(tokens, name), getattr(want, name))
     # Numbers of spans differ; who is together does not.
@@ -271,33 +271,37 @@ def test_the_cache_ends_as_the_sequence_of_the_trajectory(request_and_state, for
 
 
 def test_the_state_ends_where_the_sequence_does(request_and_state, forwards):
-  state = jax.device_get(request_and_state[0].replace(past=None, key=None))
+  state = jax.device_get(request_and_state[0].replace(cache=None, key=None))
   for i, (tokens, *_) in enumerate(forwards[0]):
     assert (state.order[i], state.position[i]) == (tokens.order.max() + 1, tokens.position.max() + 1)
     of_pictures = tokens.span > 0
     assert state.picture_order[i] == tokens.order[of_pictures].max()
     assert state.picture_position[i] == tokens.position[of_pictures].max() + 1
   assert (state.status == cycle.ENDED).all() and (state.stop != cycle.RUNNING).all()
-  assert (state.lane.place == grammar.BETWEEN).all() and not state.lane.texts.any() and not state.lane.refining.any()
+  assert (
+    (state.grammar.tag_state == grammar.BOUNDARY).all()
+    and not state.grammar.texts_since_picture.any()
+    and not state.grammar.refining.any()
+  )
 
 
 def test_the_text_only_branch_holds_the_texts_as_they_are_without_pictures(request_and_state, forwards):
   for i, (want, k, v) in enumerate(forwards[1]):
-    tokens, *kept = _kept(request_and_state[0], i, streams.TEXT_ONLY)
+    tokens, *kept = _kept(request_and_state[0], i, spans.TEXT_ONLY)
     assert not tokens.span.any() and not want.span.any()
     np.testing.assert_array_equal(tokens.position, want.position)
     np.testing.assert_allclose(kept, (k, v), atol=TOLERANCE)
 
 
-def test_closed_positions_count_the_texts_alone(request_and_state):
-  closed, _ = _end(dataclasses.replace(GREEDY, **NO_IMAGE_GUIDANCE, closed_positions=True))
+def test_contiguous_positions_count_the_texts_alone(request_and_state):
+  closed, _ = _end(dataclasses.replace(GREEDY, **NO_IMAGE_GUIDANCE, contiguous_positions=True))
   for i in range(3):
-    with_gaps, tokens = (_kept(state, i, streams.TEXT_ONLY)[0] for state in (request_and_state[0], closed))
+    with_gaps, tokens = (_kept(state, i, spans.TEXT_ONLY)[0] for state in (request_and_state[0], closed))
     np.testing.assert_array_equal(tokens.order, with_gaps.order)
     np.testing.assert_array_equal(tokens.position, np.arange(len(tokens.order)))
     assert with_gaps.position[-1] > tokens.position[-1]  # there was a picture in between
     np.testing.assert_array_equal(
-      *(_kept(state, i, streams.FULL)[0].position for state in (request_and_state[0], closed))
+      *(_kept(state, i, spans.FULL)[0].position for state in (request_and_state[0], closed))
     )
 
 
@@ -317,11 +321,11 @@ def test_without_the_grammar_it_ends_too():
 
 def _request(prompts):
   starts = [painter_lib._start(p, 'process') for p in prompts]
-  return PAINTER.request(starts, range(len(starts)), [2] * len(starts), batch_size=len(starts))
+  return PAINTER.sample_batch(starts, range(len(starts)), [2] * len(starts), batch_size=len(starts))
 
 
 def test_the_cycle_is_one_equation_that_calls_nobody_outside():
-  request, knobs, program = _request(['ab']), flow.Knobs.of(GREEDY), PAINTER.program(GREEDY)
+  request, knobs, program = _request(['ab']), flow.SamplerParams.of(GREEDY), PAINTER.spec(GREEDY)
   jaxpr = jax.make_jaxpr(lambda *a: cycle.run(PAINTER.graphdef, *a, program))(PAINTER.params, request, knobs)
   assert [e.params['name'] for e in jaxpr.eqns] == ['run']
   lowered = cycle.run.lower(PAINTER.graphdef, PAINTER.params, request, knobs, program).as_text()
@@ -334,8 +338,8 @@ def test_no_step_copies_the_cache():
   """XLA does so where it cannot tell that the cache is read before it is written: two copies in every step of text."""
   cfg = dataclasses.replace(CFG, attention='blockwise', scan_layers=False)
   painter = toy.painter(cfg, GREEDY)
-  request = painter.request([painter_lib._start('ab', 'process')] * 3, range(3), [2] * 3, batch_size=3)
-  knobs, program = flow.Knobs.of(GREEDY), painter.program(GREEDY)
+  request = painter.sample_batch([painter_lib._start('ab', 'process')] * 3, range(3), [2] * 3, batch_size=3)
+  knobs, program = flow.SamplerParams.of(GREEDY), painter.spec(GREEDY)
   lowered = cycle.run.lower(painter.graphdef, painter.params, request, knobs, program)
   cached = jax.tree.leaves(lowered.out_info)[0].shape
   assert cached[:2] == (cfg.depth, 3) and cached[3:] == (cfg.num_kv_heads, cfg.head_dim)
@@ -349,10 +353,10 @@ def test_other_kinds_of_models_fit_the_program():
   cfg = dataclasses.replace(CFG, dtype='bfloat16', prediction='x', attention='blockwise', remat='full')
   painter = toy.painter(cfg, GREEDY)
   starts = [painter_lib._start('ab', 'process')]
-  request = painter.request(starts, [0], [2], batch_size=1)
-  knobs, program = flow.Knobs.of(GREEDY), painter.program(GREEDY)
+  request = painter.sample_batch(starts, [0], [2], batch_size=1)
+  knobs, program = flow.SamplerParams.of(GREEDY), painter.spec(GREEDY)
   state = jax.eval_shape(lambda *a: cycle.run(painter.graphdef, *a, program), painter.params, request, knobs)
-  assert state.pictures.shape == (1, 4, 16, 16, 3) and state.past.k.dtype == 'bfloat16'
+  assert state.pictures.shape == (1, 4, 16, 16, 3) and state.cache.k.dtype == 'bfloat16'
 
 
 def test_nothing_crosses_to_or_from_the_host_while_it_runs(monkeypatch):
@@ -362,7 +366,7 @@ def test_nothing_crosses_to_or_from_the_host_while_it_runs(monkeypatch):
   )
   float(jax.numpy.zeros(()))
   assert fetched == [()]  # So that the count is one.
-  knobs, program = flow.Knobs.of(GREEDY), PAINTER.program(GREEDY)
+  knobs, program = flow.SamplerParams.of(GREEDY), PAINTER.spec(GREEDY)
   request = _request(['ab', 'c', TWO_PICTURES])
   fetched.clear()
   with jax.transfer_guard('disallow'):
@@ -370,7 +374,7 @@ def test_nothing_crosses_to_or_from_the_host_while_it_runs(monkeypatch):
     jax.block_until_ready(state)
   assert not fetched
   with pytest.raises(jax.errors.JaxRuntimeError, match='Disallowed host-to-device'), jax.transfer_guard('disallow'):
-    cycle.run(PAINTER.graphdef, PAINTER.params, request.replace(budget=np.array([2, 2, 2])), knobs, program)
+    cycle.run(PAINTER.graphdef, PAINTER.params, request.replace(picture_limit=np.array([2, 2, 2])), knobs, program)
 
   # A batch is fetched once, when it is done: the fields that make trajectories.
   monkeypatch.setattr(cycle, 'run', Counted(cycle.run))

@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import toy
 from flax import nnx
+from support import toy
 
 from pdgen.core import config
 from pdgen.data import packing
+from pdgen.models import interleaved
 from pdgen.sampling import cycle, flow
-from pdgen.training import state as state_lib
 
 # float32 sums of another length or order, on values of size 1 to 4.
 TOLERANCE = 2e-5
@@ -59,20 +59,20 @@ def sampler(cfg):
   """knobs -> the latents of the next pictures, f32[3, Q, C], next to a row that has ended. One compiled function."""
   painter = toy.painter(cfg, SAMPLING)
   starts = [_without_last_picture(t) for t in _painted_last()]
-  request = painter.request(starts, [5, 6, 5], [1, 1, 1], batch_size=4)
+  request = painter.sample_batch(starts, [5, 6, 5], [1, 1, 1], batch_size=4)
   # Scales of 1 must not take the branches out of the program.
-  program = painter.program(dataclasses.replace(SAMPLING, text_guidance=2.0, image_guidance=2.0))
+  program = painter.spec(dataclasses.replace(SAMPLING, text_guidance=2.0, image_guidance=2.0))
 
   @jax.jit
   def run(params, request, knobs, count):
     model = nnx.merge(painter.graphdef, params)
-    state = cycle.start(model, request, knobs, program)
+    state = cycle.prefill(model, request, knobs, program)
     state = state.replace(picture_count=state.picture_count + count)
     return cycle.denoise(model, state, knobs, program), state.status
 
   def sample(*, count=0, flow_steps=1, **changes):
     values = dataclasses.replace(SAMPLING, **changes)
-    knobs = flow.Knobs.of(values).replace(flow_steps=jnp.int32(flow_steps))
+    knobs = flow.SamplerParams.of(values).replace(flow_steps=jnp.int32(flow_steps))
     z, status = run(painter.params, request, knobs, jnp.int32(count))
     assert status.tolist() == [cycle.WAITING] * 3 + [cycle.ENDED]
     return np.asarray(z)[:3]
@@ -83,14 +83,14 @@ def sampler(cfg):
 @pytest.fixture(scope='module')
 def trained(cfg):
   """(branch, z [3, Q, C], t) -> velocities f32[3, Q, C] of the last noised copy of each training row."""
-  graphdef, params = state_lib.graphdef(cfg), toy.params(cfg)
+  graphdef, params = interleaved.graphdef(cfg), toy.params(cfg)
   rows = {
     name: [toy.row(t, cfg, sequence_config=sequence, seed=0) for t in _painted_last()]
     for name, (sequence, _) in BRANCHES.items()
   }
-  sizes = [packing.lengths(row) for group in rows.values() for row in group]
-  budgets = packing.Budgets(*(max(size) for size in zip(*sizes, strict=True)))
-  batches = {name: toy.batch(*(packing.join([row], budgets) for row in group)) for name, group in rows.items()}
+  sizes = [packing.sizes(row) for group in rows.values() for row in group]
+  budgets = packing.RowBudget(*(max(size) for size in zip(*sizes, strict=True)))
+  batches = {name: toy.batch(*(packing.pack_row([row], budgets) for row in group)) for name, group in rows.items()}
 
   @jax.jit
   def velocities(params, batch, z, t):

@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 
 from pdgen.core import config as config_lib
-from pdgen.core import distributed, sharding
-from pdgen.training import checkpoints
+from pdgen.core import mesh as mesh_lib
+from pdgen.core import trees
+from pdgen.training import distributed
+from pdgen.weights import run_checkpoints
 
 # Sums over devices go round another ring in another process: rounding, which Adam's division by small second moments
 # makes larger. Measured after 24 steps: see the assertion.
@@ -78,9 +80,9 @@ def alone(workdir):
 
 
 def averaged(workdir):
-  mesh = sharding.make_mesh(config_lib.MeshConfig(), devices=jax.devices()[:1])
-  _, params = checkpoints.load_averaged(workdir / 'checkpoints', mesh=mesh)
-  return dict(sharding.named_leaves(jax.device_get(params)))
+  mesh = mesh_lib.make_mesh(config_lib.MeshConfig(), devices=jax.devices()[:1])
+  _, params = run_checkpoints.load_averaged(workdir / 'checkpoints', mesh=mesh)
+  return dict(trees.flatten_with_paths(jax.device_get(params)))
 
 
 def assert_same(have, want):
@@ -149,27 +151,29 @@ def test_processes_that_were_started_differently_say_who_and_in_what(tmp_path):
 def test_the_environment_tells_who_the_others_are(monkeypatch, environment, how, given):
   calls = []
   monkeypatch.setattr(jax.distributed, 'initialize', lambda **options: calls.append(options))
-  assert distributed.start(environment) == how
+  assert distributed.initialize(environment) == how
   assert calls == ([] if given is None else [given])
 
 
 def test_half_an_address_is_an_error():
   with pytest.raises(ValueError, match='PDGEN_COORDINATOR without PDGEN_PROCESS, PDGEN_PROCESSES'):
-    distributed.start({'PDGEN_COORDINATOR': 'a:1'})
+    distributed.initialize({'PDGEN_COORDINATOR': 'a:1'})
 
 
 def test_differences_name_the_few_that_are_not_as_most():
   everyone = [('a', {'code': '1', 'data': 'x'}), ('b', {'code': '2', 'data': 'x'}), ('c', {'code': '1', 'data': 'x'})]
-  assert distributed.differences(everyone) == ["process 1 (b) has code '2', processes 0, 2 have '1'"]
-  assert distributed.differences([('a', {'n': '1'}), ('b', {})]) == ["process 1 (b) has n 'absent', process 0 has '1'"]
-  assert distributed.differences(everyone[:1]) == []
+  assert distributed.disagreements(everyone) == ["process 1 (b) has code '2', processes 0, 2 have '1'"]
+  assert distributed.disagreements([('a', {'n': '1'}), ('b', {})]) == [
+    "process 1 (b) has n 'absent', process 0 has '1'"
+  ]
+  assert distributed.disagreements(everyone[:1]) == []
 
 
 def test_alone_it_needs_nobody_and_hears_sigterm():
-  assert distributed.exchange('x') == ['x'] and distributed.is_first()
-  distributed.agree({'code': '1'})
+  assert distributed.all_gather_text('x') == ['x'] and distributed.is_main_process()
+  distributed.check_agreement({'code': '1'})
   before = signal.getsignal(signal.SIGTERM)
-  with distributed.stopping() as stop:
+  with distributed.preemption_notice() as stop:
     assert not stop(3)
     signal.raise_signal(signal.SIGTERM)
     assert stop(4)

@@ -6,15 +6,17 @@ import jax
 import pytest
 
 from pdgen.core import config as config_lib
-from pdgen.core import sharding
-from pdgen.training import flops, optimizer
+from pdgen.core import mesh as mesh_lib
+from pdgen.cost import training_flops
+from pdgen.models import interleaved
+from pdgen.training import optimizer
 from pdgen.training import state as state_lib
 from pdgen.training import step as step_lib
 
 
 def compiled_flops(config, batch):
   """What XLA counts in the compiled step of that config."""
-  mesh = sharding.make_mesh(config.mesh)
+  mesh = mesh_lib.make_mesh(config.mesh)
   rows, und, gen = config.data.batch_size, config.data.und_tokens, config.data.gen_tokens
 
   def shaped(x, length):
@@ -25,7 +27,7 @@ def compiled_flops(config, batch):
     gen=jax.tree.map(lambda x: shaped(x, gen), batch.gen),
     pictures=jax.ShapeDtypeStruct((rows, config.data.pictures, *batch.pictures.shape[2:]), batch.pictures.dtype),
   )
-  step = step_lib.make(config, mesh).lower(state_lib.abstract(config, mesh), abstract)
+  step = step_lib.make_train_step(config, mesh).lower(state_lib.abstract_on_mesh(config, mesh), abstract)
   return step.compile().cost_analysis()['flops']
 
 
@@ -50,7 +52,7 @@ def wide(tiny):
 
 
 def test_the_analytic_count_is_within_five_percent_of_the_compiled_one(wide, batch):
-  counted = flops.train_flops(wide)
+  counted = training_flops.train_flops(wide)
   assert counted['total'] == sum(value for name, value in counted.items() if name != 'total')
   for part in ('projections', 'mlp', 'attention', 'vocabulary', 'vit'):
     assert counted[part] > 0.08 * counted['total']
@@ -58,21 +60,21 @@ def test_the_analytic_count_is_within_five_percent_of_the_compiled_one(wide, bat
 
 
 def test_muon_adds_its_newton_schulz_iterations(wide):
-  params = state_lib.abstract_params(wide.model)
+  params = interleaved.abstract_params(wide.model)
 
   def compiled(train):
-    tx = optimizer.direction(train)
+    tx = optimizer.gradient_transform(train)
     update = jax.jit(tx.update).lower(params, jax.eval_shape(tx.init, params), params)
     return update.compile().cost_analysis()['flops']
 
   muon = dataclasses.replace(wide.train, optimizer='muon')
-  counted = flops.train_flops(dataclasses.replace(wide, train=muon))
+  counted = training_flops.train_flops(dataclasses.replace(wide, train=muon))
   assert counted['optimizer'] == pytest.approx(compiled(muon) - compiled(wide.train), rel=0.05)
-  assert counted['total'] == flops.train_flops(wide)['total'] + counted['optimizer']
+  assert counted['total'] == training_flops.train_flops(wide)['total'] + counted['optimizer']
 
 
 def test_rows_are_counted_whatever_is_in_them(tiny):
-  one = flops.train_flops(tiny)
+  one = training_flops.train_flops(tiny)
   more = dataclasses.replace(tiny, data=dataclasses.replace(tiny.data, batch_size=16))
-  twice = flops.train_flops(more)
+  twice = training_flops.train_flops(more)
   assert all(twice[name] == 2 * one[name] for name in one)

@@ -19,7 +19,7 @@ def _knobs(**changes):
     timestep_shift=1.0,
     flow_steps=1,
   )
-  return flow.Knobs(**{**values, **changes})
+  return flow.SamplerParams(**{**values, **changes})
 
 
 def test_times_fall_evenly_from_noise_to_picture_without_shift():

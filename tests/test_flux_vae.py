@@ -6,14 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import toy
 from flax import nnx
 from PIL import Image
+from support import toy
 
-from pdgen.core import config, packed, sharding
-from pdgen.data import plans
-from pdgen.models import latents
-from pdgen.training import flops, losses, state
+from pdgen.core import config, packed, trees
+from pdgen.core import mesh as mesh_lib
+from pdgen.cost import training_flops
+from pdgen.data import items as items_lib
+from pdgen.models import codecs, interleaved
+from pdgen.training import losses, state
 
 VAE, MODEL = toy.VAE, toy.WITH_VAE
 
@@ -25,7 +27,7 @@ def params():
 
 def _call(function, params, *args):
   run = jax.jit(
-    lambda params, *args: function(nnx.merge(state.graphdef(MODEL), params), *args), compiler_options=toy.QUICK
+    lambda params, *args: function(nnx.merge(interleaved.graphdef(MODEL), params), *args), compiler_options=toy.QUICK
   )
   return run(params, *args)
 
@@ -59,7 +61,7 @@ def test_the_posterior_is_drawn_from_around_its_mean(params):
     params,
     pixels,
   )
-  spread = latents.patchify(VAE.scale * jnp.exp(0.5 * moments[..., VAE.channels :]), 2)
+  spread = codecs.patchify(VAE.scale * jnp.exp(0.5 * moments[..., VAE.channels :]), 2)
   np.testing.assert_allclose(draws.mean(0)[0, 0], mean[0, 0], atol=0.25 * float(spread.max()))
   np.testing.assert_allclose(draws.std(0)[0, 0] / spread[0], 1, atol=0.2)
 
@@ -67,8 +69,8 @@ def test_the_posterior_is_drawn_from_around_its_mean(params):
 def _plan_batch(canvas, fill):
   """A clean picture of 8 x 12 pixels, seen by the ViT at 4 x 8, what lies around it holding `fill`."""
   picture = np.random.default_rng(1).integers(0, 256, (8, 12, 3), dtype=np.uint8)
-  row = plans.build(
-    [plans.Latents(pixels=picture), plans.Patches(pixels=picture[:4, :8])],
+  row = items_lib.build(
+    [items_lib.Latents(pixels=picture), items_lib.Patches(pixels=picture[:4, :8])],
     specials=toy.WORDS.specials,
     model=MODEL,
     sequence=config.SequenceConfig(),
@@ -85,7 +87,7 @@ def test_around_a_smaller_picture_are_zeros_whatever_the_array_holds(params):
   z = _call(clean, params, batch)
   np.testing.assert_array_equal(_call(clean, params, _plan_batch((16, 24), fill=255)[1]), z)
   padded = np.zeros([16, 24, 3], np.float32)
-  padded[:8, :12] = latents.to_pixels(picture)
+  padded[:8, :12] = codecs.to_pixels(picture)
   tokens = _call(lambda model, x: model.codec.encode(x), params, jnp.asarray(padded))
   np.testing.assert_allclose(z[0], tokens.reshape(4, 6, -1)[:2, :3].reshape(6, -1), atol=1e-5)
   # Zeros are seen: alone the picture has other latents (QUIRKS 22).
@@ -97,7 +99,7 @@ def test_packed_and_fixed_pictures_look_the_same_to_the_vit(params):
   # The same pixels, once as the model's own pictures, once as packed patches.
   row = toy.row(toy.full_trajectory(), MODEL)
   batch = toy.batch(row)
-  patches = latents.patchify(batch.pictures, MODEL.vit.patch)
+  patches = codecs.patchify(batch.pictures, MODEL.vit.patch)
   b, p, q, _ = patches.shape
   ids = np.tile(packed.position_ids(4, 4, MODEL.vit.max_patches), p)
   vit = packed.VitStream(
@@ -114,18 +116,18 @@ def test_the_vit_sees_pictures_at_its_own_size():
   smooth = np.add.outer(np.arange(64), np.arange(64))[..., None] * np.array([1, 0.5, 0.2])
   picture = np.asarray(smooth, np.uint8)
   want = np.asarray(Image.fromarray(picture).resize((28, 28), Image.Resampling.BICUBIC)).astype(int)
-  got = np.asarray(latents.resize(jnp.asarray(picture)[None], 28))[0].astype(int)
+  got = np.asarray(codecs.resize(jnp.asarray(picture)[None], 28))[0].astype(int)
   assert np.abs(got - want).max() <= 1
   assert dataclasses.replace(MODEL, vit=dataclasses.replace(MODEL.vit, image_size=12)).vit_tokens == 9
 
 
 def test_the_codec_never_learns():
-  mesh = sharding.make_mesh(config.MeshConfig(fsdp=1))
-  abstract = state.abstract(config.Config(model=MODEL), mesh)
+  mesh = mesh_lib.make_mesh(config.MeshConfig(fsdp=1))
+  abstract = state.abstract_on_mesh(config.Config(model=MODEL), mesh)
   assert set(abstract.frozen) == {'codec'}
   for tree in (abstract.trainable, abstract.ema):
     assert 'codec' not in tree and 'vit' in tree
-  names = [name for name, _ in sharding.named_leaves(abstract.opt_state)]
+  names = [name for name, _ in trees.flatten_with_paths(abstract.opt_state)]
   assert names and not any('codec' in name for name in names)
 
 
@@ -136,7 +138,7 @@ def test_training_draws_from_the_posterior_if_the_config_says_so(params):
     codec = dataclasses.replace(MODEL.codec, vae=dataclasses.replace(VAE, sample_posterior=sample))
     experiment = config.Config(model=dataclasses.replace(MODEL, codec=codec))
     return float(
-      _call(lambda model, b: losses.flow_and_text_loss(model, b, jax.random.key(0), experiment)[0], params, batch)
+      _call(lambda model, b: losses.interleaved_loss(model, b, jax.random.key(0), experiment)[0], params, batch)
     )
 
   assert loss(True) != loss(False)
@@ -147,10 +149,10 @@ def test_analytic_flops_of_encoding():
   # XLA does not count what meets only the padding of a convolution: little where pictures are large.
   model = config.ModelConfig(codec=config.CodecConfig(kind='flux', patch=8, vae=vae), image_size=96, max_latent_size=12)
   experiment = config.Config(model=model, data=config.DataConfig(batch_size=1, pictures=1))
-  weights = state.abstract_params(model)
-  run = jax.jit(lambda params, x: nnx.merge(state.graphdef(model), params).codec.vae.moments(x))
+  weights = interleaved.abstract_params(model)
+  run = jax.jit(lambda params, x: nnx.merge(interleaved.graphdef(model), params).codec.vae.moments(x))
   compiled = run.lower(weights, jax.ShapeDtypeStruct((1, 96, 96, 3), jnp.float32)).compile().cost_analysis()['flops']
-  assert flops.train_flops(experiment)['vae'] == pytest.approx(compiled, rel=0.05)
+  assert training_flops.train_flops(experiment)['vae'] == pytest.approx(compiled, rel=0.05)
 
 
 @pytest.mark.parametrize(

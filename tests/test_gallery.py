@@ -138,7 +138,7 @@ def test_the_fragment_is_the_same_articles():
 
 
 def test_the_strip_shows_each_picture_over_a_bar_that_says_what_became_of_it():
-  strip = gallery.strip([process(), DIRECT], scale=2, gap=4)
+  strip = gallery.filmstrip([process(), DIRECT], scale=2, gap=4)
   assert strip.shape == (2 * (64 + 8), 4 * (64 + 4), 3) and strip.dtype == np.uint8
   for i, picture in enumerate(PICTURES):
     np.testing.assert_array_equal(strip[0:64:2, i * 68 : i * 68 + 64 : 2], picture)
@@ -149,7 +149,7 @@ def test_the_strip_shows_each_picture_over_a_bar_that_says_what_became_of_it():
 
 def test_a_strip_of_nothing_is_an_error():
   with pytest.raises(ValueError, match='at least one picture'):
-    gallery.strip([PARTIAL])
+    gallery.filmstrip([PARTIAL])
 
 
 def test_the_transcript_says_everything_in_order():

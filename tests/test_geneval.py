@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from pdgen.core import boxes
+from pdgen.core import geometry
 from pdgen.evals import geneval, intervals
 from pdgen.worlds import shapes
 
@@ -35,15 +35,15 @@ def _official_relative_position(box_a, box_b):
 
 def test_positions_follow_the_official_rule():
   rng = np.random.default_rng(0)
-  counts = dict.fromkeys(boxes.RELATIONS, 0)
+  counts = dict.fromkeys(geometry.RELATIONS, 0)
   for _ in range(5000):
     a, b = ((*corner, *(corner + rng.uniform(2, 12, 2))) for corner in rng.uniform(0, 25, (2, 2)))
-    found = boxes.relations(a, b)
+    found = geometry.spatial_relations(a, b)
     assert found == _official_relative_position(a, b)
     for name in found:
       counts[name] += 1
   assert min(counts.values()) > 500
-  assert boxes.relations((3, 3, 9, 9), (3, 3, 9, 9)) == set()
+  assert geometry.spatial_relations((3, 3, 9, 9), (3, 3, 9, 9)) == set()
 
 
 def _counting(count):

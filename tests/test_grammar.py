@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import toy
+from support import toy
 
-from pdgen.core import trajectory as trajectory_lib
+from pdgen.core import tags
 from pdgen.sampling import grammar
 
 S = toy.WORDS.specials
@@ -20,16 +20,18 @@ CAP = 12
 
 
 def _rules(*, on=True, cap=CAP):
-  return grammar.Rules(S, VOCABULARY, cap, on)
+  return grammar.Grammar(S, VOCABULARY, cap, on)
 
 
 def _lane(**fields):
-  start = dict(item=grammar.PROMPT, place=grammar.BETWEEN, length=0, texts=0, refining=False, direct=False)
-  return grammar.Lane(**{k: jnp.asarray([v]) for k, v in {**start, **fields}.items()})
+  start = dict(
+    last_item=grammar.PROMPT, tag_state=grammar.BOUNDARY, length=0, texts_since_picture=0, refining=False, direct=False
+  )
+  return grammar.GrammarState(**{k: jnp.asarray([v]) for k, v in {**start, **fields}.items()})
 
 
-_allowed = jax.jit(grammar.allowed, static_argnums=1)
-_advance = jax.jit(grammar.advance, static_argnums=2)
+_allowed = jax.jit(grammar.allowed_tokens, static_argnums=1)
+_advance = jax.jit(grammar.after_token, static_argnums=2)
 
 
 def _may(*, on=True, **fields):
@@ -42,7 +44,7 @@ PLACES = {
   grammar.INS_CLOSED: {S.des},
   grammar.DES: WORDS | {S.des_end},
   grammar.DES_CLOSED: {S.im_end},
-  grammar.FREE: WORDS | {S.refine, S.im_end},
+  grammar.TEXT: WORDS | {S.refine, S.im_end},
   grammar.REFINE: WORDS | {S.refine_end},
   grammar.REFINE_CLOSED: WORDS | {S.im_end},
 }
@@ -52,7 +54,7 @@ NEAR_CAP = {
   grammar.INS_CLOSED: {S.des},
   grammar.DES: {S.des_end},
   grammar.DES_CLOSED: {S.im_end},
-  grammar.FREE: {S.im_end},
+  grammar.TEXT: {S.im_end},
   grammar.REFINE: {S.refine_end},
   grammar.REFINE_CLOSED: {S.im_end},
 }
@@ -60,11 +62,11 @@ NEAR_CAP = {
 
 @pytest.mark.parametrize('place', PLACES)
 def test_inside_a_text(place):
-  assert _may(place=place, length=3) == PLACES[place]
-  assert _may(place=place, length=CAP - 5) == PLACES[place]
-  assert _may(place=place, length=CAP - 4) == NEAR_CAP[place]
-  assert _may(place=place, length=3, on=False) == WORDS | TAGS | {S.im_end}
-  assert _may(place=place, length=CAP - 4, on=False) == {S.im_end}
+  assert _may(tag_state=place, length=3) == PLACES[place]
+  assert _may(tag_state=place, length=CAP - 5) == PLACES[place]
+  assert _may(tag_state=place, length=CAP - 4) == NEAR_CAP[place]
+  assert _may(tag_state=place, length=3, on=False) == WORDS | TAGS | {S.im_end}
+  assert _may(tag_state=place, length=CAP - 4, on=False) == {S.im_end}
 
 
 PAINT, WRITE, END = {S.vision_start}, {S.im_start}, {S.endoftext}
@@ -73,16 +75,16 @@ PAINT, WRITE, END = {S.vision_start}, {S.im_start}, {S.endoftext}
 @pytest.mark.parametrize(
   ('fields', 'want', 'want_off'),
   [
-    (dict(item=grammar.PROMPT), WRITE, WRITE),
-    (dict(item=grammar.PROMPT, direct=True), PAINT, PAINT),
-    (dict(item=grammar.PLAN, texts=1), PAINT, PAINT | WRITE),
-    (dict(item=grammar.DRAFT), WRITE | END, WRITE | END),
-    (dict(item=grammar.DRAFT, direct=True), END, END),
-    (dict(item=grammar.INSPECTION, texts=1), WRITE | END, PAINT | WRITE | END),
-    (dict(item=grammar.INSPECTION, texts=1, refining=True), PAINT | WRITE, PAINT | WRITE | END),
-    (dict(item=grammar.PLAN, texts=2, refining=True), PAINT, PAINT),
-    (dict(item=grammar.INSPECTION, texts=2), PAINT, PAINT),
-    (dict(item=grammar.REFINED), WRITE | END, WRITE | END),
+    (dict(last_item=grammar.PROMPT), WRITE, WRITE),
+    (dict(last_item=grammar.PROMPT, direct=True), PAINT, PAINT),
+    (dict(last_item=grammar.PLAN, texts_since_picture=1), PAINT, PAINT | WRITE),
+    (dict(last_item=grammar.DRAFT), WRITE | END, WRITE | END),
+    (dict(last_item=grammar.DRAFT, direct=True), END, END),
+    (dict(last_item=grammar.INSPECTION, texts_since_picture=1), WRITE | END, PAINT | WRITE | END),
+    (dict(last_item=grammar.INSPECTION, texts_since_picture=1, refining=True), PAINT | WRITE, PAINT | WRITE | END),
+    (dict(last_item=grammar.PLAN, texts_since_picture=2, refining=True), PAINT, PAINT),
+    (dict(last_item=grammar.INSPECTION, texts_since_picture=2), PAINT, PAINT),
+    (dict(last_item=grammar.REFINED), WRITE | END, WRITE | END),
   ],
 )
 def test_between_items(fields, want, want_off):
@@ -91,7 +93,7 @@ def test_between_items(fields, want, want_off):
 
 
 def test_lanes_of_a_batch_are_apart():
-  lanes = [_lane(item=item, place=place) for item in range(5) for place in range(9)]
+  lanes = [_lane(last_item=item, tag_state=place) for item in range(5) for place in range(9)]
   together = _allowed(jax.tree.map(lambda *x: jnp.concatenate(x), *lanes), _rules())
   for row, lane in zip(np.asarray(together), lanes, strict=True):
     np.testing.assert_array_equal(row, _allowed(lane, _rules())[0])
@@ -101,15 +103,15 @@ def test_lanes_of_a_batch_are_apart():
 @functools.partial(jax.jit, static_argnums=2)
 def _step(lane, key, rules):
   """One choice for each lane, uniform over the kinds of tokens allowed, so that tags and ends come up often."""
-  may = grammar.allowed(lane, rules)
+  may = grammar.allowed_tokens(lane, rules)
   kind = jnp.isin(jnp.arange(VOCABULARY), jnp.array(sorted(WORDS)))
   rare = jnp.where(kind, -2.0, 0.0)[None]
   token = jnp.argmax(jnp.where(may, rare + jax.random.gumbel(key, may.shape), -jnp.inf), axis=-1)
   picture = token == S.vision_start
   after = jax.tree.map(
     lambda read, painted: jnp.where(picture, painted, read),
-    grammar.advance(lane, token, rules),
-    grammar.painted(lane, picture),
+    grammar.after_token(lane, token, rules),
+    grammar.after_picture(lane, picture),
   )
   return token, after
 
@@ -156,10 +158,10 @@ def test_random_writers_keep_the_format():
         assert last in ('draft', 'refined') or (last == 'inspection' and not refining)
         last = 'end'
       elif last == 'draft':
-        refining, last = trajectory_lib.refine_instruction(text) is not None, 'inspection'
+        refining, last = tags.refine_instruction(text) is not None, 'inspection'
         assert refining == (S.refine in ids[0])
       else:
-        trajectory_lib.plan_parts(text)  # raises when it is not one
+        tags.plan_parts(text)  # raises when it is not one
         last = 'corrected plan' if refining else 'plan'
       if ids:
         assert len(ids[0]) + 1 <= CAP  # its `im_end` counted
@@ -196,18 +198,18 @@ def test_texts_close_within_the_cap(cap):
 
 def test_a_tag_in_the_prompt_or_between_items_opens_nothing():
   rules = _rules()
-  lane = _advance(_lane(item=grammar.DRAFT), jnp.array([S.refine]), rules)
-  assert not bool(lane.refining[0]) and int(lane.place[0]) == grammar.BETWEEN
+  lane = _advance(_lane(last_item=grammar.DRAFT), jnp.array([S.refine]), rules)
+  assert not bool(lane.refining[0]) and int(lane.tag_state[0]) == grammar.BOUNDARY
 
 
 def test_only_an_inspection_asks_for_a_refined_picture():
   rules = _rules(on=False)
   for item, refining in ((grammar.DRAFT, True), (grammar.PROMPT, False), (grammar.REFINED, False)):
-    lane = _advance(_lane(item=item), jnp.array([S.im_start]), rules)
+    lane = _advance(_lane(last_item=item), jnp.array([S.im_start]), rules)
     lane = _advance(lane, jnp.array([S.refine]), rules)
     assert bool(lane.refining[0]) == refining
-    painted = grammar.painted(lane, jnp.array([True]))
-    assert int(painted.item[0]) == (grammar.REFINED if refining else grammar.DRAFT)
-    assert not bool(painted.refining[0]) and int(painted.texts[0]) == 0
-    waiting = grammar.painted(lane, jnp.array([False]))
-    assert int(waiting.item[0]) == item and bool(waiting.refining[0]) == refining
+    painted = grammar.after_picture(lane, jnp.array([True]))
+    assert int(painted.last_item[0]) == (grammar.REFINED if refining else grammar.DRAFT)
+    assert not bool(painted.refining[0]) and int(painted.texts_since_picture[0]) == 0
+    waiting = grammar.after_picture(lane, jnp.array([False]))
+    assert int(waiting.last_item[0]) == item and bool(waiting.refining[0]) == refining

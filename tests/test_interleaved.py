@@ -7,13 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import toy
 from flax import nnx
+from support import toy
 
 from pdgen.core import config, packed
 from pdgen.data import packing
 from pdgen.models import interleaved
-from pdgen.training import state as state_lib
 
 # float32 sums of another length or order, on values of size 1 to 4.
 TOLERANCE = 1e-5
@@ -27,7 +26,7 @@ def _hidden(graphdef, params, batch, z, t):
 
 
 def _forward(cfg, batch, z, t, *, seed=0):
-  return _hidden(state_lib.graphdef(cfg), toy.params(cfg, seed=seed), batch, z, t)
+  return _hidden(interleaved.graphdef(cfg), toy.params(cfg, seed=seed), batch, z, t)
 
 
 def _samples(cfg):
@@ -39,7 +38,7 @@ def _samples(cfg):
 
 
 def _budgets(rows, *, extra=0):
-  return packing.Budgets(*(sum(sizes) + extra for sizes in zip(*map(packing.lengths, rows), strict=True)))
+  return packing.RowBudget(*(sum(sizes) + extra for sizes in zip(*map(packing.sizes, rows), strict=True)))
 
 
 def _feed(rows, cfg, *, seed=0):
@@ -63,17 +62,17 @@ def packed_row(request):
   rows = _samples(cfg)
   z, t = _feed(rows, cfg)
   budgets = _budgets(rows)
-  batch = toy.batch(packing.join(rows, budgets))
+  batch = toy.batch(packing.pack_row(rows, budgets))
   return cfg, rows, z, t, batch, _forward(cfg, batch, *(_padded(x, budgets.gen_tokens) for x in (z, t)))
 
 
 def test_packed_equals_unpacked(packed_row):
   cfg, rows, z, t, _, together = packed_row
   und = gen = 0
-  budgets = packing.Budgets(*(max(sizes) for sizes in zip(*map(packing.lengths, rows), strict=True)))
+  budgets = packing.RowBudget(*(max(sizes) for sizes in zip(*map(packing.sizes, rows), strict=True)))
   for i, row in enumerate(rows):
     alone = _forward(
-      cfg, toy.batch(packing.join([row], budgets)), *(_padded([x[i]], budgets.gen_tokens) for x in (z, t))
+      cfg, toy.batch(packing.pack_row([row], budgets)), *(_padded([x[i]], budgets.gen_tokens) for x in (z, t))
     )
     u, g = len(row.und.label), len(row.gen.copy)
     np.testing.assert_allclose(together.und[0, und : und + u], alone.und[0, :u], atol=TOLERANCE)
@@ -84,7 +83,7 @@ def test_packed_equals_unpacked(packed_row):
 def test_padding_and_what_stands_in_it_do_not_matter(packed_row):
   cfg, rows, z, t, _, together = packed_row
   budgets = _budgets(rows, extra=3)
-  batch = toy.batch(packing.join(rows, budgets))
+  batch = toy.batch(packing.pack_row(rows, budgets))
   u, g = together.und.shape[1], together.gen.shape[1]
   rubbish = batch.und.token_id.at[:, u:].set(17)
   batch = batch._replace(und=batch.und._replace(token_id=rubbish), pictures=batch.pictures.at[:, -3:].set(200))
@@ -167,7 +166,7 @@ def test_each_stream_has_its_own_expert(packed_row):
     down = params['trunk']['layers'][name]['down']
     kernel = down['kernel']
     down['kernel'] = kernel.at[-1].multiply(1.5)
-    after = _hidden(state_lib.graphdef(cfg), params, batch, _padded(z, g), _padded(t, g))
+    after = _hidden(interleaved.graphdef(cfg), params, batch, _padded(z, g), _padded(t, g))
     down['kernel'] = kernel
     moved = {stream: np.abs(getattr(after, stream) - getattr(before, stream)).max(-1) for stream in ('und', 'gen')}
     assert moved.pop(name).min() > 0
@@ -195,7 +194,7 @@ def test_latents_carry_their_row_and_column():
 def test_vit_tokens_carry_their_row_and_column_twice():
   params = toy.params(WIDE)
   params['vit']['connector2'] = jax.tree.map(jnp.zeros_like, params['vit']['connector2'])
-  model = nnx.merge(state_lib.graphdef(WIDE), params)
+  model = nnx.merge(interleaved.graphdef(WIDE), params)
   row = toy.row(toy.Trajectory(prompt='p', steps=(toy.Step(draft=toy.picture(0, 24)),)), WIDE)
   got = model.embed_und(toy.batch(row).und, toy.batch(row).pictures)[0][row.und.picture >= 0]
   np.testing.assert_allclose(got, _golden_position(4), atol=TOLERANCE)
@@ -215,7 +214,7 @@ def test_structure_options_change_nothing():
   batch, params = toy.batch(*rows), toy.params(cfg)
 
   def loss_and_gradients(cfg):
-    graphdef = state_lib.graphdef(cfg)
+    graphdef = interleaved.graphdef(cfg)
 
     def loss(params):
       model = nnx.merge(graphdef, params)

@@ -18,7 +18,7 @@ def start(workdir, cache):
   root = pathlib.Path(__file__).parents[1]
   environment = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}
   environment['PYTHONPATH'] = f'{root}{os.pathsep}{environment.get("PYTHONPATH", "")}'
-  command = [sys.executable, root / 'tests' / 'killable.py', workdir, str(STEPS), cache]
+  command = [sys.executable, root / 'tests' / 'support' / 'killable.py', workdir, str(STEPS), cache]
   return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 

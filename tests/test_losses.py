@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from pdgen.core import packed, sharding
+from pdgen.core import mesh as mesh_lib
+from pdgen.core import packed
+from pdgen.models import interleaved
 from pdgen.training import losses
 from pdgen.training import state as state_lib
 from pdgen.training import step as step_lib
@@ -19,12 +21,12 @@ TOLERANCE = 1e-5
 
 @pytest.fixture(scope='module')
 def model(tiny):
-  mesh = sharding.make_mesh(tiny.mesh)
-  params = state_lib.create(tiny, mesh).trainable
+  mesh = mesh_lib.make_mesh(tiny.mesh)
+  params = state_lib.init_state(tiny, mesh).trainable
   # The zero-initialised head would hide the flow loss's dependence on everything but the target.
   head = params['latent_out']['kernel']
   params['latent_out']['kernel'] = jax.random.normal(jax.random.key(1), head.shape) * 0.1
-  return nnx.merge(state_lib.graphdef(tiny.model), params)
+  return nnx.merge(interleaved.graphdef(tiny.model), params)
 
 
 @pytest.fixture(scope='module')
@@ -41,7 +43,7 @@ def loss_of(model, tiny):
 
   @jax.jit
   def run(batch):
-    return losses.flow_and_text_loss(nnx.merge(graphdef, params), batch, jax.random.key(3), tiny)
+    return losses.interleaved_loss(nnx.merge(graphdef, params), batch, jax.random.key(3), tiny)
 
   return run
 
@@ -167,19 +169,19 @@ def test_a_timestep_below_min_t_is_clamped_in_the_loss_only(row, tiny):
 
 
 def test_nothing_supervised_is_a_loss_of_zero_with_a_zero_gradient(batch, tiny):
-  mesh = sharding.make_mesh(tiny.mesh)
+  mesh = mesh_lib.make_mesh(tiny.mesh)
   bare = batch._replace(
     und=batch.und._replace(weight=np.zeros_like(batch.und.weight)),
     gen=batch.gen._replace(weight=np.zeros_like(batch.gen.weight)),
   )
-  _, metrics = step_lib.make(tiny, mesh)(state_lib.create(tiny, mesh), sharding.put_batch(bare, mesh))
+  _, metrics = step_lib.make_train_step(tiny, mesh)(state_lib.init_state(tiny, mesh), mesh_lib.put_batch(bare, mesh))
   assert all(np.isfinite(value) for value in metrics.values())
   assert float(metrics['loss']) == float(metrics['grad_norm']) == 0 == int(metrics['skipped_steps'])
 
 
 def test_a_weight_of_zero_silences_even_a_value_that_is_not_finite(tiny):
   logits = jnp.zeros((1, 2, 5)).at[0, 1, 3].set(jnp.inf)
-  tokens = packed.Tokens(*(jnp.ones((1, 2), jnp.int32) for _ in packed.Tokens._fields))
+  tokens = packed.TokenMeta(*(jnp.ones((1, 2), jnp.int32) for _ in packed.TokenMeta._fields))
   ids = jnp.zeros((1, 2), jnp.int32)
   und = packed.UndStream(tokens, ids, ids, jnp.asarray([[2.0, 0.0]]), ids, ids)
   assert float(losses.text_loss(logits, und, cfg=tiny.data.sequence)[0]) == pytest.approx(np.log(5))
@@ -191,7 +193,7 @@ def test_the_loss_of_texts_in_chunks_is_the_same(model, row, tiny, chunk):
 
   def loss(params, chunk):
     config = dataclasses.replace(tiny, train=dataclasses.replace(tiny.train, loss_chunk=chunk))
-    return losses.flow_and_text_loss(nnx.merge(graphdef, params), row, jax.random.key(3), config)
+    return losses.interleaved_loss(nnx.merge(graphdef, params), row, jax.random.key(3), config)
 
   run = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1)
   (want, want_metrics), want_grads = run(params, 0)

@@ -29,7 +29,7 @@ def _tokens(samples, *, positions=0):
       for _ in range(length):
         fields.append((segment, order, order, 0 if mode == CAUSAL else span, int(mode == NOISE), positions))
         order += 1
-  return packed.Tokens(*np.array(fields, np.int32).T)
+  return packed.TokenMeta(*np.array(fields, np.int32).T)
 
 
 def test_there_are_golden_sets_of_every_mode():
@@ -43,7 +43,7 @@ def test_does_not_depend_on_where_tokens_lie_nor_on_positions(name):
   rng = np.random.default_rng(0)
   tokens = _tokens(_samples(name), positions=7)
   query, key = (rng.permutation(len(want)) for _ in range(2))
-  shuffled = [packed.Tokens(*(field[index] for field in tokens)) for index in (query, key)]
+  shuffled = [packed.TokenMeta(*(field[index] for field in tokens)) for index in (query, key)]
   np.testing.assert_array_equal(masks.visible(*shuffled), want[query][:, key])
 
 
@@ -71,7 +71,7 @@ def test_a_blind_copy_sees_up_to_its_reach_and_all_of_itself():
 
 
 def test_rows_of_a_batch_are_apart():
-  first, second = (packed.Tokens(*(field[:10] for field in _tokens(_samples(name)))) for name in ('s1', 's2'))
-  both = packed.Tokens(*(jnp.stack(pair) for pair in zip(first, second, strict=True)))
+  first, second = (packed.TokenMeta(*(field[:10] for field in _tokens(_samples(name)))) for name in ('s1', 's2'))
+  both = packed.TokenMeta(*(jnp.stack(pair) for pair in zip(first, second, strict=True)))
   for row, tokens in zip(masks.visible(both, both), (first, second), strict=True):
     np.testing.assert_array_equal(row, masks.visible(tokens, tokens))

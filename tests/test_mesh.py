@@ -5,12 +5,13 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-import toy
+from support import toy
 
 from pdgen.core import config as config_lib
-from pdgen.core import sharding
+from pdgen.core import mesh as mesh_lib
+from pdgen.core import trees
 from pdgen.data import pipeline
-from pdgen.models import mot
+from pdgen.models import mot, partition
 from pdgen.training import state as state_lib
 from pdgen.training import step as step_lib
 
@@ -45,7 +46,7 @@ def rows(tiny):
     batch = next(batches)
     batches.close()
     rng = np.random.default_rng(0)
-    start = state_lib.create(config, sharding.make_mesh(mesh_config(1, 1, 1, 1))).trainable
+    start = state_lib.init_state(config, mesh_lib.make_mesh(mesh_config(1, 1, 1, 1))).trainable
     # The last projection starts at zero, behind which all gradients are zero.
     params = jax.tree.map(lambda x: np.asarray(x) + 0.02 * rng.normal(size=x.shape).astype(np.float32), start)  # noqa: B023
     made[name] = (config, batch, params, gradients(config, batch, params, mesh_config(1, 1, 1, 1)))
@@ -54,18 +55,18 @@ def rows(tiny):
 
 def gradients(config, batch, params, mesh_cfg):
   """(loss, {path: gradient}) on the mesh."""
-  mesh = sharding.make_mesh(mesh_cfg)
-  where = sharding.shardings(params, mesh)
-  one = sharding.replicated(mesh)
+  mesh = mesh_lib.make_mesh(mesh_cfg)
+  where = partition.shardings(params, mesh)
+  one = mesh_lib.replicated(mesh)
   f = jax.jit(
     step_lib.gradients(config, mesh),
-    in_shardings=(where, {}, sharding.rows(mesh), None),
+    in_shardings=(where, {}, mesh_lib.batch_sharding(mesh), None),
     out_shardings=((one, one), where),
     compiler_options=toy.QUICK,
   )
-  put = jax.device_put(params, where), {}, sharding.put_batch(batch, mesh), jax.random.key(3)
+  put = jax.device_put(params, where), {}, mesh_lib.put_batch(batch, mesh), jax.random.key(3)
   (loss, _), found = jax.device_get(f(*put))
-  return float(loss), dict(sharding.named_leaves(found))
+  return float(loss), dict(trees.flatten_with_paths(found))
 
 
 @pytest.mark.parametrize(
@@ -102,16 +103,16 @@ def test_the_rows_hold_several_samples_and_pictures_that_the_sequence_axis_cuts(
 
 
 def test_joining_the_streams_on_a_split_row_keeps_each_part_on_its_device():
-  mesh = sharding.make_mesh(mesh_config(2, 1, 1, 4))
+  mesh = mesh_lib.make_mesh(mesh_config(2, 1, 1, 4))
   und, gen = np.arange(2 * 8).reshape(2, 8), 100 + np.arange(2 * 4).reshape(2, 4)
 
   @jax.jit
   def both(und, gen):
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-      joined = mot.join(und, gen)
-      return joined, mot.split(joined, 8)
+      joined = mot.concat_streams(und, gen)
+      return joined, mot.split_streams(joined, 8)
 
-  put = jax.device_put((und, gen), sharding.rows(mesh))
+  put = jax.device_put((und, gen), mesh_lib.batch_sharding(mesh))
   joined, parted = both(*put)
   np.testing.assert_array_equal(joined[0], [0, 1, 100, 2, 3, 101, 4, 5, 102, 6, 7, 103])
   np.testing.assert_array_equal(parted.und, und)
@@ -122,6 +123,6 @@ def test_joining_the_streams_on_a_split_row_keeps_each_part_on_its_device():
 
 def test_what_does_not_divide_is_an_error_naming_it(rows):
   config, batch, _, _ = rows['reference']
-  mesh = sharding.make_mesh(mesh_config(1, 1, 1, 3))
+  mesh = mesh_lib.make_mesh(mesh_config(1, 1, 1, 3))
   with pytest.raises(ValueError, match=r'\[8, 640\]: 640 does not divide among sequence = 3.*und_tokens'):
-    sharding.put_batch(batch, mesh)
+    mesh_lib.put_batch(batch, mesh)

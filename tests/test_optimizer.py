@@ -9,7 +9,9 @@ import optax
 import pytest
 
 from pdgen.core import config as config_lib
-from pdgen.core import sharding
+from pdgen.core import mesh as mesh_lib
+from pdgen.core import trees
+from pdgen.models import interleaved
 from pdgen.training import optimizer
 from pdgen.training import state as state_lib
 from pdgen.training import step as step_lib
@@ -25,14 +27,14 @@ def test_the_learning_rate_warms_up_and_falls_along_one_cosine():
 
 
 def test_only_kernels_decay(tiny):
-  params = state_lib.abstract_params(dataclasses.replace(tiny.model, vit=config_lib.VitConfig()))
-  decayed = dict(sharding.named_leaves(optimizer.decayed(params)))
+  params = interleaved.abstract_params(dataclasses.replace(tiny.model, vit=config_lib.VitConfig()))
+  decayed = dict(trees.flatten_with_paths(optimizer.decayed(params)))
   assert decayed['trunk/layers/gen/down/kernel'] and decayed['head/kernel'] and decayed['time/fc1/kernel']
   for name in ('embed/table', 'vit/position/table', 'trunk/layers/und/q/bias', 'trunk/gen_norm/scale'):
     assert not decayed[name]
   cfg = config_lib.TrainConfig(weight_decay=0.5, clip_norm=0.0)
   weights = {'a': {'kernel': jnp.full((2, 2), 4.0), 'bias': jnp.full((2,), 4.0)}}
-  tx = optimizer.direction(cfg)
+  tx = optimizer.gradient_transform(cfg)
   updates, _ = tx.update(jax.tree.map(jnp.zeros_like, weights), tx.init(weights), weights)
   np.testing.assert_allclose(updates['a']['kernel'], 2.0)  # decay * weight
   np.testing.assert_allclose(updates['a']['bias'], 0.0)
@@ -44,12 +46,12 @@ def test_directions_equal_optax_adamw():
     optax.clip_by_global_norm(1.0), optax.adamw(0.01, b1=0.9, b2=0.98, weight_decay=0.1, mask=optimizer.decayed)
   )
   mine = theirs = {'kernel': jnp.arange(6.0).reshape(2, 3), 'bias': jnp.ones(3)}
-  tx = optimizer.direction(cfg)
+  tx = optimizer.gradient_transform(cfg)
   mine_state, theirs_state = tx.init(mine), reference.init(theirs)
   for step in range(3):
     grads = jax.tree.map(lambda x, step=step: jnp.sin(x + step) * 3, mine)
     updates, mine_state = tx.update(grads, mine_state, mine)
-    mine = optimizer.apply(mine, updates, jnp.float32(0.01))
+    mine = optimizer.apply_updates(mine, updates, jnp.float32(0.01))
     updates, theirs_state = reference.update(grads, theirs_state, theirs)
     theirs = optax.apply_updates(theirs, updates)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), mine, theirs)
@@ -62,14 +64,14 @@ def test_muon_orthogonalises_each_matrix_of_the_layers_and_leaves_the_rest_to_ad
     'trunk': {'layers': {'kernel': jnp.asarray(rng.normal(size=(2, 8, 12)), jnp.float32), 'bias': jnp.ones((2, 12))}},
     'head': {'kernel': jnp.asarray(rng.normal(size=(8, 4)), jnp.float32)},
   }
-  tx = optimizer.direction(cfg)
+  tx = optimizer.gradient_transform(cfg)
   updates, _ = tx.update(grads, tx.init(grads), grads)
   for got, gradient in zip(updates['trunk']['layers']['kernel'], grads['trunk']['layers']['kernel'], strict=True):
     left, _, right = np.linalg.svd(np.asarray(gradient), full_matrices=False)
     singular = np.diag(left.T @ np.asarray(got) @ right.T)
     np.testing.assert_allclose(got, (left * singular) @ right, atol=1e-4)  # The gradient's own singular vectors,
     assert np.all(np.abs(singular / (0.2 * 12**0.5) - 1.0) < 0.35)  # all about as long: Newton-Schulz is rough.
-  adam = optimizer.direction(dataclasses.replace(cfg, optimizer='adamw'))
+  adam = optimizer.gradient_transform(dataclasses.replace(cfg, optimizer='adamw'))
   same, _ = adam.update(grads, adam.init(grads), grads)
   np.testing.assert_allclose(updates['head']['kernel'], same['head']['kernel'])
   np.testing.assert_allclose(updates['trunk']['layers']['bias'], same['trunk']['layers']['bias'])
@@ -77,14 +79,14 @@ def test_muon_orthogonalises_each_matrix_of_the_layers_and_leaves_the_rest_to_ad
 
 def test_an_unknown_optimizer_is_named():
   with pytest.raises(ValueError, match=r"Unknown optimizer 'sgd'. Known: \['adamw', 'muon'\]"):
-    optimizer.direction(config_lib.TrainConfig(optimizer='sgd'))
+    optimizer.gradient_transform(config_lib.TrainConfig(optimizer='sgd'))
 
 
 def test_the_average_forgets_the_start_and_then_follows_slowly():
   cfg = config_lib.TrainConfig(ema_decay=0.9)
 
   def after(step):
-    return float(optimizer.average({'w': jnp.float32(0)}, {'w': jnp.float32(1)}, cfg, jnp.int32(step))['w'])
+    return float(optimizer.update_ema({'w': jnp.float32(0)}, {'w': jnp.float32(1)}, cfg, jnp.int32(step))['w'])
 
   assert after(0) == pytest.approx(0.9)  # decay 1 / 10
   assert after(10) == pytest.approx(1 - 11 / 20)
@@ -94,9 +96,9 @@ def test_the_average_forgets_the_start_and_then_follows_slowly():
 @pytest.fixture
 def fresh(tiny):
   """(state, step) before the first step; the step takes numpy batches."""
-  mesh = sharding.make_mesh(tiny.mesh)
-  step = step_lib.make(tiny, mesh)
-  return state_lib.create(tiny, mesh), lambda state, batch: step(state, sharding.put_batch(batch, mesh))
+  mesh = mesh_lib.make_mesh(tiny.mesh)
+  step = step_lib.make_train_step(tiny, mesh)
+  return state_lib.init_state(tiny, mesh), lambda state, batch: step(state, mesh_lib.put_batch(batch, mesh))
 
 
 def test_a_step_learns_averages_and_counts(tiny, batch, fresh):
@@ -106,7 +108,7 @@ def test_a_step_learns_averages_and_counts(tiny, batch, fresh):
   assert int(state.step) == 1 and int(metrics['bad_steps']) == 0
   assert float(metrics['learning_rate']) == pytest.approx(tiny.train.learning_rate / 2)
   for (name, old), new, ema in zip(
-    sharding.named_leaves(before.trainable),
+    trees.flatten_with_paths(before.trainable),
     jax.tree.leaves(state.trainable),
     jax.tree.leaves(state.ema),
     strict=True,
@@ -123,11 +125,11 @@ def test_a_step_learns_averages_and_counts(tiny, batch, fresh):
 
 def test_every_step_draws_its_own_noise_and_repeats_it(batch, fresh, tiny):
   _, step = fresh
-  mesh = sharding.make_mesh(tiny.mesh)
+  mesh = mesh_lib.make_mesh(tiny.mesh)
 
   def mse_at(number):
-    at = jax.device_put(jnp.int32(number), sharding.replicated(mesh))
-    state = state_lib.create(tiny, mesh).replace(step=at)
+    at = jax.device_put(jnp.int32(number), mesh_lib.replicated(mesh))
+    state = state_lib.init_state(tiny, mesh).replace(step=at)
     return float(step(state, batch)[1]['mse'])
 
   assert mse_at(0) == mse_at(0) != mse_at(1)

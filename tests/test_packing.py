@@ -9,12 +9,11 @@ import pytest
 
 from pdgen.core import config, masks, packed
 from pdgen.core import trajectory as trajectory_lib
-from pdgen.data import packing, sequence
-from pdgen.data import tokenizer as tokenizer_lib
+from pdgen.data import packing, sequence, tokenizers
 
 MODEL = config.ModelConfig(image_size=16, codec=config.CodecConfig(patch=8), vit=config.VitConfig(patch=16))
 CFG = config.SequenceConfig(opening='', noised_copies=2, drop_text=0.3)
-BUDGETS = packing.Budgets(und_tokens=150, gen_tokens=110, pictures=12)
+BUDGETS = packing.RowBudget(und_tokens=150, gen_tokens=110, pictures=12)
 
 
 def _sample(seed, *, words=12):
@@ -25,7 +24,7 @@ def _sample(seed, *, words=12):
   steps = [trajectory_lib.Step(plan=text(), draft=picture(), inspection=text()) for _ in range(rng.integers(0, 3))]
   steps.append(trajectory_lib.Step(plan=text(), draft=picture()))
   trajectory = trajectory_lib.Trajectory(prompt=text(), steps=tuple(steps))
-  row = sequence.build(trajectory, tokenizer=tokenizer_lib.load('shapes'), model=MODEL, sequence=CFG, rng=rng)
+  row = sequence.build(trajectory, tokenizer=tokenizers.load('shapes'), model=MODEL, sequence=CFG, rng=rng)
   return packing.Sample(name=f'Sample {seed}', row=row)
 
 
@@ -74,7 +73,7 @@ def test_rows_have_the_budgets_shape_and_inert_padding():
   rows = list(_dataset(20))
   assert all((getattr(row, name).tokens.segment == 0).any() for row in rows[-1:] for name in ('und', 'gen'))
   for row in rows:
-    assert packing.lengths(row) == BUDGETS
+    assert packing.sizes(row) == BUDGETS
     for stream, picture in ((row.und, -1), (row.gen, 0)):
       padding = stream.tokens.segment == 0
       assert (np.diff(padding.astype(int)) >= 0).all(), 'padding comes last'
@@ -92,7 +91,7 @@ def test_noised_copies_and_pictures_are_numbered_through_the_row():
 
 def test_packed_samples_see_what_they_see_alone():
   samples = [_sample(seed).row for seed in range(3)]
-  row = packing.join(samples, packing.Budgets(300, 200, 12))
+  row = packing.pack_row(samples, packing.RowBudget(300, 200, 12))
   for q_name in ('und', 'gen'):
     for k_name in ('und', 'gen'):
       q, k = getattr(row, q_name).tokens, getattr(row, k_name).tokens
@@ -105,7 +104,7 @@ def test_packed_samples_see_what_they_see_alone():
 
 def test_join_refuses_what_does_not_fit():
   with pytest.raises(ValueError, match='do not fit a row'):
-    packing.join([_sample(seed).row for seed in range(9)], BUDGETS)
+    packing.pack_row([_sample(seed).row for seed in range(9)], BUDGETS)
 
 
 @pytest.mark.parametrize('field, budgets', [
@@ -127,8 +126,8 @@ def test_choose_finds_the_perfect_set():
     hidden[:, 2] = 100 - hidden[:, :2].sum(1)
     sizes = np.concatenate([hidden.T, rng.integers(15, 60, [20, 2])])
     sizes = np.concatenate([sizes, np.ones([23, 1], int)], axis=1)
-    budgets = packing.Budgets(100, 100, 9)
-    chosen = packing.choose(sizes, budgets)
+    budgets = packing.RowBudget(100, 100, 9)
+    chosen = packing.select(sizes, budgets)
     assert chosen[0] == 0 and chosen == sorted(set(chosen))
     used = sizes[chosen].sum(0)
     assert (used <= budgets[:3]).all() and (used[:2] >= 99).all()
@@ -136,9 +135,9 @@ def test_choose_finds_the_perfect_set():
 
 def test_choose_keeps_every_budget():
   sizes = np.array([[10, 10, 4], [10, 10, 4], [10, 10, 4]])
-  assert packing.choose(sizes, packing.Budgets(100, 100, 9)) == [0, 1]
-  assert packing.choose(sizes, packing.Budgets(100, 25, 99)) == [0, 1]
-  assert packing.choose(sizes, packing.Budgets(19, 100, 99)) == [0]
+  assert packing.select(sizes, packing.RowBudget(100, 100, 9)) == [0, 1]
+  assert packing.select(sizes, packing.RowBudget(100, 25, 99)) == [0, 1]
+  assert packing.select(sizes, packing.RowBudget(19, 100, 99)) == [0]
 
 
 def test_no_sample_waits_for_ever():

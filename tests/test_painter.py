@@ -6,10 +6,10 @@ import types
 import jax
 import numpy as np
 import pytest
-import toy
+from support import toy
 
-from pdgen import painter as painter_lib
 from pdgen.core import config, trajectory
+from pdgen.inference import painter as painter_lib
 from pdgen.sampling import cycle, flow, grammar
 
 Step, Trajectory = trajectory.Step, trajectory.Trajectory
@@ -19,7 +19,7 @@ PAINTER = toy.painter(toy.MODEL, SAMPLING)
 
 
 def _text(text):
-  return [S.im_start, *toy.WORDS.encode_written(text), S.im_end]
+  return [S.im_start, *toy.WORDS.encode_with_tags(text), S.im_end]
 
 
 PAINT = [S.vision_start]
@@ -61,7 +61,7 @@ class Script:
 
   def __call__(self, graphdef, params, request, knobs, program):
     self.calls.append(types.SimpleNamespace(request=request, knobs=knobs, program=program))
-    size = len(request.budget)
+    size = len(request.picture_limit)
     rows, self.rows = self.rows[:size], self.rows[size:]
     written = np.full((size, SAMPLING.max_tokens), 77)
     counts, painted = np.zeros(size, int), np.zeros(size, int)
@@ -73,7 +73,7 @@ class Script:
       pictures[i] = np.arange(1, 5, dtype=np.uint8)[:, None, None, None] + 10 * i
     return types.SimpleNamespace(
       written=written,
-      written_count=counts,
+      output_count=counts,
       pictures=pictures,
       picture_count=painted,
       stop=stop,
@@ -150,7 +150,7 @@ NEW_PLAN = '<ins>n</ins><des>m</des>'
 
 
 @pytest.mark.parametrize(
-  ('start', 'lane', 'written', 'last_steps'),
+  ('start', 'lane', 'output_tokens', 'last_steps'),
   [
     (
       _cut(steps=1, **AFTER_PLAN),
@@ -199,9 +199,13 @@ def test_a_partial_trajectory_is_continued_where_it_stands(script, start, lane, 
   run = script(written)
   [got] = PAINTER.sample(kept_metadata).trajectories
   asked = run.calls[0].request
-  assert (int(asked.lane.item[0]), int(asked.lane.texts[0]), bool(asked.lane.refining[0])) == lane
-  assert int(asked.lane.place[0]) == grammar.BETWEEN and not bool(asked.lane.direct[0])
-  assert int(asked.budget[0]) == SAMPLING.max_pictures - len(start.pictures)
+  assert (
+    int(asked.grammar.last_item[0]),
+    int(asked.grammar.texts_since_picture[0]),
+    bool(asked.grammar.refining[0]),
+  ) == lane
+  assert int(asked.grammar.tag_state[0]) == grammar.BOUNDARY and not bool(asked.grammar.direct[0])
+  assert int(asked.picture_limit[0]) == SAMPLING.max_pictures - len(start.pictures)
   old = {p.tobytes() for p in start.pictures}
   shapes = []
   for step in got.steps:
@@ -234,7 +238,7 @@ def test_batches_are_filled_with_idle_rows_and_seeds_count_up(script):
   run = script(*[PAINT] * 5)
   result = PAINTER.sample(list('abcde'), mode='direct', seed=np.int64(7), batch_size=2)
   assert [t.prompt for t in result.trajectories] == list('abcde')
-  assert [call.request.budget.tolist() for call in run.calls] == [[4, 4], [4, 4], [4, 0]]
+  assert [call.request.picture_limit.tolist() for call in run.calls] == [[4, 4], [4, 4], [4, 0]]
   seeds = [jax.random.key_data(call.request.key)[:, -1].tolist() for call in run.calls]
   assert seeds == [[7, 8], [9, 10], [11, 0]]
   prompts = [call.request.prefix.und.token_id[:, 1].tolist() for call in run.calls]
@@ -269,18 +273,18 @@ def test_modes(script):
   run = script(*[PAINT] * 6)
   results = [PAINTER.sample(['p', _cut(steps=1)], mode=mode).trajectories for mode in painter_lib.MODES]
   process, direct = (call.request for call in run.calls)
-  assert process.lane.direct.tolist() == [False, False]
+  assert process.grammar.direct.tolist() == [False, False]
   # A trajectory that has begun keeps its mode.
-  assert direct.lane.direct.tolist() == [True, False]
-  assert direct.lane.item.tolist() == [grammar.PROMPT, grammar.REFINED]
+  assert direct.grammar.direct.tolist() == [True, False]
+  assert direct.grammar.last_item.tolist() == [grammar.PROMPT, grammar.REFINED]
   assert _shapes(results[1][0].steps) == [(None, 1, None, None, None)]
   again = dataclasses.replace(results[1][0], steps=(Step(),), stop=None)
   PAINTER.sample(again)
-  assert run.calls[2].request.lane.direct.tolist() == [True]
+  assert run.calls[2].request.grammar.direct.tolist() == [True]
 
 
 def test_only_what_shapes_the_program_is_part_of_it():
-  program = PAINTER.program(SAMPLING)
+  program = PAINTER.spec(SAMPLING)
   knobs = dict(
     temperature=1.0,
     text_guidance=5.0,
@@ -289,7 +293,7 @@ def test_only_what_shapes_the_program_is_part_of_it():
     timestep_shift=2.0,
     flow_steps=3,
   )
-  assert PAINTER.program(dataclasses.replace(SAMPLING, **knobs)) == program
+  assert PAINTER.spec(dataclasses.replace(SAMPLING, **knobs)) == program
   for change in (
     dict(max_pictures=5),
     dict(max_text_tokens=11),
@@ -299,8 +303,8 @@ def test_only_what_shapes_the_program_is_part_of_it():
     dict(text_guidance=1.0),
     dict(image_guidance=2.0),
   ):
-    assert PAINTER.program(dataclasses.replace(SAMPLING, **change)) != program
-  got = flow.Knobs.of(dataclasses.replace(SAMPLING, **knobs, image_guidance=1.5))
+    assert PAINTER.spec(dataclasses.replace(SAMPLING, **change)) != program
+  got = flow.SamplerParams.of(dataclasses.replace(SAMPLING, **knobs, image_guidance=1.5))
   want = [1.0, 5.0, 1.5, [0.1, 0.9], 0.5, 2.0, 3]
   for value, expected in zip(jax.tree.leaves(got), want, strict=True):
     np.testing.assert_array_equal(value, np.asarray(expected, value.dtype))
@@ -331,7 +335,7 @@ def test_what_cannot_be_sampled_is_refused(script, arguments, options, message):
 def test_pictures_bound_what_is_added(script):
   run = script(*[PAINT] * 2)
   PAINTER.sample([_cut(steps=1), 'p'], pictures=3)
-  assert run.calls[0].request.budget.tolist() == [2, 3]
+  assert run.calls[0].request.picture_limit.tolist() == [2, 3]
 
 
 def test_a_tokenizer_that_exceeds_the_model_is_refused():

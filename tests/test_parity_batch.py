@@ -2,14 +2,13 @@
 
 import functools
 
-import golden_folder
-import inference
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support import golden_folder, inference
 
-from pdgen.data import plans
-from pdgen.sampling import flow, streams
+from pdgen.data import items as items_lib
+from pdgen.sampling import flow, spans
 
 close, equal, integers, near = golden_folder.close, golden_folder.equal, golden_folder.integers, golden_folder.near
 value = golden_folder.value
@@ -162,8 +161,8 @@ def _items(*, latents):
   """The context of editing, or of understanding, which has no VAE copy (QUIRKS 32)."""
   vae, vit = (inference.transform(f'{FILE}/{which}_transform')(_resized()) for which in ('vae', 'vit'))
   return [
-    *([plans.Latents(pixels=vae)] if latents else []),
-    plans.Patches(pixels=vit),
+    *([items_lib.Latents(pixels=vae)] if latents else []),
+    items_lib.Patches(pixels=vit),
     inference.text(f'{FILE}/prompt'),
   ]
 
@@ -217,4 +216,4 @@ def test_a_branch_of_nothing_is_a_branch():
   state = _state()
   assert state.picture_order.tolist() == [-1] * len(_PROMPTS)
   assert state.picture_position.tolist() == [0] * len(_PROMPTS)
-  assert set(np.unique(state.past.tokens.segment)) == {0, streams.FULL, streams.TEXT_ONLY}
+  assert set(np.unique(state.cache.tokens.segment)) == {0, spans.FULL, spans.TEXT_ONLY}

@@ -2,15 +2,14 @@
 
 import dataclasses
 
-import golden_folder
-import inference
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support import golden_folder, inference
 
-from pdgen.data import plans
-from pdgen.sampling import streams
+from pdgen.data import items as items_lib
+from pdgen.sampling import spans
 
 close, equal, integers, near = golden_folder.close, golden_folder.equal, golden_folder.integers, golden_folder.near
 FILE = 'f1_context'
@@ -21,8 +20,8 @@ _HIDDEN = tuple(f'{FILE}/{name}' for name in ('s?_llm_input', 's?_llm_output', '
 def _prefix(cfg):
   items = [
     inference.text(f'{FILE}/text_a'),
-    plans.Latents(pixels=inference.pixels(f'{FILE}/image_vae')),
-    plans.Patches(pixels=inference.pixels(f'{FILE}/image_vit')),
+    items_lib.Latents(pixels=inference.pixels(f'{FILE}/image_vae')),
+    items_lib.Patches(pixels=inference.pixels(f'{FILE}/image_vit')),
   ]
   return inference.prefixes(items, cfg=cfg)
 
@@ -50,7 +49,7 @@ def test_what_stands_where():
   prefix = _prefix(golden_folder.model_config())
   und, gen = prefix.und, prefix.gen
   row = lambda field: np.asarray(field[0])
-  both = streams.concatenate(und.tokens, gen.tokens)
+  both = spans.concatenate(und.tokens, gen.tokens)
   is_word = row(und.picture) < 0
   for i, (first, stop) in enumerate(_stages(prefix)):
     name = lambda array, i=i: f'{FILE}/s{i}_{array}'
@@ -83,7 +82,7 @@ def test_what_stands_where():
 def _compare(compare, cfg):
   """Inputs, outputs, logits and caches of the three stages, read at once and seen by the metadata alone."""
   prefix = _prefix(cfg)
-  both = streams.concatenate(prefix.und.tokens, prefix.gen.tokens)
+  both = spans.concatenate(prefix.und.tokens, prefix.gen.tokens)
   inputs, hidden, logits = inference.forward(golden_folder.params(), prefix, cfg=cfg)
   for name, pair in (('input', inputs), ('output', hidden)):
     rows = inference.in_order(both, jnp.concatenate(pair, axis=1).astype(jnp.float32))
@@ -141,7 +140,7 @@ def test_logits_of_the_same_text_in_bfloat16():
   state = inference.start(_prefix(cfg), cfg=cfg)
   found = []
   for token in integers(f'{FILE}/gen_tokens'):
-    state = state.replace(status=jnp.zeros_like(state.status), pending=jnp.full_like(state.pending, token))
+    state = state.replace(status=jnp.zeros_like(state.status), next_input=jnp.full_like(state.next_input, token))
     state, logits, _ = inference._read(golden_folder.params(), state, cfg=cfg, shape=inference.program())
     found.append(np.asarray(jax.device_get(logits))[0])
   near(np.stack(found), f'{FILE}/gen_logits')

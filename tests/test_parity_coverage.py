@@ -3,9 +3,9 @@
 import importlib
 import pathlib
 
-import golden_folder
 import numpy as np
 import pytest
+from support import golden_folder
 
 
 def test_every_array_is_checked_by_a_test():

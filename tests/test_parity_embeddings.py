@@ -2,14 +2,14 @@
 
 import re
 
-import golden_folder
 import jax.numpy as jnp
 import numpy as np
+from support import golden_folder
 
 from pdgen.core import packed
 from pdgen.data import images
 from pdgen.data import layout as layout_lib
-from pdgen.models import latents, layers
+from pdgen.models import codecs, layers
 from pdgen.training import losses
 
 close, equal, value = golden_folder.close, golden_folder.equal, golden_folder.value
@@ -102,7 +102,7 @@ def test_group_norm():
 def test_patches_of_pixels():
   pixels, patch = value('b_embeddings/patchify_in').transpose(1, 2, 0), golden_folder.model_config().vit.patch
   equal(images.patches(pixels, patch), 'b_embeddings/patchify_out')
-  equal(latents.patchify(jnp.asarray(pixels), patch), 'b_embeddings/patchify_out')
+  equal(codecs.patchify(jnp.asarray(pixels), patch), 'b_embeddings/patchify_out')
 
 
 @golden_folder.checks(
@@ -114,10 +114,10 @@ def test_patches_of_latents():
   rows, columns = (side // patch for side in value('b_embeddings/latent_unpatchified').shape[2:])
   padded = jnp.asarray(value('b_embeddings/latent_in')).transpose(1, 2, 0)
   # The picture fills the top left corner of the padded latents; what makes no whole token is dropped.
-  tokens = latents.patchify(padded, patch).reshape(padded.shape[0] // patch, padded.shape[1] // patch, -1)
+  tokens = codecs.patchify(padded, patch).reshape(padded.shape[0] // patch, padded.shape[1] // patch, -1)
   tokens = tokens[:rows, :columns].reshape(rows * columns, -1)
   equal(tokens, 'b_embeddings/latent_tokens')
-  back = latents.unpatchify(tokens[None], patch, rows)
+  back = codecs.unpatchify(tokens[None], patch, rows)
   equal(back.transpose(0, 3, 1, 2), 'b_embeddings/latent_unpatchified')
 
 

@@ -2,19 +2,16 @@
 
 import functools
 
-import golden_folder
-import inference
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from support import golden_folder, inference
 
-from pdgen.core import presets
-from pdgen.data import plans
-from pdgen.models import attention
-from pdgen.sampling import cycle, flow, streams
-from pdgen.training import state as state_lib
+from pdgen.data import items as items_lib
+from pdgen.models import attention, interleaved, presets
+from pdgen.sampling import cycle, flow, spans
 
 close, equal, integers, near = golden_folder.close, golden_folder.equal, golden_folder.integers, golden_folder.near
 value = golden_folder.value
@@ -23,14 +20,14 @@ _CONTEXT = tuple(f'{FLOW}/{name}' for name in ('text_a', 'text_b', 'image_vae', 
 _GUIDED = [name.split('/')[1] for name in golden_folder.matching(f'{FLOW}/v_*_t*_i*_min*')]
 _RUNS = [name.split('/')[1].removesuffix('_latent') for name in golden_folder.matching(f'{IMAGE}/*_latent')]
 # The keys may have been read at once, or the last text token by token; pictures are painted from either.
-_BRANCHES = dict(full=(streams.FULL, None), cfg_text=(streams.FULL, 'picture'), cfg_img=(streams.TEXT_ONLY, None))
+_BRANCHES = dict(full=(spans.FULL, None), cfg_text=(spans.FULL, 'picture'), cfg_img=(spans.TEXT_ONLY, None))
 
 
 def _items():
   return [
     inference.text(f'{FLOW}/text_a'),
-    plans.Latents(pixels=inference.pixels(f'{FLOW}/image_vae')),
-    plans.Patches(pixels=inference.pixels(f'{FLOW}/image_vit')),
+    items_lib.Latents(pixels=inference.pixels(f'{FLOW}/image_vae')),
+    items_lib.Patches(pixels=inference.pixels(f'{FLOW}/image_vit')),
     inference.text(f'{FLOW}/text_b'),
   ]
 
@@ -61,8 +58,8 @@ def test_the_three_contexts_are_one_cache(how):
   state = _state() if how == 'at once' else _read_last()
   positions = dict(full=state.position, cfg_text=state.picture_position, cfg_img=state.text_position)
   for branch, (segment, reach) in _BRANCHES.items():
-    past: attention.Past = state.past
-    keys, order = inference.in_order(past.tokens, past.k[-1], past.tokens.order, segment=segment)
+    cache: attention.KVCache = state.cache
+    keys, order = inference.in_order(cache.tokens, cache.k[-1], cache.tokens.order, segment=segment)
     keys = keys[order <= (int(state.picture_order[0]) if reach else order.max())]
     equal([len(keys)], f'{FLOW}/{branch}_kv_lens')
     equal(positions[branch], f'{FLOW}/{branch}_ropes')
@@ -74,11 +71,11 @@ def test_where_a_noised_copy_stands():
   state, cfg = _state(), golden_folder.model_config()
   start = int(state.order[0])
   branches = [
-    (streams.FULL, state.order - 1, state.position),
-    (streams.FULL, state.picture_order, state.picture_position),
-    (streams.TEXT_ONLY, state.order - 1, state.text_position),
+    (spans.FULL, state.order - 1, state.position),
+    (spans.FULL, state.picture_order, state.picture_position),
+    (spans.TEXT_ONLY, state.order - 1, state.text_position),
   ]
-  und, gen = streams.noised_copies(cfg, golden_folder.specials(), jnp.array([True]), branches, state.order, _grid(FLOW))
+  und, gen = spans.noised_copies(cfg, golden_folder.specials(), jnp.array([True]), branches, state.order, _grid(FLOW))
   q = gen.patch.shape[1] // 3
   name = lambda array: f'{FLOW}/in_{array}'
   equal(und.token_id[0, :2], name('packed_text_ids'))
@@ -93,7 +90,7 @@ def test_where_a_noised_copy_stands():
       np.asarray(f)[0] for f in (und.tokens.position[:, 2 * i : 2 * i + 2], gen.tokens.position[:, i * q : i * q + q])
     ]
     equal(np.concatenate(copy), name(f'{prefix}packed_position_ids'))
-    orders = inference.in_order(state.past.tokens, state.past.tokens.order, segment=segment)
+    orders = inference.in_order(state.cache.tokens, state.cache.tokens.order, segment=segment)
     seen = int(np.sum(orders <= int(gen.tokens.reach[0, i * q])))
     equal([seen], name(f'{prefix}key_values_lens'))
     equal(np.arange(seen), name(f'{prefix}packed_key_value_indexes'))
@@ -251,7 +248,7 @@ def test_the_sampler_paints_what_was_compared():
 
   @functools.partial(jax.jit, static_argnames=('shape',))
   def denoise(params, state, numbers, *, shape):
-    return cycle.denoise(nnx.merge(state_lib.graphdef(cfg), params), state, numbers, shape)
+    return cycle.denoise(nnx.merge(interleaved.graphdef(cfg), params), state, numbers, shape)
 
   noise = denoise(params, state, numbers.replace(flow_steps=jnp.int32(0)), shape=shape)
   got = denoise(params, state, numbers, shape=shape)

@@ -1,7 +1,7 @@
 """Who sees whom, against the reference's masks from lengths and modes of splits."""
 
-import golden_folder
 import numpy as np
+from support import golden_folder
 
 from pdgen.core import masks, packed
 
@@ -18,7 +18,7 @@ def tokens_of_splits(samples):
       for _ in range(length):
         fields.append((segment, order, order, 0 if mode == CAUSAL else span, int(mode == NOISE), 0))
         order += 1
-  return packed.Tokens(*np.array(fields, np.int32).T)
+  return packed.TokenMeta(*np.array(fields, np.int32).T)
 
 
 @golden_folder.checks(

@@ -2,11 +2,10 @@
 
 import functools
 
-import golden_folder
-import golden_packs
 import jax
 import numpy as np
 import test_parity_masks
+from support import golden_folder, golden_packs
 
 from pdgen.core import masks, packed
 
@@ -54,9 +53,9 @@ def _fields(row):
     'ce_loss_weights': sort(und_place[scored], row.und.weight[scored]),
     'packed_timesteps': _draws(sort(gen_place[latent], row.gen.copy[latent])),
   }
-  tokens = packed.Tokens(*(whole(a, b) for a, b in zip(row.und.tokens, row.gen.tokens, strict=True)))
+  tokens = packed.TokenMeta(*(whole(a, b) for a, b in zip(row.und.tokens, row.gen.tokens, strict=True)))
   for i, start in enumerate(np.cumsum(lengths) - lengths):
-    own = packed.Tokens(*(field[start : start + lengths[i]] for field in tokens))
+    own = packed.TokenMeta(*(field[start : start + lengths[i]] for field in tokens))
     fields[f'mask{i}'] = np.asarray(masks.visible(own, own))
   # A split begins with a sample, with another span, and with a text after a text.
   begins = (order == 0) | (np.diff(span, prepend=-1) != 0)

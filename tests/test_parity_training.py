@@ -4,18 +4,18 @@ import dataclasses
 import operator
 import re
 
-import golden_folder
-import golden_packs
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import toy
 from flax import nnx
+from support import golden_folder, golden_packs, toy
 
-from pdgen.core import config, packed, sharding
-from pdgen.models import attention, bagel_weights, layers, mot
-from pdgen.training import losses, state
+from pdgen.core import config, packed, trees
+from pdgen.models import attention, interleaved, layers, mot
+from pdgen.models import params as params_lib
+from pdgen.training import losses
+from pdgen.weights import bagel
 
 close, near, value = golden_folder.close, golden_folder.near, golden_folder.value
 LAMBDA_CE = float(golden_folder.readme(r'loss = ([\d.]+) \* ce', '0.7'))
@@ -81,19 +81,19 @@ def _forward(model, batch, noise, t):
   clean = model.clean_latents(batch).astype(jnp.float32)
   z = t[..., None] * noise + (1 - t[..., None]) * clean
   cfg, trunk = model.cfg, model.trunk
-  x = mot.Streams(model.embed_und(batch.und, batch.pictures, batch.vit), model.embed_latents(z, t, batch.gen.patch))
+  x = mot.PerExpert(model.embed_und(batch.und, batch.pictures, batch.vit), model.embed_latents(z, t, batch.gen.patch))
   out = {'llm_input': x}
   # The trunk by hand, to see between its layers.
   und, gen = batch.und.tokens, batch.gen.tokens
-  rope = mot.Streams(*(layers.rope_angles(s.position, cfg.head_dim, cfg.rope_theta) for s in (und, gen)))
-  tokens = packed.Tokens(*(jnp.concatenate(pair, axis=1) for pair in zip(und, gen, strict=True)))
-  plan = attention.implementation(cfg.attention).prepare(tokens, tokens)
+  rope = mot.PerExpert(*(layers.rope_angles(s.position, cfg.head_dim, cfg.rope_theta) for s in (und, gen)))
+  tokens = packed.TokenMeta(*(jnp.concatenate(pair, axis=1) for pair in zip(und, gen, strict=True)))
+  mask = attention.prepare(cfg.attention, tokens, tokens)
   graphdef, weights = nnx.split(trunk.layers)
   for i in range(cfg.depth):
     layer = nnx.merge(graphdef, jax.tree.map(operator.itemgetter(i), weights))
     if i == 0:
-      out['attn0'] = _attention_output(layer, x, rope, plan)
-    x, _, _ = layer(x, rope, plan)
+      out['attn0'] = _attention_output(layer, x, rope, mask)
+    x, _, _ = layer(x, rope, mask)
     out[f'hidden_layer{i}'] = x
   hidden = trunk.forward(out['llm_input'], und, gen)
   logits, prediction = model.logits(hidden.und), model.prediction(hidden.gen)
@@ -102,22 +102,22 @@ def _forward(model, batch, noise, t):
   return {**out, 'ce': ce, 'mse': (prediction - (noise - clean)) ** 2}
 
 
-def _attention_output(layer, x, rope, plan):
+def _attention_output(layer, x, rope, mask):
   """What the layer's attention adds to both streams."""
   q, k, v = (
     jnp.concatenate(parts, axis=1)
     for parts in zip(layer.und.qkv(x.und, *rope.und), layer.gen.qkv(x.gen, *rope.gen), strict=True)
   )
-  attended = attention.implementation(layer.attention).attend(q, k, v, plan)
+  attended = attention.attend(mask, q, k, v)
   attended = attended.reshape(*attended.shape[:2], -1)
   u = x.und.shape[1]
-  return mot.Streams(layer.und.o(attended[:, :u]), layer.gen.o(attended[:, u:]))
+  return mot.PerExpert(layer.und.o(attended[:, :u]), layer.gen.o(attended[:, u:]))
 
 
 def _results(dtype, shift='e_train/timestep_shift', **model):
   """{array of e_train: result}."""
   out = golden_folder.compiled(_forward, _experiment(dtype, **model).model)(_batch(), *_latent_inputs(shift))
-  results = {name: _whole(*x) for name, x in out.items() if isinstance(x, mot.Streams)}
+  results = {name: _whole(*x) for name, x in out.items() if isinstance(x, mot.PerExpert)}
   results |= {name: _supervised(out[name]) for name in ('ce', 'ce_logits')}
   results |= {name: _latent_rows(out[name], noised=True) for name in ('v_pred', 'mse')}
   return results
@@ -174,24 +174,24 @@ def test_every_layer_in_bfloat16():
 
 def _loss_and_gradients(experiment, batch):
   """(loss and metrics, {released name: gradient}) of what learns."""
-  graphdef = state.graphdef(experiment.model)
+  graphdef = interleaved.graphdef(experiment.model)
   params = golden_folder.params()
-  trainable, frozen = ({k: v for k, v in params.items() if (k in state.FROZEN) == f} for f in (False, True))
+  trainable, frozen = ({k: v for k, v in params.items() if params_lib.is_codec(k) == f} for f in (False, True))
   noise, t = _latent_inputs('e_train/timestep_shift')
 
   def loss(trainable, frozen, batch, noise, t):
-    model = nnx.merge(graphdef, state.merge(trainable, frozen))
+    model = nnx.merge(graphdef, params_lib.merge(trainable, frozen))
     clean = model.clean_latents(batch).astype(jnp.float32)
-    return losses.loss_of_noised(model, batch, clean=clean, noise=noise, t=t, config=experiment)
+    return losses.noised_loss(model, batch, clean=clean, noise=noise, t=t, config=experiment)
 
   run = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=toy.QUICK)
   (_, metrics), gradients = run(trainable, frozen, batch, noise, t)
-  by_path = dict(sharding.named_leaves(gradients))
+  by_path = dict(trees.flatten_with_paths(gradients))
   named = {}
-  for entry in bagel_weights.entries({path: x.shape for path, x in by_path.items()}).values():
+  for entry in bagel.entries({path: x.shape for path, x in by_path.items()}).values():
     array = by_path[entry.path]
     array = array if entry.layer is None else array[entry.layer]
-    named[entry.name] = np.asarray(bagel_weights.to_released(array, entry.layout), np.float64)
+    named[entry.name] = np.asarray(bagel.to_released(array, entry.layout), np.float64)
   return metrics, named
 
 

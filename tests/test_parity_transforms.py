@@ -2,7 +2,7 @@
 
 import re
 
-import golden_folder
+from support import golden_folder
 
 from pdgen.data import images
 

@@ -2,9 +2,9 @@
 
 import functools
 
-import golden_folder
 import jax.numpy as jnp
 import numpy as np
+from support import golden_folder
 
 from pdgen.models.flux_vae import FluxVae
 

@@ -3,12 +3,12 @@
 import dataclasses
 import operator
 
-import golden_folder
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from support import golden_folder
 
 from pdgen.core import packed
 from pdgen.data import images
@@ -58,12 +58,11 @@ def _forward(cfg):
     vit = model.vit
     out = {'hidden_embeddings': vit.embed(stream.pixels, stream.position)}
     zeros = jnp.zeros_like(stream.image)
-    tokens = packed.Tokens(stream.image, zeros, zeros, zeros, zeros, zeros)
-    prepare, attend = attention.implementation(cfg.attention)
-    plan, x = prepare(tokens, tokens), out['hidden_embeddings']
+    tokens = packed.TokenMeta(stream.image, zeros, zeros, zeros, zeros, zeros)
+    mask, x = attention.prepare(cfg.attention, tokens, tokens), out['hidden_embeddings']
     graphdef, weights = nnx.split(vit.layers)
     for i in range(cfg.vit.depth):
-      x = nnx.merge(graphdef, jax.tree.map(operator.itemgetter(i), weights))(x, attend, plan)
+      x = nnx.merge(graphdef, jax.tree.map(operator.itemgetter(i), weights))(x, mask)
       out[f'hidden_layer{i}'] = x
     out['vit_out'] = vit.encode(stream.pixels, stream.position, stream.image)
     out['connector_out'] = vit.connect(out['vit_out'])

@@ -6,17 +6,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import toy
+from support import toy
 
 from pdgen.core import config as config_lib
-from pdgen.core import sharding
-from pdgen.models import layers
+from pdgen.core import mesh as mesh_lib
+from pdgen.core import trees
+from pdgen.models import interleaved, layers
 from pdgen.training import state as state_lib
 from pdgen.training import step as step_lib
 
 
 def names(tree):
-  return {name for name, _ in sharding.named_leaves(tree)}
+  return {name for name, _ in trees.flatten_with_paths(tree)}
 
 
 def with_train(config, *, lora=None, **changes):
@@ -26,12 +27,12 @@ def with_train(config, *, lora=None, **changes):
 
 def after_a_step(config, batch):
   """(state before, state after, metrics), on the host."""
-  mesh = sharding.make_mesh(config.mesh)
-  state = state_lib.create(config, mesh)
+  mesh = mesh_lib.make_mesh(config.mesh)
+  state = state_lib.init_state(config, mesh)
   before = jax.device_get(state)
-  step = step_lib.make(config, mesh)
-  after, metrics = step(state, sharding.put_batch(batch, mesh))
-  after, metrics = step(after, sharding.put_batch(batch, mesh))
+  step = step_lib.make_train_step(config, mesh)
+  after, metrics = step(state, mesh_lib.put_batch(batch, mesh))
+  after, metrics = step(after, mesh_lib.put_batch(batch, mesh))
   return before, jax.device_get(after), metrics
 
 
@@ -39,14 +40,14 @@ def test_a_frozen_expert_stays_and_has_no_state(tiny, batch):
   config = with_train(tiny, freeze=('trunk/layers/und', 'trunk/und_norm', 'embed', 'head/kernel'), weight_decay=0.1)
   before, after, metrics = after_a_step(config, batch)
   frozen = {n for n in names(before.frozen)}
-  everything = names(state_lib.abstract_params(config.model))
+  everything = names(interleaved.abstract_params(config.model))
   assert frozen == {n for n in everything if n.startswith(('trunk/layers/und/', 'trunk/und_norm', 'embed/', 'head/'))}
   assert names(before.trainable) == names(before.ema) == everything - frozen
   assert not [name for name in names(before.opt_state) if any(name.endswith(n) for n in frozen)]
   assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(before.frozen))
   jax.tree.map(np.testing.assert_array_equal, after.frozen, before.frozen)
-  old = dict(sharding.named_leaves(before.trainable))
-  moved = {name for name, leaf in sharding.named_leaves(after.trainable) if np.any(leaf != old[name])}
+  old = dict(trees.flatten_with_paths(before.trainable))
+  moved = {name for name, leaf in trees.flatten_with_paths(after.trainable) if np.any(leaf != old[name])}
   assert moved == everything - frozen
   assert float(metrics['skipped_steps']) == 0
   assert names(after.averaged()) == everything
@@ -76,11 +77,11 @@ def test_an_adapter_adds_its_product():
 
 
 def test_a_model_with_adapters_starts_from_one_without(tiny):
-  mesh = sharding.make_mesh(tiny.mesh)
+  mesh = mesh_lib.make_mesh(tiny.mesh)
   config = with_train(tiny, lora=config_lib.LoraConfig(rank=2), freeze=('.*',))
-  state = state_lib.create(config, mesh)
+  state = state_lib.init_state(config, mesh)
   params = toy.params(tiny.model)
-  started = state_lib.create(config, mesh, params)
+  started = state_lib.init_state(config, mesh, params)
   table = np.asarray(started.frozen['embed']['table']).astype(np.float32)
   np.testing.assert_allclose(table, params['embed']['table'], rtol=2**-8)
   jax.tree.map(np.testing.assert_array_equal, started.trainable, state.trainable)
@@ -98,11 +99,11 @@ def test_what_is_frozen_takes_less_memory(tiny):
   """Of the compiled step: two bytes a frozen parameter instead of sixteen, and no gradient."""
 
   def arguments(config):
-    mesh = sharding.make_mesh(config.mesh)
-    state = state_lib.abstract(config, mesh)
+    mesh = mesh_lib.make_mesh(config.mesh)
+    state = state_lib.abstract_on_mesh(config, mesh)
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
 
   frozen = with_train(tiny, freeze=('trunk/layers/und',))
-  count = sum(leaf.size for name, leaf in sharding.named_leaves(state_lib.abstract_params(tiny.model))
+  count = sum(leaf.size for name, leaf in trees.flatten_with_paths(interleaved.abstract_params(tiny.model))
               if name.startswith('trunk/layers/und'))  # fmt: skip
   assert arguments(tiny) - arguments(frozen) == count * (16 - 2)

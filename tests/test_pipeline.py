@@ -15,8 +15,7 @@ import pytest
 from pdgen.core import config as config_lib
 from pdgen.core import packed
 from pdgen.core import trajectory as trajectory_lib
-from pdgen.data import pipeline, store
-from pdgen.data import tokenizer as tokenizer_lib
+from pdgen.data import pipeline, store, tokenizers
 from pdgen.worlds import shapes
 from pdgen.worlds.shapes import prompt_space, stories, trajectories
 
@@ -53,7 +52,7 @@ def _same(a, b):
 
 def _prompts(batch):
   """Prompt tokens of every sample of the batch, as text."""
-  words = tokenizer_lib.load('shapes')
+  words = tokenizers.load('shapes')
   found = []
   for ids, segments in zip(batch.und.token_id, batch.und.tokens.segment, strict=True):
     for segment in range(1, segments.max() + 1):
@@ -65,12 +64,12 @@ def _prompts(batch):
 def test_batches_fit_the_config(opened):
   cfg = _config(batch_size=3)
   batch = next(opened(cfg))
-  assert isinstance(batch, packed.PackedBatch) and isinstance(batch.gen.tokens, packed.Tokens)
+  assert isinstance(batch, packed.PackedBatch) and isinstance(batch.gen.tokens, packed.TokenMeta)
   packed.check(batch)
   assert batch.und.label.shape == (3, cfg.data.und_tokens)
   assert batch.gen.patch.shape == (3, cfg.data.gen_tokens)
   assert batch.pictures.shape == (3, cfg.data.pictures, 32, 32, 3) and batch.pictures.dtype == np.uint8
-  assert batch.und.token_id.max() < tokenizer_lib.load('shapes').vocab_size <= cfg.model.vocab_size
+  assert batch.und.token_id.max() < tokenizers.load('shapes').vocab_size <= cfg.model.vocab_size
   assert batch.und.weight.max() > 0 and batch.gen.weight.max() == 1
 
 
@@ -125,14 +124,15 @@ def test_any_number_of_processes_makes_and_goes_on_with_the_same_batches(opened)
     want = next(one[0])
     assert _same([joined([next(process) for process in two])], [want])
   positions = [
-    json.loads(json.dumps(pipeline.joined([process.get_state() for process in processes]))) for processes in (one, two)
+    json.loads(json.dumps(pipeline.merge_states([process.get_state() for process in processes])))
+    for processes in (one, two)
   ]
   assert positions[0] == positions[1]
   want = _take(one[0], 2)
   for count in (1, 2, 4):
     processes = all_of(count)
     for i, process in enumerate(processes):
-      process.set_state(pipeline.cut(positions[0], process_index=i, process_count=count))
+      process.set_state(pipeline.split_state(positions[0], process_index=i, process_count=count))
     assert _same([joined([next(process) for process in processes]) for _ in range(2)], want)
 
 

@@ -2,9 +2,9 @@
 
 import dataclasses
 
-import letters
 import numpy as np
 import pytest
+from support import letters
 
 from pdgen.core import masks, packed
 
@@ -79,8 +79,8 @@ def test_dropout_rates_and_repeatability():
 def test_visibility_is_what_the_rules_say(trajectory, seed):
   cfg = dataclasses.replace(letters.PLAIN, noised_copies=2, drop_text=0.5, learn_rejected_drafts=True)
   row = letters.build(trajectory, cfg, model=letters.WITH_VIT, seed=seed)
-  both = packed.Tokens(*(np.concatenate(f) for f in zip(row.und.tokens, row.gen.tokens, strict=True)))
-  by_order = packed.Tokens(*(f[np.argsort(both.order)] for f in both))
+  both = packed.TokenMeta(*(np.concatenate(f) for f in zip(row.und.tokens, row.gen.tokens, strict=True)))
+  by_order = packed.TokenMeta(*(f[np.argsort(both.order)] for f in both))
   got = np.asarray(masks.visible(by_order, by_order))
   blind_copies = {int(s) for s in np.unique(row.gen.tokens.span[row.gen.tokens.reach != row.gen.tokens.order])}
   np.testing.assert_array_equal(got, _visible_by_reading(trajectory, blind_copies))
@@ -91,7 +91,7 @@ def _visible_by_reading(trajectory, blind_spans):
   tokens, span = [], 0
   for block, part in enumerate(_parts(trajectory)):
     if isinstance(part, str):
-      tokens += [('text', block, None)] * (len(letters.WORDS.encode_written(part)) + 2)
+      tokens += [('text', block, None)] * (len(letters.WORDS.encode_with_tags(part)) + 2)
     else:
       for kind, length in (('noised', 6), ('noised', 6), ('clean', 6), ('vit', 3)):
         span += 1

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from pdgen.core import tags
 from pdgen.core import trajectory as trajectories
 from pdgen.evals import geneval
 from pdgen.worlds import shapes
@@ -84,7 +85,7 @@ def test_review_copes_with_any_picture():
     for draft in (rng.integers(0, 256, (32, 32, 3), dtype=np.uint8), renderer.blank()):
       made = shapes.review(request, draft)
       assert made.steps[len(request.prefix.steps) - 1].rejected
-      assert len(trajectories.refine_instruction(made.steps[len(request.prefix.steps) - 1].inspection)) > 10
+      assert len(tags.refine_instruction(made.steps[len(request.prefix.steps) - 1].inspection)) > 10
 
 
 @pytest.mark.parametrize(

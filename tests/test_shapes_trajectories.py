@@ -10,7 +10,7 @@ import runpy
 import numpy as np
 import pytest
 
-from pdgen.core import config
+from pdgen.core import config, tags
 from pdgen.core import trajectory as trajectories
 from pdgen.evals import geneval
 from pdgen.worlds import shapes
@@ -40,7 +40,7 @@ def _right_pictures(made: trajectories.Trajectory):
 
 def _described(plan: str) -> list[tuple[str, str, int]]:
   """(shape, colour, cell) of each object that a plan's description names: the text fixes the scene."""
-  description = trajectories.plan_parts(plan)[1]
+  description = tags.plan_parts(plan)[1]
   found, group = [], None
   places = sorted(scenes.PLACES, key=len, reverse=True)
   tokens = re.findall('|'.join(places) + r'|[a-z]+', description)
@@ -93,7 +93,7 @@ def test_texts_parse_and_compare_before_they_judge():
   for made in _made():
     for step in made.steps:
       for plan in (step.plan, step.corrected_plan):
-        assert plan is None or all(trajectories.plan_parts(plan))
+        assert plan is None or all(tags.plan_parts(plan))
       comparisons, verdict = _judgement(step.inspection)
       assert VERDICTS[verdict] == (not step.rejected)
       assert step.inspection.count('<refine>') == step.inspection.count('</refine>') == int(step.rejected)

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from pdgen.core import boxes
+from pdgen.core import geometry
 from pdgen.worlds import shapes
 from pdgen.worlds.shapes import damage, detector, errors, prompt_space, renderer, scenes
 
@@ -27,7 +27,7 @@ def _seen(picture: np.ndarray) -> list[tuple]:
   return sorted((str(d.shape), d.color, d.cell) for d in shapes.detect(picture))
 
 
-@pytest.mark.parametrize('module', [boxes, prompt_space, errors])
+@pytest.mark.parametrize('module', [geometry, prompt_space, errors])
 def test_examples_in_docstrings_hold(module):
   result = doctest.testmod(module)
   assert result.attempted > 0 and result.failed == 0
@@ -186,7 +186,7 @@ def test_everything_a_heldout_prompt_is_made_of_is_trained():
   for shape in scenes.SHAPES:
     assert sum(p['include'][0]['class'] == shape for p in colors) >= 8
     assert sum(p['include'][0]['class'] == shape for p in prompt_space.task_prompts('train', 'counting')) >= 2
-    for relation in boxes.RELATIONS:
+    for relation in geometry.RELATIONS:
       made = [p for p in prompt_space.task_prompts('train', 'position') if p['include'][1]['position'][0] == relation]
       assert any(shape == p['include'][k]['class'] for p in made for k in (0, 1))
   for color in scenes.COLORS:

@@ -10,7 +10,8 @@ import runpy
 import pytest
 
 from pdgen.core import config as config_lib
-from pdgen.core import sharding
+from pdgen.core import trees
+from pdgen.models import partition
 from pdgen.training import state as state_lib
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -22,8 +23,8 @@ def dump(name: str) -> str:
   """One line a leaf of the state: its path, what it is and how it is split. `count` of the parameters of each part."""
   config = config_lib.from_config_dict(runpy.run_path(str(ROOT / 'configs' / f'{name}.py'))['get_config']())
   leaves = {}
-  for path, leaf in sharding.named_leaves(state_lib.abstract_state(config)):
-    axes = sharding.spec(path) if leaf.shape else ()
+  for path, leaf in trees.flatten_with_paths(state_lib.abstract_state(config)):
+    axes = partition.spec(path) if leaf.shape else ()
     split = ', '.join('+'.join(a) if isinstance(a, tuple) else a or '-' for a in axes)
     leaves[path] = f'{leaf.dtype}{list(leaf.shape)}  {split or "replicated"}'
   return json.dumps(leaves, indent=1) + '\n'

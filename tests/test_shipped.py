@@ -23,7 +23,7 @@ def painter():
 
 @pytest.fixture(scope='module')
 def painted(painter):
-  return pdgen.sample(painter, [m['prompt'] for m in PROMPTS], batch_size=len(PROMPTS)).trajectories
+  return painter.sample([m['prompt'] for m in PROMPTS], batch_size=len(PROMPTS)).trajectories
 
 
 def test_it_was_trained_by_the_committed_config(painter):
@@ -42,7 +42,7 @@ def test_it_paints_held_out_prompts_and_ends_by_itself(painted):
 def test_a_prompt_alone_is_painted_as_among_others(painter, painted):
   """The shipped model attends in chunks that are skipped where no row of the batch sees them."""
   number = max(range(len(PROMPTS)), key=lambda i: len(painted[i].pictures))
-  alone, among = pdgen.sample(painter, PROMPTS[number]['prompt'], seed=number).trajectories[0], painted[number]
+  alone, among = painter.sample(PROMPTS[number]['prompt'], seed=number).trajectories[0], painted[number]
   texts = [[dataclasses.replace(s, draft=None, refined=None) for s in t.steps] for t in (alone, among)]
   assert texts[0] == texts[1] and alone.stop == among.stop
   for one, other in zip(alone.pictures, among.pictures, strict=True):

@@ -15,10 +15,11 @@ import pytest
 
 from pdgen import train
 from pdgen.core import config as config_lib
-from pdgen.core import sharding
+from pdgen.core import mesh as mesh_lib
 from pdgen.data import store
-from pdgen.training import checkpoints, export
+from pdgen.training import checkpoints
 from pdgen.training import state as state_lib
+from pdgen.weights import exported, run_checkpoints
 
 
 class Scribbler:
@@ -45,9 +46,9 @@ def scribbler(monkeypatch):
 
 def at_batch(monkeypatch, number, happen):
   """Calls `happen(batch)` instead of passing on that batch of the run, counted from 0; it returns the batch to take."""
-  put, count = sharding.put_batch, iter(range(10**6))
+  put, count = mesh_lib.put_batch, iter(range(10**6))
   monkeypatch.setattr(
-    train.sharding, 'put_batch', lambda batch, mesh: put(happen(batch) if next(count) == number else batch, mesh)
+    train.mesh_lib, 'put_batch', lambda batch, mesh: put(happen(batch) if next(count) == number else batch, mesh)
   )
 
 
@@ -81,7 +82,7 @@ def test_a_run_writes_metrics_checkpoints_drafts_and_a_model(finished, tiny, cap
   assert sorted(p.name for p in (workdir / 'checkpoints').iterdir()) == ['6', '8']
   drafts = store.load(workdir / 'self_sampled' / '0000004.npz')
   assert len(drafts) == tiny.train.self_samples and all(t.metadata['self_sampled'] for t in drafts)
-  stored = export.load_export(workdir / 'final')
+  stored = exported.load_export(workdir / 'final')
   jax.tree.map(
     lambda have, want: np.testing.assert_array_equal(have, want.astype(np.float16)), stored.params, state.ema
   )
@@ -93,7 +94,7 @@ def test_a_run_may_begin_with_given_weights(finished, tiny, tmp_path, capsys):
   # A rate of 0 changes nothing, so that the run ends with what it began with.
   still = dataclasses.replace(tiny.train, steps=1, learning_rate=0.0, self_sample_steps=(), init_from=str(final))
   train.train(dataclasses.replace(tiny, train=still), tmp_path / 'run')
-  began, ended = (export.load_export(folder).params for folder in (final, tmp_path / 'run' / 'final'))
+  began, ended = (exported.load_export(folder).params for folder in (final, tmp_path / 'run' / 'final'))
   jax.tree.map(np.testing.assert_array_equal, ended, began)
   other = dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, mlp_dim=48), train=still)
   with pytest.raises(ValueError, match=r'trunk/layers/gen/up/kernel: \[2, 16, 32\] there, \[2, 16, 48\] wanted'):
@@ -129,11 +130,11 @@ def test_resumed_equals_never_stopped(finished, tiny, tmp_path, monkeypatch, sto
   for name in ('self_sampled/0000004.npz', 'final/params.safetensors'):
     assert (tmp_path / name).read_bytes() == (want_dir / name).read_bytes()
   # The data stand at the same place too.
-  mesh = sharding.make_mesh(tiny.mesh)
+  mesh = mesh_lib.make_mesh(tiny.mesh)
   positions = []
   for workdir in (tmp_path, want_dir):
     with checkpoints.Checkpointer(workdir / 'checkpoints', keep=2) as saved:
-      positions.append(saved.restore(state_lib.abstract(tiny, mesh), config=tiny).data)
+      positions.append(saved.restore(state_lib.abstract_on_mesh(tiny, mesh), config=tiny).data)
   assert positions[0] == positions[1]
 
 
@@ -159,13 +160,13 @@ def test_self_sampled_drafts_reach_the_batches(finished, tiny):
 
 
 def test_steps_that_are_not_finite_in_a_row_stop_the_run(tiny, tmp_path, monkeypatch):
-  put = sharding.put_batch
+  put = mesh_lib.put_batch
 
   def broken(batch, mesh):
     weight = np.where(batch.und.weight > 0, np.inf, 0).astype(np.float32)
     return put(batch._replace(und=batch.und._replace(weight=weight)), mesh)
 
-  monkeypatch.setattr(train.sharding, 'put_batch', broken)
+  monkeypatch.setattr(train.mesh_lib, 'put_batch', broken)
   with pytest.raises(FloatingPointError, match='Step 3: 3 steps in a row.*learning_rate'):
     train.train(tiny, tmp_path)
 
@@ -179,7 +180,7 @@ def test_two_runs_do_not_share_a_workdir(tiny, tmp_path):
 
 
 def test_another_configuration_does_not_resume(finished, tiny):
-  with pytest.raises(checkpoints.CheckpointError, match='config.seed: 0 saved, 7 given'):
+  with pytest.raises(run_checkpoints.CheckpointError, match='config.seed: 0 saved, 7 given'):
     train.train(dataclasses.replace(tiny, seed=7), finished[0])
 
 
@@ -212,7 +213,7 @@ def test_the_command_line_trains_scores_and_exports(tmp_path):
   done = subprocess.run(command, capture_output=True, text=True, env=environment)
   assert done.returncode == 0, done.stderr[-3000:]
   assert 'step 2/2  loss' in done.stdout and 'geneval/overall' in done.stdout
-  assert export.load_export(tmp_path / 'final').config.model.width == 16
+  assert exported.load_export(tmp_path / 'final').config.model.width == 16
   assert sorted(p.name for p in (tmp_path / 'strips').iterdir()) == ['0000001.png', '0000002.png']
   assert (tmp_path / 'strips' / '0000001.png').read_bytes().startswith(b'\x89PNG')
   written = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]

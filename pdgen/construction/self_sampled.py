@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pdgen.core import seeding
+from pdgen.core import rng as rng_lib
 from pdgen.core import trajectory as trajectory_lib
 
 _ORDER = 17  # number of the random stream that chooses among right drafts
@@ -70,6 +70,6 @@ def collect(
       raise ValueError(f'No draft was painted for {trajectory.prompt!r} (stop: {trajectory.stop}). Raise max_tokens.')
     reviewed.append(world.review(request, draft))
   is_wrong = np.array([t.metadata['error'] is not None for t in reviewed], bool)
-  right = seeding.generator(seed, _ORDER).permutation(np.flatnonzero(~is_wrong))[: is_wrong.sum()]
+  right = rng_lib.numpy_rng(seed, _ORDER).permutation(np.flatnonzero(~is_wrong))[: is_wrong.sum()]
   kept = np.sort(np.concatenate([np.flatnonzero(is_wrong), right]))
   return [reviewed[i] for i in kept]

@@ -10,7 +10,7 @@ from typing import Any
 
 import ml_collections
 
-from pdgen.core import conversion
+from pdgen.core import dataclass_io
 from pdgen.core.model_config import CodecConfig as CodecConfig
 from pdgen.core.model_config import LoraConfig as LoraConfig
 from pdgen.core.model_config import ModelConfig as ModelConfig
@@ -210,8 +210,8 @@ class TrainConfig:
 class SamplingConfig:
   """How trajectories are sampled.
 
-  The caps, `grammar`, `renorm`, `closed_positions`, and whether a scale of guidance is 1 shape the compiled program;
-  the other numbers are its arguments.
+  The caps, `grammar`, `renorm`, `contiguous_positions`, and whether a scale of guidance is 1 shape the compiled
+  program; the other numbers are its arguments.
 
   Attributes:
     max_pictures: pictures a trajectory, drafts and refined ones together (paper: up to 5 steps).
@@ -220,8 +220,8 @@ class SamplingConfig:
     flow_steps: Euler steps a picture.
     grammar: hold texts to the format of plans and inspections; False lets the model write what it likes.
     renorm: `none`, or BAGEL's `global`, `channel`, `text_channel`.
-    closed_positions: in that cache pictures leave no gap in the positions (BAGEL's sampler; QUIRKS 8, 27), as dropped
-      ones do in training (BAGEL's, and ours).
+    contiguous_positions: in that cache pictures leave no gap in the positions (BAGEL's sampler; QUIRKS 8, 27), as
+      dropped ones do in training (BAGEL's, and ours).
     temperature: of the text; 0 = greedy.
     text_guidance, image_guidance: BAGEL's two scales; 1 = none. Guidance by pictures costs a second, text-only cache.
     guidance_interval: guidance is on for low < t <= high, t the shifted time.
@@ -235,7 +235,7 @@ class SamplingConfig:
   flow_steps: int = 8
   grammar: bool = True
   renorm: str = 'none'
-  closed_positions: bool = False
+  contiguous_positions: bool = False
   temperature: float = 0.0
   text_guidance: float = 2.0
   image_guidance: float = 1.0
@@ -284,9 +284,35 @@ class Config:
   mesh: MeshConfig = MeshConfig()
 
 
+FORMAT = 2  # Of the files that hold a config: exported models, checkpoints.
+
+
+def upgrade(values: dict[str, Any], format: int) -> dict[str, Any]:
+  """The config of a file of an earlier format, as this version reads it.
+
+  Args:
+    values: nested dicts, as JSON has them; they are not changed.
+    format: of the file that they were read from.
+
+  Raises: ValueError for a format of a later version.
+  """
+  if not 1 <= format <= FORMAT:
+    raise ValueError(f'The config has format {format}; this version of pdgen reads 1 to {FORMAT}. Update pdgen.')
+  if format < 2:
+    values = _upgrade_1(values)
+  return values
+
+
+def _upgrade_1(values: dict[str, Any]) -> dict[str, Any]:
+  sampling = dict(values.get('sampling', {}))
+  if 'closed_positions' in sampling:
+    sampling['contiguous_positions'] = sampling.pop('closed_positions')
+  return {**values, 'sampling': sampling}
+
+
 def to_config_dict(config: Config) -> ml_collections.ConfigDict:
   """The experiment as a locked ConfigDict, whose leaves flags may override; a None (`vit`) takes any type."""
-  return ml_collections.ConfigDict(conversion.to_dict(config))
+  return ml_collections.ConfigDict(dataclass_io.to_dict(config))
 
 
 def from_config_dict(values: ml_collections.ConfigDict | dict[str, Any]) -> Config:
@@ -297,4 +323,4 @@ def from_config_dict(values: ml_collections.ConfigDict | dict[str, Any]) -> Conf
   """
   if isinstance(values, ml_collections.ConfigDict):
     values = values.to_dict()
-  return conversion.from_dict(Config, values, path='config')
+  return dataclass_io.from_dict(Config, values, path='config')

@@ -5,7 +5,7 @@ import jax
 from pdgen.core import packed
 
 
-def visible(query: packed.Tokens, key: packed.Tokens) -> jax.Array:
+def visible(query: packed.TokenMeta, key: packed.TokenMeta) -> jax.Array:
   """Which keys each query may attend to. Fields of query: [..., T], of key: [..., S]. Returns bool[..., T, S].
 
   A query sees the keys of its own sample that come no later than its reach, and all of its own picture copy; nobody
@@ -15,7 +15,7 @@ def visible(query: packed.Tokens, key: packed.Tokens) -> jax.Array:
   >>> import numpy as np
   >>> def tokens(**fields):
   ...   zeros = np.zeros(len(fields['order']), np.int32)
-  ...   return packed.Tokens(**{n: np.asarray(fields.get(n, zeros)) for n in packed.Tokens._fields})
+  ...   return packed.TokenMeta(**{n: np.asarray(fields.get(n, zeros)) for n in packed.TokenMeta._fields})
 
   Two text tokens, a noised copy of two tokens, a clean copy of two tokens, a text token:
 
@@ -37,8 +37,8 @@ def visible(query: packed.Tokens, key: packed.Tokens) -> jax.Array:
   array([[0, 0, 1, 1, 0, 0, 0],
          [0, 0, 1, 1, 0, 0, 0]])
   """
-  q = packed.Tokens(*(field[..., :, None] for field in query))
-  k = packed.Tokens(*(field[..., None, :] for field in key))
+  q = packed.TokenMeta(*(field[..., :, None] for field in query))
+  k = packed.TokenMeta(*(field[..., None, :] for field in key))
   same_sample = (q.segment == k.segment) & (q.segment > 0)
   same_span = (q.span == k.span) & (k.span > 0)
   return same_sample & (same_span | ((k.order <= q.reach) & (k.noised == 0)))

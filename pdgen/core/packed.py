@@ -12,7 +12,7 @@ import numpy as np
 Array = Any  # numpy on the host, jax.Array on a device
 
 
-class Tokens(NamedTuple):
+class TokenMeta(NamedTuple):
   """Who a token is to attention and RoPE. Every field is int32[B, T]. See `core.masks.visible`.
 
   segment: sample of the row, from 1; 0 is padding.
@@ -34,7 +34,7 @@ class Tokens(NamedTuple):
 
 
 class UndStream(NamedTuple):
-  """Tokens of the understanding expert: text, boundary and ViT tokens.
+  """TokenMeta of the understanding expert: text, boundary and ViT tokens.
 
   tokens: metadata, int32[B, U] each.
   token_id: int32[B, U] vocabulary id; 0 where the token is a ViT patch or padding.
@@ -44,7 +44,7 @@ class UndStream(NamedTuple):
   patch: int32[B, U] ViT patch of that picture, row-major; with `PackedBatch.vit`, the token's place there. 0 elsewhere.
   """
 
-  tokens: Tokens
+  tokens: TokenMeta
   token_id: Array
   label: Array
   weight: Array
@@ -53,7 +53,7 @@ class UndStream(NamedTuple):
 
 
 class GenStream(NamedTuple):
-  """Tokens of the generation expert: VAE latents, noised and clean.
+  """TokenMeta of the generation expert: VAE latents, noised and clean.
 
   tokens: metadata, int32[B, G] each.
   picture: int32[B, G] picture of the row that the token is a patch of.
@@ -63,7 +63,7 @@ class GenStream(NamedTuple):
   weight: f32[B, G] weight in the flow loss; 0 on clean copies and padding.
   """
 
-  tokens: Tokens
+  tokens: TokenMeta
   picture: Array
   patch: Array
   copy: Array

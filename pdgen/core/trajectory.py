@@ -5,14 +5,11 @@ inspection is free text that holds `<refine>corrective instruction</refine>` exa
 """
 
 import dataclasses
-import re
 from typing import Any
 
 import numpy as np
 
-_PLAN = re.compile(r'\A<ins>(.*?)</ins><des>(.*?)</des>\Z', re.DOTALL)
-# The paper prints the closing tag as <\refine>; both spellings are read.
-_REFINE = re.compile(r'<refine>(.*?)<[/\\]refine>', re.DOTALL)
+from pdgen.core import tags
 
 FINISHED = 'finished'
 CAPS = PICTURE_CAP, TOKEN_CAP = 'picture_cap', 'token_cap'
@@ -41,7 +38,7 @@ class Step:
   @property
   def rejected(self) -> bool:
     """The inspection of this step asks for a refined picture."""
-    return self.inspection is not None and refine_instruction(self.inspection) is not None
+    return self.inspection is not None and tags.refine_instruction(self.inspection) is not None
 
   @property
   def plan_rejected(self) -> bool:
@@ -73,31 +70,3 @@ class Trajectory:
     if not pictures:
       raise ValueError(f'The trajectory of {self.prompt!r} holds no picture yet.')
     return pictures[-1]
-
-
-def plan_parts(plan: str) -> tuple[str, str]:
-  """Splits a plan into its instruction and its description.
-
-  >>> plan_parts('<ins>Add a red ring.</ins><des>A red ring.</des>')
-  ('Add a red ring.', 'A red ring.')
-
-  Raises: ValueError for a text that is not a plan.
-  """
-  match = _PLAN.match(plan)
-  if match is None:
-    raise ValueError(f'Not a plan: {plan!r}. A plan reads <ins>...</ins><des>...</des>.')
-  return match.group(1), match.group(2)
-
-
-def refine_instruction(inspection: str) -> str | None:
-  r"""The corrective instruction of an inspection, or None when it finds nothing wrong.
-
-  >>> refine_instruction('The step is wrong. <refine> Remove the ring. </refine>')
-  'Remove the ring.'
-  >>> refine_instruction('It is wrong. <refine>Remove it.<\\refine>')
-  'Remove it.'
-  >>> refine_instruction('The intermediate step is correct.') is None
-  True
-  """
-  match = _REFINE.search(inspection)
-  return match.group(1).strip() if match else None

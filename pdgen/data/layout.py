@@ -82,7 +82,7 @@ class Layout:
     order = np.arange(self.order, dtype=np.int32)
     within = order - np.repeat(np.cumsum(length, dtype=np.int32) - length, length)
     _, gen, span, noised, position, step, follows, reach, picture, copy = np.repeat(runs, length, axis=0).T
-    tokens = packed.Tokens(
+    tokens = packed.TokenMeta(
       segment=np.ones(self.order, np.int32),
       order=order,
       reach=np.where(follows, order, reach),
@@ -95,7 +95,7 @@ class Layout:
     patch[picture[of_und] >= 0] = np.concatenate(self._vit_patch)
     return packed.PackedBatch(
       und=packed.UndStream(
-        tokens=packed.Tokens(*(field[of_und] for field in tokens)),
+        tokens=packed.TokenMeta(*(field[of_und] for field in tokens)),
         token_id=np.array(self._token_id, np.int32),
         label=np.array(self._label, np.int32),
         weight=np.array(self._weight, np.float32),
@@ -103,7 +103,7 @@ class Layout:
         patch=patch,
       ),
       gen=packed.GenStream(
-        tokens=packed.Tokens(*(field[of_gen] for field in tokens)),
+        tokens=packed.TokenMeta(*(field[of_gen] for field in tokens)),
         picture=picture[of_gen],
         patch=np.concatenate(self._gen_patch),
         copy=copy[of_gen],

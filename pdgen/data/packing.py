@@ -17,7 +17,7 @@ _BEAM = 256  # Partial sets kept while a row is searched.
 _GOOD_ENOUGH = 0.01  # Share of a budget that may stay unused without searching on.
 
 
-class Budgets(NamedTuple):
+class RowBudget(NamedTuple):
   """What a row holds. Names as in `core.config.DataConfig`."""
 
   und_tokens: int
@@ -33,19 +33,19 @@ class Sample(NamedTuple):
   row: packed.PackedBatch
 
 
-def lengths(row: packed.PackedBatch) -> Budgets:
+def sizes(row: packed.PackedBatch) -> RowBudget:
   """What a row or a sample takes of each budget, padding included."""
   vit_tokens = 0 if row.vit is None else len(row.vit.image)
-  return Budgets(len(row.und.label), len(row.gen.patch), len(row.pictures), vit_tokens)
+  return RowBudget(len(row.und.label), len(row.gen.patch), len(row.pictures), vit_tokens)
 
 
-def choose(sizes: np.ndarray, budgets: Budgets) -> list[int]:
+def select(sizes: np.ndarray, budgets: RowBudget) -> list[int]:
   """Indices of the samples that make the next row, ascending. sizes: int[N, 3 or 4] in the order of waiting.
 
   The first is always taken; with it the set, found by beam search, with the least unused of the two token budgets
   (sum of squared shares). Deterministic.
 
-  >>> choose(np.array([[50, 40, 1], [60, 10, 1], [50, 70, 1], [45, 55, 1]]), Budgets(100, 100, 9))
+  >>> select(np.array([[50, 40, 1], [60, 10, 1], [50, 70, 1], [45, 55, 1]]), RowBudget(100, 100, 9))
   [0, 3]
   """
   budget = np.asarray(budgets)[: sizes.shape[1]]
@@ -75,7 +75,7 @@ def _unused(used: np.ndarray, budget: np.ndarray) -> np.ndarray:
   return np.sum((1 - used[:, :2] / budget[:2]) ** 2, axis=-1)
 
 
-def join(samples: Sequence[packed.PackedBatch], budgets: Budgets) -> packed.PackedBatch:
+def pack_row(samples: Sequence[packed.PackedBatch], budgets: RowBudget) -> packed.PackedBatch:
   """One row of the samples in turn, padded to the budgets; no batch axis.
 
   Segments, pictures and noised copies are numbered through the row; padding has segment 0 and picture -1 (und) or
@@ -85,12 +85,12 @@ def join(samples: Sequence[packed.PackedBatch], budgets: Budgets) -> packed.Pack
   Args:
     samples: at least one, each unpadded with segment 1.
   """
-  total = Budgets(*np.sum([lengths(s) for s in samples], axis=0).tolist())
+  total = RowBudget(*np.sum([sizes(s) for s in samples], axis=0).tolist())
   if any(t > b for t, b in zip(total, budgets, strict=True)):
     raise ValueError(f'{len(samples)} samples of together {total} do not fit a row of {budgets}.')
   first_picture = np.cumsum([0, *(len(s.pictures) for s in samples)])
   first_copy = np.cumsum([0, *(int(s.gen.copy.max(initial=0)) for s in samples)])
-  first_patch = np.cumsum([0, *(lengths(s).vit_tokens for s in samples)])
+  first_patch = np.cumsum([0, *(sizes(s).vit_tokens for s in samples)])
   has_grids, has_vit = (_all_or_none(name, samples) for name in ('grids', 'vit'))
   first_image = np.cumsum([0, *(int(s.vit.image.max(initial=0)) if has_vit else 0 for s in samples)])
 
@@ -116,8 +116,8 @@ def join(samples: Sequence[packed.PackedBatch], budgets: Budgets) -> packed.Pack
     np.concatenate(arrays, out=out[: sum(map(len, arrays))])
     return out
 
-  def tokens(parts: Sequence[packed.Tokens], length: int) -> packed.Tokens:
-    return packed.Tokens(*(padded(field, length) for field in zip(*parts, strict=True)))
+  def tokens(parts: Sequence[packed.TokenMeta], length: int) -> packed.TokenMeta:
+    return packed.TokenMeta(*(padded(field, length) for field in zip(*parts, strict=True)))
 
   und, gen = [p.und for p in parts], [p.gen for p in parts]
   return packed.PackedBatch(
@@ -158,7 +158,7 @@ class PackIterDataset(grain.IterDataset):
   those samples again and goes on exactly.
   """
 
-  def __init__(self, parent: grain.MapDataset, *, budgets: Budgets, bins: int):
+  def __init__(self, parent: grain.MapDataset, *, budgets: RowBudget, bins: int):
     """bins: rows' worth of tokens that wait in the pool."""
     super().__init__(parent)
     if min(budgets[:3]) < 1 or bins < 1:
@@ -179,7 +179,7 @@ class PackIterDataset(grain.IterDataset):
 class _PackIterator(grain.DatasetIterator):
   """See PackIterDataset. Takes samples from the parent by place, in order."""
 
-  def __init__(self, source: grain.MapDataset, *, budgets: Budgets, bins: int):
+  def __init__(self, source: grain.MapDataset, *, budgets: RowBudget, bins: int):
     super().__init__()
     self._source = source
     self._budgets = budgets
@@ -204,12 +204,12 @@ class _PackIterator(grain.DatasetIterator):
       self._next += 1
     if not self._pool:
       raise StopIteration
-    sizes = np.array([lengths(row) for _, row in self._pool])
-    chosen = choose(sizes, self._budgets)
+    sizes = np.array([sizes(row) for _, row in self._pool])
+    chosen = select(sizes, self._budgets)
     rows = [self._pool[i][1] for i in chosen]
     self._worth -= sum(self._share(row) for row in rows)
     self._pool = [entry for i, entry in enumerate(self._pool) if i not in set(chosen)]
-    return join(rows, self._budgets)
+    return pack_row(rows, self._budgets)
 
   def _take(self, place: int):
     sample = self._source[place]
@@ -217,13 +217,13 @@ class _PackIterator(grain.DatasetIterator):
     self._pool.append((place, sample.row))
     self._worth += self._share(sample.row)
 
-  def _share(self, row: packed.PackedBatch) -> float:
-    und, gen, *_ = lengths(row)
+  def _row_share(self, row: packed.PackedBatch) -> float:
+    und, gen, *_ = sizes(row)
     return (und / self._budgets.und_tokens + gen / self._budgets.gen_tokens) / 2
 
   def _check(self, sample: Sample):
-    needs = lengths(sample.row)
-    for name, need, budget in zip(Budgets._fields, needs, self._budgets, strict=True):
+    needs = sizes(sample.row)
+    for name, need, budget in zip(RowBudget._fields, needs, self._budgets, strict=True):
       if need > budget:
         raise ValueError(
           f'{sample.name} needs {needs.und_tokens} und tokens, {needs.gen_tokens} gen tokens and {needs.pictures} '

@@ -19,11 +19,13 @@ import grain
 import numpy as np
 from absl import flags
 
+from pdgen import worlds
 from pdgen.core import config as config_lib
-from pdgen.core import packed, seeding, worlds
+from pdgen.core import packed
+from pdgen.core import rng as rng_lib
 from pdgen.core import trajectory as trajectory_lib
-from pdgen.data import packing, sequence
-from pdgen.data import tokenizer as tokenizer_lib
+from pdgen.data import packing, sequence, tokenizers
+from pdgen.data.tokenizers import base
 
 _ENDLESS = 2**48  # Trajectories made on the fly have no end; grain wants a length.
 
@@ -58,11 +60,11 @@ class Samples:
 
   @functools.cached_property
   def world(self) -> Any:
-    return self._given_world or worlds.load(self.config.data.world)
+    return self._given_world or worlds.get(self.config.data.world)
 
   @property
-  def tokenizer(self) -> tokenizer_lib.Tokenizer:
-    return tokenizer_lib.load(self.config.data.tokenizer)
+  def tokenizer(self) -> base.Tokenizer:
+    return tokenizers.load(self.config.data.tokenizer)
 
   def __getstate__(self) -> dict[str, Any]:
     return {name: value for name, value in self.__dict__.items() if name != 'world'}
@@ -70,16 +72,16 @@ class Samples:
   def __call__(self, index: int) -> packing.Sample:
     """The sample at that place of the endless index."""
     cfg = self.config
-    rng = seeding.generator(cfg.seed, int(index))
-    luck_source, luck_kind = rng.random(2)
-    if self.sources and luck_source < cfg.data.self_share:
+    rng = rng_lib.numpy_rng(cfg.seed, int(index))
+    u_source, u_kind = rng.random(2)
+    if self.sources and u_source < cfg.data.self_share:
       source = self.sources[int(rng.integers(len(self.sources)))]
       number = int(rng.integers(len(source)))
       trajectory, name = source[number], f'Self-sampled trajectory {number}'
     else:
-      kind = cfg.data.mixture[
-        min(int(np.searchsorted(self._ceilings, luck_kind, side='right')), len(self._ceilings) - 1)
-      ][0]
+      kind = cfg.data.mixture[min(int(np.searchsorted(self._ceilings, u_kind, side='right')), len(self._ceilings) - 1)][
+        0
+      ]
       trajectory = self.world.trajectory(kind, seed=cfg.seed, index=int(index))
       name = f'Trajectory {kind!r} {index}'
     row = sequence.build(trajectory, tokenizer=self.tokenizer, model=cfg.model, sequence=cfg.data.sequence, rng=rng)
@@ -89,13 +91,13 @@ class Samples:
 def fits(config: config_lib.Config, trajectory: trajectory_lib.Trajectory) -> bool:
   """Whether a row has room for it. What a model paints may be wrong in so many ways that its inspection takes pages."""
   data, rng = config.data, np.random.default_rng(0)
-  words = tokenizer_lib.load(data.tokenizer)
+  words = tokenizers.load(data.tokenizer)
   row = sequence.build(trajectory, tokenizer=words, model=config.model, sequence=data.sequence, rng=rng)
-  return all(n <= most for n, most in zip(packing.lengths(row), _budgets(data), strict=True))
+  return all(n <= most for n, most in zip(packing.sizes(row), _budgets(data), strict=True))
 
 
-def _budgets(data: config_lib.DataConfig) -> packing.Budgets:
-  return packing.Budgets(data.und_tokens, data.gen_tokens, data.pictures, data.vit_tokens)
+def _budgets(data: config_lib.DataConfig) -> packing.RowBudget:
+  return packing.RowBudget(data.und_tokens, data.gen_tokens, data.pictures, data.vit_tokens)
 
 
 def dataset(
@@ -129,7 +131,7 @@ def dataset(
     )
     for shard in range(process_index * own, (process_index + 1) * own)
   ]
-  rows = rows[0] if own == 1 else _InTurn(rows, each=data.batch_size // data.shards)
+  rows = rows[0] if own == 1 else _RoundRobin(rows, each=data.batch_size // data.shards)
   ready = rows.batch(data.batch_size // process_count)
   if data.workers:
     if not flags.FLAGS.is_parsed():
@@ -156,15 +158,15 @@ def fingerprint(config: config_lib.Config, **options: Any) -> str:
   return digest.hexdigest()[:16]
 
 
-def joined(positions: Sequence[Any]) -> Any:
+def merge_states(positions: Sequence[Any]) -> Any:
   """One position of the whole data from those of its processes (states of their iterators), in order."""
   if len(positions) == 1:
     return positions[0]
   return {'turn': 0, 'shards': [shard for position in positions for shard in position.get('shards', [position])]}
 
 
-def cut(position: Any, *, process_index: int, process_count: int) -> Any:
-  """The position of one of the processes in that of the whole data; the inverse of `joined` for any number of them."""
+def split_state(position: Any, *, process_index: int, process_count: int) -> Any:
+  """The position of one of the processes in that of the whole data; inverse of `merge_states` for any number of them."""
   if process_count == 1:
     return position
   own = len(position['shards']) // process_count
@@ -172,7 +174,7 @@ def cut(position: Any, *, process_index: int, process_count: int) -> Any:
   return shards[0] if own == 1 else {'turn': 0, 'shards': shards}
 
 
-class _InTurn(grain.IterDataset):
+class _RoundRobin(grain.IterDataset):
   """So many elements of each of the parents, one parent after the other."""
 
   def __init__(self, parents: Sequence[grain.IterDataset], *, each: int):
@@ -180,11 +182,11 @@ class _InTurn(grain.IterDataset):
     self._each = each
 
   def __iter__(self) -> grain.DatasetIterator:
-    return _InTurnIterator([iter(parent) for parent in self._parents], each=self._each)
+    return _RoundRobinIterator([iter(parent) for parent in self._parents], each=self._each)
 
 
-class _InTurnIterator(grain.DatasetIterator):
-  """See _InTurn. State: the number of the next element in the round, and the parents' states."""
+class _RoundRobinIterator(grain.DatasetIterator):
+  """See _RoundRobin. State: the number of the next element in the round, and the parents' states."""
 
   def __init__(self, parents: Sequence[grain.DatasetIterator], *, each: int):
     super().__init__(parents)
@@ -215,7 +217,7 @@ def _fields(row: Any) -> list[np.ndarray]:
 def report(config: config_lib.Config, *, batches: int = 50, **options: Any) -> dict[str, float]:
   """Measures the data of a config: fill of both budgets, tokens a trajectory, speed on one thread."""
   samples = Samples(config, **options)
-  sizes = np.array([packing.lengths(samples(i).row) for i in range(500)])
+  sizes = np.array([packing.sizes(samples(i).row) for i in range(500)])
   single = dataclasses.replace(config.data, workers=0, prefetch=0)
   iterator = iter(dataset(dataclasses.replace(config, data=single), **options))
   next(iterator)  # Fills the pool.

@@ -43,7 +43,7 @@ from pdgen.core import config as config_lib
 from pdgen.core import packed
 from pdgen.core import trajectory as trajectory_lib
 from pdgen.data import layout as layout_lib
-from pdgen.data import tokenizer as tokenizer_lib
+from pdgen.data.tokenizers import base
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ class _Picture:
 def build(
   trajectory: trajectory_lib.Trajectory,
   *,
-  tokenizer: tokenizer_lib.Tokenizer,
+  tokenizer: base.Tokenizer,
   model: config_lib.ModelConfig,
   sequence: config_lib.SequenceConfig,
   rng: np.random.Generator | None,
@@ -116,13 +116,13 @@ def build(
   return layout.row(pixels)
 
 
-def describe(row: packed.PackedBatch, tokenizer: tokenizer_lib.Tokenizer) -> str:
+def describe(row: packed.PackedBatch, tokenizer: base.Tokenizer) -> str:
   """A table of a row's tokens in interleaved order, one line each; see the module's example."""
   lines = [('n', 'r', 'p', 's', 'token', 'learns')]
   order = np.concatenate([row.und.tokens.order, row.gen.tokens.order])
   for i in np.argsort(order, kind='stable'):
     stream, j = (row.und, i) if i < len(row.und.label) else (row.gen, i - len(row.und.label))
-    meta = packed.Tokens(*(int(field[j]) for field in stream.tokens))
+    meta = packed.TokenMeta(*(int(field[j]) for field in stream.tokens))
     if stream is row.gen:
       token, learns = f'patch {stream.patch[j]}', f'flow {stream.weight[j]:g}' if stream.weight[j] else ''
     else:
@@ -137,7 +137,7 @@ def describe(row: packed.PackedBatch, tokenizer: tokenizer_lib.Tokenizer) -> str
 
 
 def _blocks(
-  trajectory: trajectory_lib.Trajectory, tokenizer: tokenizer_lib.Tokenizer, cfg: config_lib.SequenceConfig
+  trajectory: trajectory_lib.Trajectory, tokenizer: base.Tokenizer, cfg: config_lib.SequenceConfig
 ) -> list[_Text | _Picture]:
   """Texts and pictures in the order of the sequence, with what each of them teaches."""
   steps = trajectory.steps
@@ -149,15 +149,15 @@ def _blocks(
     _check_step(trajectory, number)
     if step.plan is not None:
       learned = cfg.learn_rejected_plans or not step.plan_rejected
-      blocks.append(_Text(ids=tokenizer.encode_written(step.plan), learned=learned, weight=cfg.plan_weight))
+      blocks.append(_Text(ids=tokenizer.encode_with_tags(step.plan), learned=learned, weight=cfg.plan_weight))
     if step.draft is not None:
       target = step.draft_is_target and (cfg.learn_rejected_drafts or not step.rejected)
       blocks.append(_Picture(pixels=step.draft, target=target, end_weight=verdict_end))
     if step.inspection is not None:
-      ids = tokenizer.encode_written(step.inspection)
+      ids = tokenizer.encode_with_tags(step.inspection)
       blocks.append(_Text(ids=ids, learned=True, weight=cfg.inspection_weight, verdict=cfg.verdict_weight))
     if step.corrected_plan is not None:
-      blocks.append(_Text(ids=tokenizer.encode_written(step.corrected_plan), learned=True, weight=cfg.plan_weight))
+      blocks.append(_Text(ids=tokenizer.encode_with_tags(step.corrected_plan), learned=True, weight=cfg.plan_weight))
     if step.refined is not None:
       blocks.append(_Picture(pixels=step.refined, target=True, end_weight=cfg.boundary_weight))
   return blocks
@@ -208,7 +208,7 @@ class _Layout(layout_lib.Layout):
     self,
     block: _Text,
     cfg: config_lib.SequenceConfig,
-    tokenizer: tokenizer_lib.Tokenizer,
+    tokenizer: base.Tokenizer,
     *,
     successor: int | None,
     learned: bool,
@@ -245,7 +245,7 @@ class _Layout(layout_lib.Layout):
     self._before = (self.order - 1, self.position)
 
 
-def _places(ids: list[int], tokenizer: tokenizer_lib.Tokenizer, patterns: tuple[str, ...]) -> list[int]:
+def _places(ids: list[int], tokenizer: base.Tokenizer, patterns: tuple[str, ...]) -> list[int]:
   """Places of the tokens that hold a part of what the patterns match, ` wrong` of `This step is wrong. The ring ..`.
 
   Not of the sentence around them: how it begins is chosen at random, and weight on a choice is weight on noise.

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from pdgen.core import boxes
+from pdgen.core import geometry
 from pdgen.core import trajectory as trajectory_lib
 from pdgen.evals import intervals
 
@@ -182,7 +182,7 @@ def _broken_clause(
       return f'no target for {name} to be {relation}'
     for item in found:
       for other in groups[target]:
-        relations = boxes.relations(item.box, other.box)
+        relations = geometry.spatial_relations(item.box, other.box)
         if relation not in relations:
           return f'expected {name} {relation} target, found {" and ".join(sorted(relations))} target'
   return None

@@ -1,12 +1,15 @@
 """The whole model: tokens and pictures in, next-token logits and picture predictions out."""
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from pdgen.core import config as config_lib
 from pdgen.core import packed
-from pdgen.models import attention, latents, layers, mot, siglip
+from pdgen.models import attention, codecs, layers, mot, siglip
 
 
 class Interleaved(nnx.Module):
@@ -15,7 +18,7 @@ class Interleaved(nnx.Module):
   def __init__(self, cfg: config_lib.ModelConfig, *, rngs: nnx.Rngs):
     dtype = jnp.dtype(cfg.dtype)
     self.cfg, self.dtype = cfg, dtype
-    self.codec = latents.codec(cfg, rngs=rngs)
+    self.codec = codecs.codec(cfg, rngs=rngs)
     self.embed = layers.Embedding(cfg.vocab_size, cfg.width, dtype=dtype, rngs=rngs)
     self.latent_in = layers.Linear(self.codec.channels, cfg.width, dtype=dtype, rngs=rngs)
     self.time = layers.TimestepEmbedder(cfg.width, dtype=dtype, rngs=rngs)
@@ -33,7 +36,7 @@ class Interleaved(nnx.Module):
     key: draws from the codec's posterior, where it has one; None takes the mean. A picture smaller than the array that
     holds it is encoded with zeros around it, which changes its latents (BAGEL, QUIRKS 22).
     """
-    pixels, patch = latents.to_pixels(batch.pictures), self.cfg.codec.patch
+    pixels, patch = codecs.to_pixels(batch.pictures), self.cfg.codec.patch
     if batch.grids is not None:
       height, width = pixels.shape[2:4]
       rows, columns = jnp.arange(height) // patch, jnp.arange(width) // patch
@@ -46,27 +49,27 @@ class Interleaved(nnx.Module):
     if self.cfg.interpolate_positions:
       # Spread over the table, ids do not tell places (more patches a side than the table has share them).
       filled = columns if batch.grids is None else jnp.take_along_axis(batch.grids[..., 1], batch.gen.picture, axis=1)
-      row, column = jnp.divmod(_places(batch.gen), jnp.maximum(filled, 1))
+      row, column = jnp.divmod(_index_in_picture(batch.gen), jnp.maximum(filled, 1))
     else:
       row, column = jnp.divmod(batch.gen.patch, self.cfg.max_latent_size)
     index = batch.gen.picture * q + row * columns + column
     return jnp.take_along_axis(encoded.reshape(b, p * q, c), index[..., None], axis=1)
 
-  def hidden(self, batch: packed.PackedBatch, z: jax.Array, t: jax.Array) -> mot.Streams:
+  def hidden(self, batch: packed.PackedBatch, z: jax.Array, t: jax.Array) -> mot.PerExpert:
     """Final hidden states of a packed batch.
 
     z: f32[B, G, C] latents as the model is fed them, noised where batch.gen.copy > 0. t: f32[B, G], 1 = noise,
     0 = picture. Returns und [B, U, D] and gen [B, G, D].
     """
-    x = mot.Streams(self.embed_und(batch.und, batch.pictures, batch.vit), self.embed_latents(z, t, batch.gen.patch))
+    x = mot.PerExpert(self.embed_und(batch.und, batch.pictures, batch.vit), self.embed_latents(z, t, batch.gen.patch))
     return self.trunk.forward(x, batch.und.tokens, batch.gen.tokens)
 
   def extend(
-    self, batch: packed.PackedBatch, z: jax.Array, t: jax.Array, past: attention.Past
-  ) -> tuple[mot.Streams, tuple[jax.Array, jax.Array]]:
-    """As `hidden`, for new tokens after a past. Also returns their (k, v): [L, B, U + G, K, H], und tokens first."""
-    x = mot.Streams(self.embed_und(batch.und, batch.pictures, batch.vit), self.embed_latents(z, t, batch.gen.patch))
-    return self.trunk.extend(x, batch.und.tokens, batch.gen.tokens, past)
+    self, batch: packed.PackedBatch, z: jax.Array, t: jax.Array, cache: attention.KVCache
+  ) -> tuple[mot.PerExpert, tuple[jax.Array, jax.Array]]:
+    """As `hidden`, for new tokens after a cache. Also returns their (k, v): [L, B, U + G, K, H], und tokens first."""
+    x = mot.PerExpert(self.embed_und(batch.und, batch.pictures, batch.vit), self.embed_latents(z, t, batch.gen.patch))
+    return self.trunk.extend(x, batch.und.tokens, batch.gen.tokens, cache)
 
   def embed_und(self, und: packed.UndStream, pictures: jax.Array, vit: packed.VitStream | None = None) -> jax.Array:
     """Input vectors of the und stream: [B, U, D]. Boundary tokens get neither time nor patch position (BAGEL).
@@ -77,16 +80,16 @@ class Interleaved(nnx.Module):
     if self.vit is None or not (pictures if vit is None else vit.pixels).shape[1]:
       return x
     if vit is None:
-      features, index = self._see(pictures), jnp.maximum(und.picture, 0) * self.cfg.vit_tokens + und.patch
+      features, index = self._encode_pictures(pictures), jnp.maximum(und.picture, 0) * self.cfg.vit_tokens + und.patch
     else:
-      features, index = self.vit(latents.to_pixels(vit.pixels), vit.position, vit.image), und.patch
+      features, index = self.vit(codecs.to_pixels(vit.pixels), vit.position, vit.image), und.patch
     seen = jnp.take_along_axis(features, index[..., None], axis=1)
     return jnp.where((und.picture >= 0)[..., None], seen, x)
 
-  def _see(self, pictures: jax.Array) -> jax.Array:
+  def _encode_pictures(self, pictures: jax.Array) -> jax.Array:
     """Features of pictures of the model's size, each in a row of its own: [B, P Q, D]."""
     side, vit = self.cfg.vit_grid, self.cfg.vit
-    patches = latents.patchify(latents.to_pixels(latents.resize(pictures, self.cfg.vit_size)), vit.patch)
+    patches = codecs.patchify(codecs.to_pixels(codecs.resize(pictures, self.cfg.vit_size)), vit.patch)
     b, p, q, c = patches.shape
     spread = self.cfg.interpolate_positions
     position = jnp.asarray(packed.position_ids(side, side, vit.max_patches, interpolate=spread))
@@ -116,7 +119,25 @@ class Interleaved(nnx.Module):
     return (z - prediction) / jnp.maximum(t, 1e-3)[..., None]
 
 
-def _places(gen: packed.GenStream) -> jax.Array:
+@functools.cache
+def graphdef(cfg: config_lib.ModelConfig) -> nnx.GraphDef:
+  """The structure of the model, without parameters: `nnx.merge(graphdef, params)` is the model.
+
+  One object for each config: as a static argument of compiled functions, another one would compile them again.
+  """
+  return nnx.split(_abstract_model(cfg), nnx.Param)[0]
+
+
+def abstract_params(cfg: config_lib.ModelConfig) -> Any:
+  """The parameters as nested dicts of ShapeDtypeStruct."""
+  return nnx.to_pure_dict(nnx.split(_abstract_model(cfg), nnx.Param)[1])
+
+
+def _abstract_model(cfg: config_lib.ModelConfig) -> Interleaved:
+  return nnx.eval_shape(lambda: Interleaved(cfg, rngs=nnx.Rngs(0)))
+
+
+def _index_in_picture(gen: packed.GenStream) -> jax.Array:
   """The number of each token in its copy of a picture, from 0: int32[B, G]. 0 for padding.
 
   The tokens of a copy stand together, in order; copies of a picture differ in span, frames of one span in picture.

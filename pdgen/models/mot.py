@@ -12,36 +12,37 @@ import jax.numpy as jnp
 from flax import nnx
 
 from pdgen.core import config as config_lib
-from pdgen.core import packed, sharding
-from pdgen.models import attention, layers, remat
+from pdgen.core import mesh as mesh_lib
+from pdgen.core import packed
+from pdgen.models import attention, layers, partition, remat
 
 
-class Streams(NamedTuple):
+class PerExpert(NamedTuple):
   """One array for each stream. und: [B, U, ...]. gen: [B, G, ...]."""
 
   und: jax.Array
   gen: jax.Array
 
 
-def join(und: jax.Array, gen: jax.Array) -> jax.Array:
+def concat_streams(und: jax.Array, gen: jax.Array) -> jax.Array:
   """[B, U, ...] and [B, G, ...] to [B, U + G, ...]: und tokens first.
 
   Where the mesh splits rows, und tokens first in each part: a part then stays on the device that holds it. Attention
   goes by metadata, so that the order of tokens does not matter to it.
   """
-  n = sharding.parts('sequence')
+  n = mesh_lib.axis_size('sequence')
   if n == 1:
     return jnp.concatenate([und, gen], axis=1)
   parts = [x.reshape(x.shape[0], n, x.shape[1] // n, *x.shape[2:]) for x in (und, gen)]
   return jnp.concatenate(parts, axis=2).reshape(und.shape[0], -1, *und.shape[2:])
 
 
-def split(x: jax.Array, und_tokens: int) -> Streams:
-  """Inverse of `join`."""
-  n = sharding.parts('sequence')
+def split_streams(x: jax.Array, und_tokens: int) -> PerExpert:
+  """Inverse of `concat_streams`."""
+  n = mesh_lib.axis_size('sequence')
   parts = x.reshape(x.shape[0], n, x.shape[1] // n, *x.shape[2:])
   cut = und_tokens // n
-  return Streams(*(p.reshape(x.shape[0], -1, *x.shape[2:]) for p in (parts[:, :, :cut], parts[:, :, cut:])))
+  return PerExpert(*(p.reshape(x.shape[0], -1, *x.shape[2:]) for p in (parts[:, :, :cut], parts[:, :, cut:])))
 
 
 class Expert(nnx.Module):
@@ -76,7 +77,7 @@ class Expert(nnx.Module):
     q, k, v = (p(x).reshape(*x.shape[:2], -1, self.head_dim) for p in (self.q, self.k, self.v))
     return layers.apply_rope(self.q_norm(q), cos, sin), layers.apply_rope(self.k_norm(k), cos, sin), v
 
-  def finish(self, x: jax.Array, attended: jax.Array) -> jax.Array:
+  def output_and_mlp(self, x: jax.Array, attended: jax.Array) -> jax.Array:
     """Adds the attention output [B, T, N, H] to the residual stream x [B, T, D], then the MLP."""
     x = x + self.o(attended.reshape(*x.shape[:2], -1))
     h = self.mlp_norm(x)
@@ -89,9 +90,8 @@ class Layer(nnx.Module):
   def __init__(self, cfg: config_lib.ModelConfig, *, rngs: nnx.Rngs):
     self.und = Expert(cfg, 'und', rngs=rngs)
     self.gen = Expert(cfg, 'gen', rngs=rngs)
-    self.attention = cfg.attention
 
-  def __call__(self, x: Streams, rope: Streams, plan, past: attention.PastLayer | None = None):
+  def __call__(self, x: PerExpert, rope: PerExpert, mask, cache: attention.KVCacheLayer | None = None):
     """x: streams of [B, T, D]. Returns (x, k, v), k and v of the new tokens."""
     # An empty stream (decoding text has no gen tokens) costs nothing: its expert is not traced.
     present = [
@@ -100,13 +100,12 @@ class Layer(nnx.Module):
       if s.shape[1]
     ]
     projections = [expert.qkv(s, *angles) for expert, s, angles in present]
-    q, k, v = (join(*parts) if len(parts) == 2 else parts[0] for parts in zip(*projections, strict=True))
-    with jax.named_scope('attention'):
-      attended = attention.implementation(self.attention).attend(q, k, v, plan, past)
-    attended = split(attended, x.und.shape[1])
-    und = self.und.finish(x.und, attended.und) if x.und.shape[1] else x.und
-    gen = self.gen.finish(x.gen, attended.gen) if x.gen.shape[1] else x.gen
-    return Streams(und, gen), k, v
+    q, k, v = (concat_streams(*parts) if len(parts) == 2 else parts[0] for parts in zip(*projections, strict=True))
+    attended = attention.attend(mask, q, k, v, cache)
+    attended = split_streams(attended, x.und.shape[1])
+    und = self.und.output_and_mlp(x.und, attended.und) if x.und.shape[1] else x.und
+    gen = self.gen.output_and_mlp(x.gen, attended.gen) if x.gen.shape[1] else x.gen
+    return PerExpert(und, gen), k, v
 
 
 class Trunk(nnx.Module):
@@ -123,35 +122,37 @@ class Trunk(nnx.Module):
     self.gen_norm = layers.RMSNorm(cfg.width, eps=cfg.norm_eps)
     self.cfg = cfg
 
-  def forward(self, x: Streams, und: packed.Tokens, gen: packed.Tokens) -> Streams:
+  def forward(self, x: PerExpert, und: packed.TokenMeta, gen: packed.TokenMeta) -> PerExpert:
     """Training: tokens see one another as their metadata says. Returns the normed hidden states, [B, T, D] each."""
-    x, _ = self._run(x, und, gen, past=None, keep=False)
+    x, _ = self._run(x, und, gen, cache=None, keep=False)
     return x
 
   def extend(
-    self, x: Streams, und: packed.Tokens, gen: packed.Tokens, past: attention.Past
-  ) -> tuple[Streams, tuple[jax.Array, jax.Array]]:
-    """Inference: new tokens see the past and one another. Returns hidden states and (k, v): [L, B, U + G, K, H]."""
-    return self._run(x, und, gen, past=past, keep=True)
+    self, x: PerExpert, und: packed.TokenMeta, gen: packed.TokenMeta, cache: attention.KVCache
+  ) -> tuple[PerExpert, tuple[jax.Array, jax.Array]]:
+    """Inference: new tokens see the cache and one another. Returns hidden states and (k, v): [L, B, U + G, K, H]."""
+    return self._run(x, und, gen, cache=cache, keep=True)
 
-  def _run(self, x: Streams, und: packed.Tokens, gen: packed.Tokens, *, past: attention.Past | None, keep: bool):
+  def _run(
+    self, x: PerExpert, und: packed.TokenMeta, gen: packed.TokenMeta, *, cache: attention.KVCache | None, keep: bool
+  ):
     cfg = self.cfg
-    rope = Streams(*(layers.rope_angles(t.position, cfg.head_dim, cfg.rope_theta) for t in (und, gen)))
-    query = packed.Tokens(*(join(*pair) for pair in zip(und, gen, strict=True)))
-    if past is not None and not past.k.shape[2]:
-      past = None  # room for nothing
-    plan = attention.implementation(cfg.attention).prepare(query, query, None if past is None else past.tokens)
+    rope = PerExpert(*(layers.rope_angles(t.position, cfg.head_dim, cfg.rope_theta) for t in (und, gen)))
+    query = packed.TokenMeta(*(concat_streams(*pair) for pair in zip(und, gen, strict=True)))
+    if cache is not None and not cache.k.shape[2]:
+      cache = None  # room for nothing
+    mask = attention.prepare(cfg.attention, query, query, None if cache is None else cache.tokens)
     graphdef, weights = nnx.split(self.layers)
     weights = nnx.to_pure_dict(weights)
 
     def body(x, scanned):
       weights, layer = scanned
-      weights = sharding.gathered(weights, dtype=cfg.dtype, layer_of='trunk/layers')
-      x = Streams(*(sharding.constrain(s, sharding.ROWS, 'sequence') for s in x))
-      before = None if past is None else attention.PastLayer(past.k, past.v, layer)
-      x, k, v = nnx.merge(graphdef, weights)(x, rope, plan, before)
+      weights = partition.gather_params(weights, dtype=cfg.dtype, layer_of='trunk/layers')
+      x = PerExpert(*(mesh_lib.constrain(s, mesh_lib.ROWS, 'sequence') for s in x))
+      before = None if cache is None else attention.KVCacheLayer(cache.k, cache.v, layer)
+      x, k, v = nnx.merge(graphdef, weights)(x, rope, mask, before)
       return x, (k, v) if keep else None
 
-    scanned = (weights, None if past is None else jnp.arange(cfg.depth))
+    scanned = (weights, None if cache is None else jnp.arange(cfg.depth))
     x, kv = jax.lax.scan(remat.wrap(body, cfg.remat), x, scanned, unroll=1 if cfg.scan_layers else cfg.depth)
-    return Streams(self.und_norm(x.und), self.gen_norm(x.gen)), kv
+    return PerExpert(self.und_norm(x.und), self.gen_norm(x.gen)), kv

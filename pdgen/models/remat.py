@@ -1,8 +1,10 @@
-"""What of a scanned layer is kept for the backward pass, and what is computed again there."""
+"""Rematerialisation policies for the scanned layers: what is kept for the backward pass, what is computed again."""
 
 from collections.abc import Callable
 
 import jax
+
+from pdgen.models import attention
 
 POLICIES = {
   # The layer's input alone: least memory, a third more arithmetic.
@@ -10,7 +12,7 @@ POLICIES = {
   # Results of matmuls, but not of attention.
   'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
   # The layer's input and what attention gave, which costs most to compute again in long rows.
-  'attention': jax.checkpoint_policies.save_only_these_names('attended'),
+  'attention': jax.checkpoint_policies.save_only_these_names(attention.OUTPUT_NAME),
 }
 
 

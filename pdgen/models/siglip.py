@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from pdgen.core import config as config_lib
-from pdgen.core import packed, sharding
-from pdgen.models import attention, layers, remat
+from pdgen.core import mesh as mesh_lib
+from pdgen.core import packed
+from pdgen.models import attention, layers, partition, remat
 
 _EPS = 1e-6
 
@@ -25,11 +26,11 @@ class Block(nnx.Module):
     self.fc2 = layers.Linear(cfg.mlp_dim, cfg.width, dtype=dtype, rngs=rngs)
     self.num_heads = cfg.num_heads
 
-  def __call__(self, x: jax.Array, attend, plan) -> jax.Array:
-    """x: [R, T, width]; attend, plan: of a `models.attention.Implementation`."""
+  def __call__(self, x: jax.Array, mask: attention.BlockMask) -> jax.Array:
+    """x: [R, T, width]; mask: of `models.attention.prepare`."""
     h = self.norm1(x)
     q, k, v = (p(h).reshape(*h.shape[:2], self.num_heads, -1) for p in (self.q, self.k, self.v))
-    x = x + self.o(attend(q, k, v, plan).reshape(h.shape))
+    x = x + self.o(attention.attend(mask, q, k, v).reshape(h.shape))
     return x + self.fc2(jax.nn.gelu(self.fc1(self.norm2(x)), approximate=True))
 
 
@@ -69,15 +70,14 @@ class Siglip(nnx.Module):
     """The encoder alone, its last norm included: [R, T, width]. Arguments as of `__call__`."""
     zeros = jnp.zeros_like(image)
     # The order of all is 0, so that within a segment, a picture, all see all.
-    tokens = packed.Tokens(segment=image, order=zeros, reach=zeros, span=zeros, noised=zeros, position=zeros)
-    prepare, attend = attention.implementation(self.cfg.attention)
-    plan = prepare(tokens, tokens)
+    tokens = packed.TokenMeta(segment=image, order=zeros, reach=zeros, span=zeros, noised=zeros, position=zeros)
+    mask = attention.prepare(self.cfg.attention, tokens, tokens)
     graphdef, weights = nnx.split(self.layers)
 
     def body(x: jax.Array, weights: dict) -> tuple[jax.Array, None]:
-      weights = sharding.gathered(weights, dtype=self.dtype, layer_of='vit/layers')
-      x = sharding.constrain(x, sharding.ROWS, 'sequence')
-      return nnx.merge(graphdef, weights)(x, attend, plan), None
+      weights = partition.gather_params(weights, dtype=self.dtype, layer_of='vit/layers')
+      x = mesh_lib.constrain(x, mesh_lib.ROWS, 'sequence')
+      return nnx.merge(graphdef, weights)(x, mask), None
 
     x, _ = jax.lax.scan(remat.wrap(body, self.cfg.remat), self.embed(patches, position), nnx.to_pure_dict(weights))
     return self.post_norm(x)

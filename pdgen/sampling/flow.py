@@ -9,7 +9,7 @@ from flax import struct
 from pdgen.core import config as config_lib
 
 
-class Knobs(struct.PyTreeNode):
+class SamplerParams(struct.PyTreeNode):
   """Numbers of the sampler that change without a new compilation. See `core.config.SamplingConfig`."""
 
   temperature: jax.Array  # f32[]; 0 = greedy text.
@@ -21,7 +21,7 @@ class Knobs(struct.PyTreeNode):
   flow_steps: jax.Array  # int32[]; Euler steps a picture.
 
   @classmethod
-  def of(cls, sampling: config_lib.SamplingConfig) -> 'Knobs':
+  def of(cls, sampling: config_lib.SamplingConfig) -> 'SamplerParams':
     """The numbers of a config."""
     return cls(
       temperature=jnp.float32(sampling.temperature),
@@ -34,55 +34,57 @@ class Knobs(struct.PyTreeNode):
     )
 
 
-def time_at(step: jax.Array, knobs: Knobs) -> jax.Array:
-  """Shifted time before Euler step `step` of `knobs.flow_steps`: f32[], from 1 at step 0 to 0 after the last.
+def time_at(step: jax.Array, params: SamplerParams) -> jax.Array:
+  """Shifted time before Euler step `step` of `params.flow_steps`: f32[], from 1 at step 0 to 0 after the last.
 
-  >>> k = Knobs(*[None] * 5, timestep_shift=4.0, flow_steps=2)
+  >>> k = SamplerParams(*[None] * 5, timestep_shift=4.0, flow_steps=2)
   >>> [round(float(time_at(i, k)), 3) for i in range(3)]
   [1.0, 0.8, 0.0]
   """
-  t = 1.0 - step / knobs.flow_steps
+  t = 1.0 - step / params.flow_steps
   # As s t / (1 + (s - 1) t), but exactly 1 at t = 1, where rounding up would leave the guidance interval.
-  return knobs.timestep_shift * t / (knobs.timestep_shift * t + (1.0 - t))
+  return params.timestep_shift * t / (params.timestep_shift * t + (1.0 - t))
 
 
-def is_guided(t: jax.Array, knobs: Knobs) -> jax.Array:
+def is_guided(t: jax.Array, params: SamplerParams) -> jax.Array:
   """Whether guidance is on at the (shifted) time t: bool[]."""
-  return (t > knobs.interval[0]) & (t <= knobs.interval[1])
+  return (t > params.interval[0]) & (t <= params.interval[1])
 
 
-def euler(z: jax.Array, velocity: Callable[[jax.Array, jax.Array], jax.Array], knobs: Knobs) -> jax.Array:
+def euler(z: jax.Array, velocity: Callable[[jax.Array, jax.Array], jax.Array], params: SamplerParams) -> jax.Array:
   """From noise z: f32[B, Q, C] to the picture's latents. velocity: of (z, t: f32[]), noise - picture.
 
   BAGEL's `num_timesteps` counts the points of the grid: N of them are N - 1 steps (golden/QUIRKS 25).
   """
 
   def step(i: jax.Array, z: jax.Array) -> jax.Array:
-    t, after = time_at(i, knobs), time_at(i + 1, knobs)
+    t, after = time_at(i, params), time_at(i + 1, params)
     return z + (after - t) * velocity(z, t)
 
-  return jax.lax.fori_loop(0, knobs.flow_steps, step, z)
+  return jax.lax.fori_loop(0, params.flow_steps, step, z)
 
 
-def guide(v: jax.Array, v_text: jax.Array | None, v_image: jax.Array | None, knobs: Knobs, *, renorm: str) -> jax.Array:
+def guide(
+  v: jax.Array, v_text: jax.Array | None, v_image: jax.Array | None, params: SamplerParams, *, renorm: str
+) -> jax.Array:
   """BAGEL's two-scale guidance, each trajectory by itself. All f32[B, Q, C].
 
   v: with everything. v_text: without the texts since the last picture. v_image: without pictures. A missing branch
   is not guided by. `renorm` scales the result back to the norm of v, over a trajectory (`global`) or a token
-  (`channel`), by at most 1 and at least `knobs.renorm_min`; `text_channel` does it after the text step and
+  (`channel`), by at most 1 and at least `params.renorm_min`; `text_channel` does it after the text step and
   leaves the picture step as it is. Unlike the reference, the norm never runs over the batch, and picture guidance
   also works without text guidance (golden/QUIRKS 28, 29).
   """
-  guided = v if v_text is None else v_text + knobs.text_guidance * (v - v_text)
+  guided = v if v_text is None else v_text + params.text_guidance * (v - v_text)
   if renorm == 'text_channel':
-    guided = _renormalise(guided, v, knobs, axes=(-1,))
+    guided = _renormalise(guided, v, params, axes=(-1,))
   if v_image is not None:
-    guided = v_image + knobs.image_guidance * (guided - v_image)
+    guided = v_image + params.image_guidance * (guided - v_image)
   if renorm in ('global', 'channel'):
-    guided = _renormalise(guided, v, knobs, axes=(-2, -1) if renorm == 'global' else (-1,))
+    guided = _renormalise(guided, v, params, axes=(-2, -1) if renorm == 'global' else (-1,))
   return guided
 
 
-def _renormalise(guided: jax.Array, v: jax.Array, knobs: Knobs, *, axes: tuple[int, ...]) -> jax.Array:
+def _renormalise(guided: jax.Array, v: jax.Array, params: SamplerParams, *, axes: tuple[int, ...]) -> jax.Array:
   want, have = (jnp.sqrt(jnp.sum(x * x, axis=axes, keepdims=True)) for x in (v, guided))
-  return guided * jnp.clip(want / (have + 1e-8), knobs.renorm_min, 1.0)
+  return guided * jnp.clip(want / (have + 1e-8), params.renorm_min, 1.0)

@@ -6,16 +6,17 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from pdgen.core import config as config_lib
-from pdgen.core import packed, sharding
+from pdgen.core import mesh as mesh_lib
+from pdgen.core import packed
 from pdgen.models import interleaved
 
 Metrics = dict[str, jax.Array]
 
 
-def flow_and_text_loss(
+def interleaved_loss(
   model: interleaved.Interleaved, batch: packed.PackedBatch, key: jax.Array, config: config_lib.Config
 ) -> tuple[jax.Array, Metrics]:
-  """L = lambda_ce * CE + MSE (paper), with random timesteps and noise; see `loss_of_noised`.
+  """L = lambda_ce * CE + MSE (paper), with random timesteps and noise; see `noised_loss`.
 
   Every noised copy draws one timestep. The clean latents are drawn from the posterior of a codec that has one, if the
   config says so.
@@ -26,10 +27,10 @@ def flow_and_text_loss(
   t = timesteps(key_t, batch.gen.copy, shift=config.train.timestep_shift)
   clean = model.clean_latents(batch, key_posterior).astype(jnp.float32)
   noise = jax.random.normal(key_noise, clean.shape, jnp.float32)
-  return loss_of_noised(model, batch, clean=clean, noise=noise, t=t, config=config)
+  return noised_loss(model, batch, clean=clean, noise=noise, t=t, config=config)
 
 
-def loss_of_noised(
+def noised_loss(
   model: interleaved.Interleaved,
   batch: packed.PackedBatch,
   *,
@@ -55,8 +56,8 @@ def loss_of_noised(
     mse, flow_metrics = flow_loss(
       model.prediction(gen_hidden), clean=clean, noise=noise, t=t, weight=batch.gen.weight, cfg=config.model
     )
-    scores = _text_scores(model, und_hidden, batch.und.label, chunk=config.train.loss_chunk)
-    ce, text_metrics = _text_means(scores, batch.und, cfg=config.data.sequence)
+    scores = _token_losses(model, und_hidden, batch.und.label, chunk=config.train.loss_chunk)
+    ce, text_metrics = _text_metrics(scores, batch.und, cfg=config.data.sequence)
     loss = config.train.lambda_ce * ce + mse
   counts = {
     'und_tokens': jnp.sum(batch.und.tokens.segment > 0).astype(jnp.float32),
@@ -103,10 +104,10 @@ def flow_loss(
 
 def text_loss(logits: jax.Array, und: packed.UndStream, *, cfg: config_lib.SequenceConfig) -> tuple[jax.Array, Metrics]:
   """Weighted mean cross-entropy of the supervised und tokens. logits: f32[B, U, V]."""
-  return _text_means(cross_entropy(logits, und.label), und, cfg=cfg)
+  return _text_metrics(cross_entropy(logits, und.label), und, cfg=cfg)
 
 
-def _text_scores(
+def _token_losses(
   model: interleaved.Interleaved, hidden: jax.Array, label: jax.Array, *, chunk: int
 ) -> tuple[jax.Array, jax.Array]:
   """`cross_entropy` of hidden states [B, U, D], of at most `chunk` tokens of a row (of a device's part) at a time.
@@ -114,7 +115,7 @@ def _text_scores(
   152,000 logits of 16,000 tokens would be 10 GB. Each device walks over its own tokens, so that the gradient of the
   head is summed over the devices once, not in every chunk.
   """
-  if not chunk or label.shape[1] // sharding.parts('sequence') <= chunk:
+  if not chunk or label.shape[1] // mesh_lib.axis_size('sequence') <= chunk:
     return cross_entropy(model.logits(hidden), label)
   graphdef, head = nnx.split(model.head)
   head = jax.tree.map(lambda x: x.astype(jnp.float32), nnx.to_pure_dict(head))  # Its gradient is summed in float32.
@@ -135,26 +136,26 @@ def _text_scores(
     scores = jax.lax.map(of_chunk, (apart(hidden), apart(label)))
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(b, -1)[:, :u], scores)
 
-  if sharding.active() is None:
+  if mesh_lib.current_mesh() is None:
     return local(head, hidden, label)
-  tokens, axes = P(sharding.ROWS, 'sequence'), {*sharding.ROWS, 'sequence'}
+  tokens, axes = P(mesh_lib.ROWS, 'sequence'), {*mesh_lib.ROWS, 'sequence'}
   mapped = jax.shard_map(local, in_specs=(P(), tokens, tokens), out_specs=tokens, axis_names=axes, check_vma=False)
   return mapped(head, hidden, label)
 
 
-def _text_means(
+def _text_metrics(
   scores: tuple[jax.Array, jax.Array], und: packed.UndStream, *, cfg: config_lib.SequenceConfig
 ) -> tuple[jax.Array, Metrics]:
-  nats, right = scores
+  nll, correct = scores
   supervised = und.weight > 0
   metrics = {
-    'text_accuracy': _weighted_mean(right, supervised),
+    'text_accuracy': _weighted_mean(correct, supervised),
     'text_tokens': jnp.sum(supervised).astype(jnp.float32),
   }
   ordinary = max(cfg.plan_weight, cfg.inspection_weight, cfg.boundary_weight)
   if cfg.verdict_weight > ordinary and not cfg.length_weighting:
-    metrics['verdict_accuracy'] = _weighted_mean(right, und.weight > ordinary)
-  return _weighted_mean(nats, und.weight), metrics
+    metrics['verdict_accuracy'] = _weighted_mean(correct, und.weight > ordinary)
+  return _weighted_mean(nll, und.weight), metrics
 
 
 def cross_entropy(logits: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -6,13 +6,14 @@ import optax
 import optax.contrib
 
 from pdgen.core import config as config_lib
-from pdgen.core import sharding
+from pdgen.core import trees
+from pdgen.models import params as params_lib
 
 
-def direction(cfg: config_lib.TrainConfig) -> optax.GradientTransformation:
+def gradient_transform(cfg: config_lib.TrainConfig) -> optax.GradientTransformation:
   """Gradients to a direction, without the learning rate: clip by global norm, the optimizer, decoupled decay.
 
-  The learning rate is left to `apply`, which reads it off the step of the run: a skipped update then delays nothing.
+  The learning rate is left to `apply_updates`, which reads it off the step of the run: a skipped update delays nothing.
 
   Raises: ValueError for an unknown cfg.optimizer.
   """
@@ -39,19 +40,11 @@ def _muon(cfg: config_lib.TrainConfig) -> optax.GradientTransformation:
   muon = optax.chain(optax.contrib.scale_by_muon(weight_dimension_numbers=_matrices), scaled)
   return optax.partition(
     {'muon': muon, 'adam': _adam(cfg)},
-    lambda params: sharding.map_named(lambda name, _: 'muon' if is_muon(name) else 'adam', params),
+    lambda params: trees.map_with_path(lambda name, _: 'muon' if params_lib.is_hidden_matrix(name) else 'adam', params),
   )
 
 
 _OPTIMIZERS = {'adamw': _adam, 'muon': _muon}
-
-
-def is_muon(name: str) -> bool:
-  """Whether Muon (where it is chosen) updates the parameter of that path: matrices that map hidden to hidden.
-
-  Not embeddings, heads and latent projections: their inputs or outputs have axes of their own (Jordan, 2024).
-  """
-  return '/layers/' in name and name.endswith('/kernel')
 
 
 def _matrices(params):
@@ -64,7 +57,7 @@ def decayed(params) -> dict:
 
   By name, not by rank: in stacked layers a bias has two dimensions too.
   """
-  return sharding.map_named(lambda name, _: name.split('/')[-1] == 'kernel', params)
+  return trees.map_with_path(lambda name, _: params_lib.is_kernel(name), params)
 
 
 def learning_rate(cfg: config_lib.TrainConfig, step: jax.Array) -> jax.Array:
@@ -81,12 +74,12 @@ def learning_rate(cfg: config_lib.TrainConfig, step: jax.Array) -> jax.Array:
   return cfg.learning_rate * jnp.where(done <= cfg.warmup_steps, warm, cosine)
 
 
-def apply(params, updates, rate: jax.Array):
+def apply_updates(params, updates, rate: jax.Array):
   """params - rate * updates, leaf by leaf."""
   return jax.tree.map(lambda p, u: p - rate * u, params, updates)
 
 
-def average(ema, params, cfg: config_lib.TrainConfig, step: jax.Array):
+def update_ema(ema, params, cfg: config_lib.TrainConfig, step: jax.Array):
   """Exponential moving average after `step` steps, with decay min(ema_decay, (1 + step) / (10 + step)).
 
   The early decays are small, so that the average forgets the initialisation.

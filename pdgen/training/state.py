@@ -10,11 +10,10 @@ from flax import nnx, struct
 from jax.sharding import Mesh
 
 from pdgen.core import config as config_lib
-from pdgen.core import sharding
-from pdgen.models import interleaved
+from pdgen.core import trees
+from pdgen.models import interleaved, partition
+from pdgen.models import params as params_lib
 from pdgen.training import optimizer
-
-FROZEN = ('codec',)  # Parts of the model that never learn: the autoencoder (BAGEL).
 
 
 class TrainState(struct.PyTreeNode):
@@ -24,37 +23,23 @@ class TrainState(struct.PyTreeNode):
   trainable: Any  # Parameters that learn, float32.
   frozen: Any  # Parameters that do not; disjoint from trainable.
   ema: Any  # Moving average of trainable: what is sampled from.
-  opt_state: Any  # Of optimizer.direction.
+  opt_state: Any  # Of optimizer.gradient_transform.
   bad_steps: jax.Array  # int32[], skipped updates in a row up to now (non-finite loss or gradient).
   skipped_steps: jax.Array  # int32[], skipped updates in all.
 
   def averaged(self) -> Any:
     """The parameters to sample from: the average where there is one, and what is frozen."""
-    return merge(self.ema, self.frozen)
+    return params_lib.merge(self.ema, self.frozen)
 
 
-@functools.cache
-def graphdef(cfg: config_lib.ModelConfig) -> nnx.GraphDef:
-  """The structure of the model, without parameters: `nnx.merge(graphdef, params)` is the model.
-
-  One object for each config: as a static argument of compiled functions, another one would compile them again.
-  """
-  return nnx.split(_abstract_model(cfg), nnx.Param)[0]
-
-
-def abstract_params(cfg: config_lib.ModelConfig) -> Any:
-  """The parameters as nested dicts of ShapeDtypeStruct."""
-  return nnx.to_pure_dict(nnx.split(_abstract_model(cfg), nnx.Param)[1])
-
-
-def partition(params: Any, cfg: config_lib.TrainConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+def split_trainable(params: Any, cfg: config_lib.TrainConfig) -> tuple[dict[str, Any], dict[str, Any]]:
   """(what learns, what does not), the latter in bfloat16 where the config froze it.
 
   Raises: ValueError for a pattern that matches nothing, or for patterns that leave nothing to learn.
   """
-  named = dict(sharding.named_leaves(params))
-  adapters = {name for name in named if is_adapter(name)}
-  codec = {name for name in named if name.split('/')[0] in FROZEN}
+  named = dict(trees.flatten_with_paths(params))
+  adapters = {name for name in named if params_lib.is_adapter(name)}
+  codec = {name for name in named if params_lib.is_codec(name)}
   frozen: set[str] = set()
   for pattern in cfg.freeze:
     found = {name for name in named.keys() - adapters - codec if re.fullmatch(rf'({pattern})(/.*)?', name)}
@@ -65,23 +50,23 @@ def partition(params: Any, cfg: config_lib.TrainConfig) -> tuple[dict[str, Any],
   if not learns:
     raise ValueError(f'{cfg.freeze=} leaves nothing to learn. Learn a part, or adapters (config.model.lora).')
   fixed = {name: leaf.astype(jnp.bfloat16) if name in frozen else leaf for name, leaf in named.items()}
-  return sharding.nested(learns), sharding.nested({name: fixed[name] for name in named if name in frozen | codec})
+  return trees.unflatten(learns), trees.unflatten({name: fixed[name] for name in named if name in frozen | codec})
 
 
 def abstract_state(config: config_lib.Config) -> TrainState:
   """The state of a run as ShapeDtypeStructs, for no mesh in particular."""
-  return jax.eval_shape(lambda: _of(config, _new_params(config)))
+  return jax.eval_shape(lambda: _from_params(config, _new_params(config)))
 
 
-def abstract(config: config_lib.Config, mesh: Mesh) -> TrainState:
+def abstract_on_mesh(config: config_lib.Config, mesh: Mesh) -> TrainState:
   """The state of a run as ShapeDtypeStructs with their shardings."""
   shapes = abstract_state(config)
   return jax.tree.map(
-    lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), shapes, sharding.shardings(shapes, mesh)
+    lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), shapes, partition.shardings(shapes, mesh)
   )
 
 
-def create(config: config_lib.Config, mesh: Mesh, params: Any = None) -> TrainState:
+def init_state(config: config_lib.Config, mesh: Mesh, params: Any = None) -> TrainState:
   """The state before the first step; each device makes only its own shards.
 
   params: weights to begin with, nested dicts of arrays; None: random ones, a function of config.seed alone. Adapters
@@ -90,68 +75,45 @@ def create(config: config_lib.Config, mesh: Mesh, params: Any = None) -> TrainSt
   return _initializer(config, mesh)() if params is None else _initializer(config, mesh, given=True)(params)
 
 
-def keys(seed: int) -> tuple[jax.Array, jax.Array]:
+def rng_keys(seed: int) -> tuple[jax.Array, jax.Array]:
   """The key of the initialisation and the key that those of the steps are folded from."""
   init, steps = jax.random.split(jax.random.key(seed))
   return init, steps
 
 
-def merge(*parts: Any) -> Any:
-  """One nested dict of disjoint nested dicts. Raises ValueError when two hold the same path.
-
-  >>> merge({'a': {'x': 1}}, {'a': {'y': 2}, 'b': 3})
-  {'a': {'x': 1, 'y': 2}, 'b': 3}
-  """
-  out: dict[str, Any] = {}
-  for part in parts:
-    for key, value in part.items():
-      if key not in out:
-        out[key] = value
-      elif isinstance(value, dict) and isinstance(out[key], dict):
-        out[key] = merge(out[key], value)
-      else:
-        raise ValueError(f'Two parts hold {key!r}; parts must be disjoint.')
-  return out
-
-
 @functools.cache
 def _initializer(config: config_lib.Config, mesh: Mesh, *, given: bool = False):
-  shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract(config, mesh))
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_on_mesh(config, mesh))
   if given:
-    return jax.jit(lambda params: _of(config, _with_adapters(params, _new_params(config))), out_shardings=shardings)
-  return jax.jit(lambda: _of(config, _new_params(config)), out_shardings=shardings)
-
-
-def _abstract_model(cfg: config_lib.ModelConfig) -> interleaved.Interleaved:
-  return nnx.eval_shape(lambda: interleaved.Interleaved(cfg, rngs=nnx.Rngs(0)))
+    return jax.jit(
+      lambda params: _from_params(config, _with_adapters(params, _new_params(config))), out_shardings=shardings
+    )
+  return jax.jit(lambda: _from_params(config, _new_params(config)), out_shardings=shardings)
 
 
 def _new_params(config: config_lib.Config) -> dict[str, Any]:
-  model = interleaved.Interleaved(config.model, rngs=nnx.Rngs(params=keys(config.seed)[0]))
+  model = interleaved.Interleaved(config.model, rngs=nnx.Rngs(params=rng_keys(config.seed)[0]))
   return nnx.to_pure_dict(nnx.split(model, nnx.Param)[1])
-
-
-def is_adapter(name: str) -> bool:
-  """Whether a path names a factor of an adapter (`ModelConfig.lora`)."""
-  return name.split('/')[-1] in ('lora_a', 'lora_b')
 
 
 def _with_adapters(params: Any, new: Any) -> Any:
   """The parameters, and of the new ones the adapters that they lack."""
-  have = {name for name, _ in sharding.named_leaves(params)}
-  lacking = {name: leaf for name, leaf in sharding.named_leaves(new) if is_adapter(name) and name not in have}
-  return merge(params, sharding.nested(lacking))
+  have = {name for name, _ in trees.flatten_with_paths(params)}
+  lacking = {
+    name: leaf for name, leaf in trees.flatten_with_paths(new) if params_lib.is_adapter(name) and name not in have
+  }
+  return params_lib.merge(params, trees.unflatten(lacking))
 
 
-def _of(config: config_lib.Config, params: Any) -> TrainState:
+def _from_params(config: config_lib.Config, params: Any) -> TrainState:
   params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
-  trainable, frozen = partition(params, config.train)
+  trainable, frozen = split_trainable(params, config.train)
   return TrainState(
     step=jnp.int32(0),
     trainable=trainable,
     frozen=frozen,
     ema=jax.tree.map(jnp.copy, trainable),  # Donated arrays may not be shared.
-    opt_state=optimizer.direction(config.train).init(trainable),
+    opt_state=optimizer.gradient_transform(config.train).init(trainable),
     bad_steps=jnp.int32(0),
     skipped_steps=jnp.int32(0),
   )

@@ -11,29 +11,32 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from pdgen.core import config as config_lib
-from pdgen.core import packed, sharding
+from pdgen.core import mesh as mesh_lib
+from pdgen.core import packed
+from pdgen.models import interleaved, partition
+from pdgen.models import params as params_lib
 from pdgen.training import losses, optimizer
 from pdgen.training import state as state_lib
 
-Step = Callable[[state_lib.TrainState, packed.PackedBatch], tuple[state_lib.TrainState, losses.Metrics]]
+TrainStep = Callable[[state_lib.TrainState, packed.PackedBatch], tuple[state_lib.TrainState, losses.Metrics]]
 
 
 @functools.cache
-def make(config: config_lib.Config, mesh: Mesh) -> Step:
+def make_train_step(config: config_lib.Config, mesh: Mesh) -> TrainStep:
   """The jitted step: (state, batch) -> (state, metrics). The state that goes in is donated: use the one that comes out.
 
   One function for each (config, mesh): asked for twice, it compiles once.
 
   A step whose loss or gradient is not finite changes nothing but the counters. Its random key depends on config.seed
-  and state.step alone, so that a resumed run repeats it. metrics (scalars): those of `losses.flow_and_text_loss`, and
+  and state.step alone, so that a resumed run repeats it. metrics (scalars): those of `losses.interleaved_loss`, and
   learning_rate, grad_norm (before clipping), bad_steps, skipped_steps. Reading one waits for the step.
   """
-  shardings = jax.tree.map(lambda leaf: leaf.sharding, state_lib.abstract(config, mesh))
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, state_lib.abstract_on_mesh(config, mesh))
   return jax.jit(
     _step(config, mesh),
     donate_argnums=0,
-    in_shardings=(shardings, sharding.rows(mesh)),
-    out_shardings=(shardings, sharding.replicated(mesh)),
+    in_shardings=(shardings, mesh_lib.batch_sharding(mesh)),
+    out_shardings=(shardings, mesh_lib.replicated(mesh)),
   )
 
 
@@ -45,7 +48,7 @@ def abstract_batch(config: config_lib.Config) -> packed.PackedBatch:
     field = lambda name: jax.ShapeDtypeStruct((data.batch_size, length), 'float32' if name == 'weight' else 'int32')
     return stream(**{name: others.get(name, field(name)) for name in stream._fields})
 
-  tokens = {n: filled(packed.Tokens, size) for n, size in (('und', data.und_tokens), ('gen', data.gen_tokens))}
+  tokens = {n: filled(packed.TokenMeta, size) for n, size in (('und', data.und_tokens), ('gen', data.gen_tokens))}
   return packed.PackedBatch(
     und=filled(packed.UndStream, data.und_tokens, tokens=tokens['und']),
     gen=filled(packed.GenStream, data.gen_tokens, tokens=tokens['gen']),
@@ -64,11 +67,11 @@ def _abstract_vit(config: config_lib.Config) -> packed.VitStream:
 
 def gradients(config: config_lib.Config, mesh: Mesh) -> Callable[..., Any]:
   """(trainable, frozen, batch, key) -> ((loss, metrics), gradients of trainable), to be jitted on the mesh."""
-  graphdef = state_lib.graphdef(config.model)
+  graphdef = interleaved.graphdef(config.model)
 
   def loss_fn(trainable, frozen, batch, key):
-    params = sharding.gathered(state_lib.merge(trainable, frozen), dtype=config.model.dtype)
-    return losses.flow_and_text_loss(nnx.merge(graphdef, params), batch, key, config)
+    params = partition.gather_params(params_lib.merge(trainable, frozen), dtype=config.model.dtype)
+    return losses.interleaved_loss(nnx.merge(graphdef, params), batch, key, config)
 
   def run(trainable, frozen, batch: packed.PackedBatch, key: jax.Array):
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
@@ -77,20 +80,20 @@ def gradients(config: config_lib.Config, mesh: Mesh) -> Callable[..., Any]:
   return run
 
 
-def _step(config: config_lib.Config, mesh: Mesh) -> Step:
+def _step(config: config_lib.Config, mesh: Mesh) -> TrainStep:
   gradients_of = gradients(config, mesh)
-  tx = optimizer.direction(config.train)
+  tx = optimizer.gradient_transform(config.train)
 
   def train_step(state: state_lib.TrainState, batch: packed.PackedBatch):
-    key = jax.random.fold_in(state_lib.keys(config.seed)[1], state.step)
+    key = jax.random.fold_in(state_lib.rng_keys(config.seed)[1], state.step)
     (loss, metrics), grads = gradients_of(state.trainable, state.frozen, batch, key)
     with jax.named_scope('optimizer'):
       grad_norm = optax.tree.norm(grads)
       good = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
       updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
       rate = optimizer.learning_rate(config.train, state.step)
-      trainable = optimizer.apply(state.trainable, updates, rate)
-      learned = (trainable, optimizer.average(state.ema, trainable, config.train, state.step), opt_state)
+      trainable = optimizer.apply_updates(state.trainable, updates, rate)
+      learned = (trainable, optimizer.update_ema(state.ema, trainable, config.train, state.step), opt_state)
       kept = (state.trainable, state.ema, state.opt_state)
       trainable, ema, opt_state = jax.tree.map(lambda new, old: jnp.where(good, new, old), learned, kept)
     skipped = 1 - good.astype(jnp.int32)

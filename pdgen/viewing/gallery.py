@@ -1,4 +1,4 @@
-"""Trajectories to look at: a self-contained HTML page, a fragment for notebooks, a strip of pictures for logs."""
+"""Trajectories to look at: a self-contained HTML page, a fragment for notebooks, a filmstrip of pictures for logs."""
 
 import base64
 import html
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from pdgen.core import tags
 from pdgen.core import trajectory as trajectory_lib
 from pdgen.viewing import transcript
 
@@ -17,7 +18,7 @@ from pdgen.viewing import transcript
 _PIXEL_ART = 64
 _REFINE = re.compile(r'&lt;refine&gt;\s*(.*?)\s*&lt;[/\\]refine&gt;', re.DOTALL)
 _STYLE = (pathlib.Path(__file__).parent / 'gallery.css').read_text()
-# Bars under the pictures of a strip.
+# Bars under the pictures of a filmstrip.
 _ACCEPTED, _REJECTED, _REFINED, _LAST = (43, 138, 62), (214, 51, 40), (59, 91, 219), (160, 160, 160)
 
 Verdict = tuple[bool, str]
@@ -63,7 +64,7 @@ def png(picture: np.ndarray, *, scale: int = 1) -> bytes:
   return file.getvalue()
 
 
-def strip(trajectories: Sequence[trajectory_lib.Trajectory], *, scale: int = 2, gap: int = 4) -> np.ndarray:
+def filmstrip(trajectories: Sequence[trajectory_lib.Trajectory], *, scale: int = 2, gap: int = 4) -> np.ndarray:
   """One row of pictures a trajectory, left to right as painted: uint8[rows, columns, 3].
 
   A bar under each picture: green where its inspection accepts it, red where it rejects it, blue for a refined
@@ -72,7 +73,7 @@ def strip(trajectories: Sequence[trajectory_lib.Trajectory], *, scale: int = 2, 
   rows = [_bars(t) for t in trajectories]
   pictures = [picture for row in rows for picture, _ in row]
   if not pictures:
-    raise ValueError('A strip needs at least one picture; these trajectories hold none.')
+    raise ValueError('A filmstrip needs at least one picture; these trajectories hold none.')
   height, width = (side * scale for side in pictures[0].shape[:2])
   canvas = np.full((len(rows) * (height + 2 * gap), max(map(len, rows)) * (width + gap), 3), 255, np.uint8)
   for y, row in enumerate(rows):
@@ -134,7 +135,7 @@ def _step(number: int, step: trajectory_lib.Step) -> str:
 
 def _plan(name: str, plan: str) -> str:
   try:
-    instruction, description = trajectory_lib.plan_parts(plan)
+    instruction, description = tags.plan_parts(plan)
   except ValueError:  # written without the grammar: shown as it is
     return f'<p class="name">{name}</p><p class="does">{_text(plan)}</p>'
   return f'<p class="name">{name}</p><p class="does">{_text(instruction)}</p><p class="scene">{_text(description)}</p>'

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from pdgen.core import tags
 from pdgen.core import trajectory as trajectory_lib
 
 _WIDTH = 110
@@ -58,7 +59,7 @@ def stop(trajectory: trajectory_lib.Trajectory) -> str:
 
 def _plan(name: str, plan: str) -> list[str]:
   try:
-    instruction, description = trajectory_lib.plan_parts(plan)
+    instruction, description = tags.plan_parts(plan)
   except ValueError:  # written without the grammar
     return [_paragraph(name, plan)]
   return [_paragraph(name, instruction), _paragraph('', description)]

@@ -30,7 +30,7 @@ where most of a draft was another scene, and 77 where all else was as planned: s
 import collections
 from collections.abc import Iterable, Mapping
 
-from pdgen.core import boxes
+from pdgen.core import geometry
 from pdgen.worlds.shapes import language, prompt_space, scenes
 
 _VERDICT = {True: 'correct', False: 'wrong'}
@@ -102,7 +102,7 @@ def _relation(metadata: prompt_space.Metadata, planned: scenes.Scene) -> list[st
   a, b = (next((o for o in planned if o.shape == s), None) for s in (shape, first['class']))
   if a is None or b is None:
     return []
-  found = boxes.relations(a.box, b.box)
+  found = geometry.spatial_relations(a.box, b.box)
   if not found:
     return []
   keeps = wanted in found

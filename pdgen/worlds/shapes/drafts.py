@@ -8,7 +8,7 @@ import dataclasses
 
 import numpy as np
 
-from pdgen.core import seeding
+from pdgen.core import rng as rng_lib
 from pdgen.core import trajectory as trajectories
 from pdgen.worlds.shapes import critiques, detector, errors, renderer, scenes, stories
 from pdgen.worlds.shapes import trajectories as making
@@ -34,7 +34,7 @@ class DraftRequest:
 
 def draft_request(*, seed: int, index: int) -> DraftRequest:
   """A step of a training story, asked for at random; the steps before it are the world's own and right."""
-  rng = seeding.generator(seed, index, _REQUEST)
+  rng = rng_lib.numpy_rng(seed, index, _REQUEST)
   detour = stories.choose(rng, stories.DETOURS) if rng.random() < making.DETOUR_SHARE else None
   story = stories.tell(rng, split='train', detour=detour)
   beat = int(rng.integers(len(story.beats)))
@@ -57,7 +57,7 @@ def review(request: DraftRequest, draft: np.ndarray) -> trajectories.Trajectory:
   inspection with `<refine>` and the world's right picture. metadata: as of `trajectory`, `self_sampled` True, `error`
   the kind of the first fault (errors.MISALIGNMENTS) or None, `errors` all of them.
   """
-  rng = seeding.generator(request.seed, request.index, _REVIEW)
+  rng = rng_lib.numpy_rng(request.seed, request.index, _REVIEW)
   seen = observed(draft)
   faults = errors.faults(request.scene, seen)
   story, beat = request.story, request.story.beats[request.beat]
@@ -87,7 +87,7 @@ def injected(kind: str | None, *, seed: int, index: int) -> trajectories.Traject
   if kind is not None and kind not in errors.ERROR_KINDS:
     raise ValueError(f'Unknown error kind {kind!r}. Known: {errors.ERROR_KINDS}')
   number = 0 if kind is None else 1 + errors.ERROR_KINDS.index(kind)
-  rng = seeding.generator(seed, index, _INJECTED, number)
+  rng = rng_lib.numpy_rng(seed, index, _INJECTED, number)
   error = None
   if kind in errors.CONFLICTS:
     story, i, error = making.conflict_at(kind, split='heldout', rng=rng)

@@ -8,7 +8,7 @@ import dataclasses
 
 import numpy as np
 
-from pdgen.core import boxes
+from pdgen.core import geometry
 from pdgen.worlds.shapes import critiques, damage, language, prompt_space, renderer, scenes, stories
 
 CONFLICTS = ('conflict_color', 'conflict_shape', 'conflict_count', 'conflict_relation')
@@ -233,11 +233,11 @@ def _conflict_relation(metadata, beat, rng):
   if not beat.before or not beat.new:
     return None
   other, right = beat.before[0], beat.new[0]
-  relation = next(iter(boxes.relations(right.box, other.box)))
+  relation = next(iter(geometry.spatial_relations(right.box, other.box)))
   options = []
   for cell in stories.free_cells(beat.after):
     moved = dataclasses.replace(right, cell=cell)
-    found = boxes.relations(moved.box, other.box)
+    found = geometry.spatial_relations(moved.box, other.box)
     if found and relation not in found:
       options.append((moved, sorted(found)[0]))
   moved, wrong = stories.choose(rng, options)

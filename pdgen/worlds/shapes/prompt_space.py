@@ -24,7 +24,8 @@ import itertools
 from collections.abc import Iterable
 from typing import Any
 
-from pdgen.core import boxes, seeding
+from pdgen.core import geometry
+from pdgen.core import rng as rng_lib
 from pdgen.worlds.shapes import scenes
 
 OPENING = 'a photo of '  # of every prompt, as GenEval's
@@ -54,7 +55,7 @@ def prompts(split: str, *, per_task: int, seed: int = 0) -> list[Metadata]:
   chosen = []
   for number, task in enumerate(TASKS):
     pool = task_prompts(split, task)
-    order = seeding.generator(seed, number).permutation(len(pool))
+    order = rng_lib.numpy_rng(seed, number).permutation(len(pool))
     chosen += [{**pool[order[i % len(pool)]], 'index': i} for i in range(per_task)]
   return chosen
 
@@ -121,7 +122,7 @@ def _everything(task: str) -> Iterable[Metadata]:
       yield _metadata(task, noun(shape, color=color), _object(shape, color=color))
   elif task == 'position':
     for a, b in itertools.permutations(shapes, 2):
-      for relation in boxes.RELATIONS:
+      for relation in geometry.RELATIONS:
         yield _metadata(task, f'{noun(b)} {relation} {noun(a)}', _object(a), _object(b, position=[relation, 0]))
   elif task == 'color_attr':
     for a, b in itertools.permutations(shapes, 2):
@@ -195,7 +196,9 @@ def _held_out() -> frozenset[Combination]:
   pairs = _spread([_pair(a, b) for a, b in itertools.combinations(shapes, 2)], limit=3)
   counts = _spread([('count', s, n) for s in shapes for n in COUNTS], limit=4, twice=COUNTS)
   colored = _spread([('colored', c, s) for c in colors for s in shapes], limit=12, twice=(*shapes, *colors))
-  relations = [_by_hash(_relation(a, r, b) for r in boxes.RELATIONS)[0] for a, b in itertools.combinations(shapes, 2)]
+  relations = [
+    _by_hash(_relation(a, r, b) for r in geometry.RELATIONS)[0] for a, b in itertools.combinations(shapes, 2)
+  ]
   return frozenset((*pairs, *counts, *colored, *relations))
 
 

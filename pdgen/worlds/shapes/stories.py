@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from pdgen.core import boxes
+from pdgen.core import geometry
 from pdgen.worlds.shapes import language, prompt_space, scenes
 
 MAX_BEATS = 5
@@ -162,7 +162,7 @@ def _placements(relation: str) -> tuple[tuple[int, int], ...]:
   return tuple(zip(*sides[relation], strict=True))
 
 
-PLACEMENTS = {relation: _placements(relation) for relation in boxes.RELATIONS}
+PLACEMENTS = {relation: _placements(relation) for relation in geometry.RELATIONS}
 
 
 # --- beats ---

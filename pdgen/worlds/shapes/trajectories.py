@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from pdgen.core import config, seeding
+from pdgen.core import config
+from pdgen.core import rng as rng_lib
 from pdgen.core import trajectory as trajectories
 from pdgen.worlds.shapes import comparisons, errors, language, prompt_space, renderer, scenes, stories
 
@@ -33,7 +34,7 @@ def trajectory(kind: str, *, seed: int, index: int) -> trajectories.Trajectory:
   """
   if kind not in KINDS:
     raise ValueError(f'Unknown kind {kind!r}. Known: {KINDS}')
-  rng = seeding.generator(seed, index, KINDS.index(kind))
+  rng = rng_lib.numpy_rng(seed, index, KINDS.index(kind))
   if kind == 'conflict':
     return _conflict(rng)
   if kind == 'misalignment':

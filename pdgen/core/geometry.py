@@ -1,0 +1,31 @@
+"""Boxes and how they lie to each other: GenEval's rule, for the scorer and for the world that lays scenes out by it."""
+
+import math
+
+RELATIONS = ('left of', 'right of', 'above', 'below')
+
+
+def spatial_relations(a: tuple[float, ...], b: tuple[float, ...]) -> set[str]:
+  """Where box `a` is relative to box `b`, by GenEval's rule: {'left of', 'right of', 'above', 'below'} or a part of it.
+
+  Boxes are (x0, y0, x1, y1). The offset of the centres is shortened by a tenth of the summed sizes and divided by its
+  length; more than a half along an axis is a relation (GenEval, `relative_position`).
+
+  >>> spatial_relations((0, 0, 9, 9), (11, 0, 20, 9))
+  {'left of'}
+  >>> sorted(spatial_relations((0, 0, 9, 9), (11, 11, 20, 20)))
+  ['above', 'left of']
+  """
+  dx, dy = (a[0] + a[2] - b[0] - b[2]) / 2, (a[1] + a[3] - b[1] - b[3]) / 2
+  x = _shorten(dx, 0.1 * (abs(a[2] - a[0]) + abs(b[2] - b[0])))
+  y = _shorten(dy, 0.1 * (abs(a[3] - a[1]) + abs(b[3] - b[1])))
+  if max(abs(x), abs(y)) < 1e-3:
+    return set()
+  length = math.hypot(dx, dy)
+  x, y = x / length, y / length
+  found = {'left of': x < -0.5, 'right of': x > 0.5, 'above': y < -0.5, 'below': y > 0.5}
+  return {name for name, holds in found.items() if holds}
+
+
+def _shorten(offset: float, by: float) -> float:
+  return math.copysign(max(abs(offset) - by, 0.0), offset)

@@ -1,0 +1,134 @@
+"""Machines that pdgen is compiled for without having them: what a device holds and how fast it is, by its maker."""
+
+import dataclasses
+import math
+import re
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Accelerator:
+  """One device, and how devices are joined.
+
+  Attributes:
+    platform: of JAX: `tpu`, `cuda` or `cpu`.
+    memory: bytes a program may use on a device; None: as much as the host has.
+    flops: bfloat16 multiply-adds, two a pair, a second.
+    memory_bandwidth: bytes a second.
+    link_bandwidth: bytes a second that a device sends to others of its host (of its slice on TPU).
+    network_bandwidth: bytes a second that a device sends to other hosts.
+    host_devices: devices of a host.
+  """
+
+  platform: str
+  memory: int | None
+  flops: float
+  memory_bandwidth: float
+  link_bandwidth: float
+  network_bandwidth: float
+  host_devices: int
+
+
+MACHINES = {
+  # 80 GB HBM3, of which CUDA, NCCL and XLA's own reserve leave 94 %; NVLink 4 one way; 400 Gbit/s InfiniBand a GPU.
+  'h100': Accelerator(
+    platform='cuda',
+    memory=int(0.94 * 84_942_979_072),
+    flops=989e12,
+    memory_bandwidth=3.35e12,
+    link_bandwidth=450e9,
+    network_bandwidth=50e9,
+    host_devices=8,
+  ),
+  # ICI: six links of 100 GB/s one way on v5p, four of 112 GB/s on v6e; one slice, so that the network is ICI too.
+  'v5p': Accelerator(
+    platform='tpu',
+    memory=int(95.2 * GIB),
+    flops=459e12,
+    memory_bandwidth=2.765e12,
+    link_bandwidth=600e9,
+    network_bandwidth=600e9,
+    host_devices=4,
+  ),
+  'v6e': Accelerator(
+    platform='tpu',
+    memory=int(31.2 * GIB),
+    flops=918e12,
+    memory_bandwidth=1.64e12,
+    link_bandwidth=448e9,
+    network_bandwidth=448e9,
+    host_devices=4,
+  ),
+  # A core of a laptop each: the order of magnitude, for estimates that are printed beside a compilation for tests.
+  'cpu': Accelerator(
+    platform='cpu',
+    memory=None,
+    flops=1e11,
+    memory_bandwidth=2e10,
+    link_bandwidth=1e10,
+    network_bandwidth=1e9,
+    host_devices=8,
+  ),
+}
+
+# An H100 SXM5 in the terms of XLA (GpuTargetConfigProto): what it must know to compile for one that is not there.
+H100_TARGET = """
+gpu_device_info {
+  threads_per_block_limit: 1024
+  threads_per_warp: 32
+  shared_memory_per_block: 49152
+  shared_memory_per_core: 233472
+  threads_per_core_limit: 2048
+  core_count: 132
+  fpus_per_core: 128
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+  memory_bandwidth: 3352320000000
+  l2_cache_size: 52428800
+  clock_rate_ghz: 1.98
+  device_memory_size: 84942979072
+  shared_memory_per_block_optin: 232448
+  cuda_compute_capability { major: 9 }
+  registers_per_core_limit: 65536
+  registers_per_block_limit: 65536
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 10 }
+runtime_version { major: 12 minor: 8 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Topology:
+  """So many devices of a machine, as `--target` names them. shape: of a TPU slice, or (devices,)."""
+
+  name: str
+  kind: str
+  shape: tuple[int, ...]
+
+  @property
+  def devices(self) -> int:
+    return math.prod(self.shape)
+
+  @property
+  def machine(self) -> Accelerator:
+    return MACHINES[self.kind]
+
+
+def parse(name: str) -> Topology:
+  """Reads `h100:8`, `v5p:4x4x4`, `v6e:16x16`, `cpu:8`. Raises ValueError for anything else.
+
+  >>> parse('v6e:16x16').devices
+  256
+  """
+  kind, _, shape = name.partition(':')
+  axes = {'v5p': 3, 'v6e': 2}.get(kind, 1)
+  if kind not in MACHINES or not re.fullmatch('x'.join([r'[1-9]\d*'] * axes), shape):
+    raise ValueError(f'Unknown target {name!r}. Targets read like h100:8, h100:64, v5p:4x4x4, v6e:16x16, cpu:8.')
+  target = Topology(name=name, kind=kind, shape=tuple(int(n) for n in shape.split('x')))
+  if target.devices > target.machine.host_devices and target.devices % target.machine.host_devices:
+    raise ValueError(f'Topology {name!r} has {target.devices} devices; hosts have {target.machine.host_devices} each.')
+  return target

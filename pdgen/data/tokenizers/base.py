@@ -1,0 +1,87 @@
+"""The tokenizer interface: exact round trip, and ids of structure that no typed text can reach.
+
+Special ids (`core.config.Specials`) are known to no vocabulary: they are composed by code, so that `<|im_end|>` or
+`<refine>` in a user's prompt stays plain text.
+"""
+
+import abc
+import functools
+from collections.abc import Sequence
+
+from pdgen.core import config, tags
+
+STRUCTURE = {
+  'im_start': '<|im_start|>',
+  'im_end': '<|im_end|>',
+  'vision_start': '<|vision_start|>',
+  'vision_end': '<|vision_end|>',
+  'endoftext': '<|endoftext|>',
+}
+SPECIAL_TEXTS = {**STRUCTURE, **tags.TAGS}  # Text of every special token, by its name in `Specials`.
+
+_CACHED_TEXTS = 65_536
+
+
+class Tokenizer(abc.ABC):
+  """What every tokenizer offers; a subclass brings a vocabulary (sentencepiece here, Qwen2's for BAGEL).
+
+  Attributes:
+    specials: ids of the structure tokens and tags.
+    vocab_size: ids in use, specials included; rows of the embedding beyond it are never produced by `encode`.
+  """
+
+  def __init__(self, *, specials: config.Specials, vocab_size: int):
+    self.specials = specials
+    self.vocab_size = vocab_size
+    self._special_text = {getattr(specials, name): text.encode() for name, text in SPECIAL_TEXTS.items()}
+    self._encode_cached = functools.lru_cache(_CACHED_TEXTS)(self._encode_exact)
+    self._encode_with_tags_cached = functools.lru_cache(_CACHED_TEXTS)(self._encode_tagged)
+
+  @abc.abstractmethod
+  def _encode_exact(self, text: str) -> tuple[int, ...]:
+    """Ids of plain text, none of them special; their bytes joined are the text's UTF-8."""
+
+  @abc.abstractmethod
+  def _token_bytes(self, token_id: int) -> bytes:
+    """UTF-8 bytes, maybe a part of a character, of one id that is not special."""
+
+  def encode(self, text: str) -> list[int]:
+    """Ids of text as a user types it; a special token or tag written in it stays text.
+
+    Raises: ValueError for a lone surrogate, which is no Unicode text.
+    """
+    return list(self._encode_cached(text))
+
+  def encode_with_tags(self, text: str) -> list[int]:
+    r"""Ids of text that a model wrote: the tags of `core.tags`, every spelling, become tag ids; all else is text."""
+    return list(self._encode_with_tags_cached(text))
+
+  def decode(self, ids: Sequence[int]) -> str:
+    """Text of ids, exactly what was encoded. Tags and structure tokens come back as their text.
+
+    Bytes that are no UTF-8 and ids outside the vocabulary, which an untrained model may write, come back as U+FFFD.
+    """
+    return b''.join(self._bytes(int(i)) for i in ids).decode('utf-8', errors='replace')
+
+  def _valid(self, text: str) -> str:
+    try:
+      text.encode()
+    except UnicodeEncodeError as error:
+      raise ValueError(f'{text!r} holds a lone surrogate: it is no Unicode text. Decode its bytes properly.') from error
+    return text
+
+  def _bytes(self, token_id: int) -> bytes:
+    if token_id in self._special_text:
+      return self._special_text[token_id]
+    if not 0 <= token_id < self.vocab_size:
+      return '\ufffd'.encode()
+    return self._token_bytes(token_id)
+
+  def _encode_tagged(self, text: str) -> tuple[int, ...]:
+    ids: list[int] = []
+    for part in tags.split(text):
+      if part in tags.NAMES:
+        ids.append(getattr(self.specials, tags.NAMES[part]))
+      else:
+        ids.extend(self._encode_cached(part))
+    return tuple(ids)

@@ -1,0 +1,189 @@
+"""Qwen2's byte-level BPE, as BAGEL uses it: `tokenizer.json`, or `vocab.json` with `merges.txt`.
+
+Added tokens are taken out of the file before the `tokenizers` package sees it, which would else find them in any text:
+`<|vision_start|>` that a user types is ordinary pieces here, and its id is composed by code alone.
+
+Where the ids come from. The five of structure are Qwen2's own added tokens; one that a file lacks is appended, as
+BAGEL's `add_special_tokens` does. The six tags of the paper (`<ins>` ..) are in no Qwen2 vocabulary. They get one id
+each, the first after the last id in use, among the rows by which the embedding is padded (Qwen2.5: ids 151,665 to
+151,670 of 152,064 rows), so that no weight changes its shape (ours). The alternative is several pieces of plain text a
+tag, which is what the paper's authors most likely train, who report no new tokens. But then what a user types and what
+the model opens would look the same, and the grammar (`sampling.grammar`), which allows or forces one id, would have
+to follow strings. What it would save is small: six rows that begin untrained, which whoever fine-tunes on plans trains
+anyway; no public weights know the tags in either form.
+"""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import tokenizers
+
+from pdgen.core import config, tags
+from pdgen.data.tokenizers import base
+
+JSON, VOCAB, MERGES, SETTINGS = 'tokenizer.json', 'vocab.json', 'merges.txt', 'tokenizer_config.json'
+FILES = (JSON, VOCAB, MERGES, SETTINGS)
+
+# Qwen2's order of the added tokens, then BAGEL's of those that it adds.
+_ORDER = ('endoftext', 'im_start', 'im_end', 'vision_start', 'vision_end')
+# (Qwen2) How text is cut before the merges: contractions, words, single digits, punctuation, white space.
+_CUT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+class ByteLevel(base.Tokenizer):
+  """A byte-level BPE. Ids need not be dense: an id that nothing has decodes to U+FFFD.
+
+  Text is normalised as the vocabulary wants it (Qwen2: NFC), so that what comes back is the NFC form of what was typed.
+  """
+
+  def __init__(self, description: Mapping[str, Any], *, added: Mapping[str, int]):
+    """description: the content of a tokenizer.json. added: text and id of the added tokens, tags or not.
+
+    Raises: ValueError for a model that is no byte-level BPE, or one that reaches an added token from typed text.
+    """
+    kind = description['model'].get('type', 'BPE')
+    if kind != 'BPE':
+      raise ValueError(f'The tokenizer is a {kind}; BAGEL needs the byte-level BPE of Qwen2.')
+    plain = {**description, 'added_tokens': [], 'post_processor': None}
+    self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(plain))
+    byte_of = {sign: byte for byte, sign in byte_signs().items()}
+    vocabulary = {piece: i for piece, i in description['model']['vocab'].items() if piece not in added}
+    missing = sorted(byte for sign, byte in byte_of.items() if sign not in vocabulary)
+    if missing:
+      raise ValueError(f'The tokenizer lacks pieces for {len(missing)} bytes (the first is {missing[0]}); it is no '
+                       'byte-level BPE.')  # fmt: skip
+    self._pieces = {i: bytes(byte_of[sign] for sign in piece) for piece, i in vocabulary.items()}
+    self._pieces |= {i: text.encode() for text, i in added.items()}
+    ids = _specials(added, end=max(self._pieces) + 1)
+    clash = sorted(name for name, i in ids.items() if self._pieces.get(i, b'') not in (b'', _TEXTS[name].encode()))
+    if clash:
+      raise ValueError(f'The ids of {clash} are those of other tokens. The vocabulary is damaged.')
+    super().__init__(specials=config.Specials(**ids), vocab_size=max([*self._pieces, *ids.values()]) + 1)
+    reachable = [text for text in {**added, **dict.fromkeys(_TEXTS.values())} if self._reaches(text, added)]
+    if reachable:
+      raise ValueError(f'The vocabulary itself holds {reachable}: typed text would become an id of structure.')
+
+  def _reaches(self, text: str, added: Mapping[str, int]) -> bool:
+    return bool({*vars(self.specials).values(), *added.values()} & set(self._encode_exact(text)))
+
+  def _encode_exact(self, text: str) -> tuple[int, ...]:
+    return tuple(self._tokenizer.encode(self._valid(text), add_special_tokens=False).ids)
+
+  def _token_bytes(self, token_id: int) -> bytes:
+    return self._pieces.get(token_id, '\ufffd'.encode())
+
+
+def is_tokenizer(folder: pathlib.Path) -> bool:
+  """Whether the folder holds the files of a byte-level BPE."""
+  return (folder / JSON).is_file() or (folder / VOCAB).is_file() and (folder / MERGES).is_file()
+
+
+def read(folder: pathlib.Path) -> ByteLevel:
+  """The tokenizer of a folder: of tokenizer.json if it is there, else of vocab.json, merges.txt, tokenizer_config.json.
+
+  Raises: ValueError naming the folder and what is wrong with its files.
+  """
+  try:
+    if (folder / JSON).is_file():
+      description = json.loads((folder / JSON).read_text(encoding='utf-8'))
+      added = {token['content']: token['id'] for token in description.get('added_tokens', ())}
+    else:
+      description = describe(folder / VOCAB, folder / MERGES)
+      added = {}
+    added |= _added_by_settings(folder)
+    return ByteLevel(description, added=added)
+  except (ValueError, KeyError, TypeError) as error:  # JSONDecodeError is a ValueError
+    raise ValueError(f'The tokenizer in {folder} cannot be used: {error}') from error
+
+
+def describe(vocab: pathlib.Path, merges: pathlib.Path) -> dict[str, Any]:
+  """The content of a tokenizer.json for a vocab.json and a merges.txt, cut and normalised as Qwen2's are."""
+  made = tokenizers.Tokenizer(tokenizers.models.BPE.from_file(str(vocab), str(merges)))
+  return json.loads(_as_qwen2(made).to_str())
+
+
+def bytes_only(specials: Mapping[str, int], *, rows: int) -> dict[str, Any]:
+  """The content of a tokenizer.json whose pieces are the 256 bytes, for weights that come without a vocabulary.
+
+  specials: the ids that are known, by name. The bytes, then the other names, get the first free ids. rows: of the
+  embedding.
+
+  Raises: ValueError when they do not fit into the rows.
+  """
+  free = [i for i in range(rows) if i not in specials.values()]
+  others = [name for name in _TEXTS if name not in specials]
+  if max(specials.values(), default=0) >= rows or len(free) < 256 + len(others):
+    raise ValueError(
+      f'{rows} rows of the embedding do not hold 256 bytes and the {len(_TEXTS)} tokens of structure '
+      f'({dict(specials)} given). Put the vocabulary of the model beside its weights.'
+    )
+  ids = {**specials, **dict(zip(others, free[256:], strict=False))}
+  vocabulary = {sign: i for (_, sign), i in zip(sorted(byte_signs().items()), free, strict=False)}
+  made = _as_qwen2(tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=[])))
+  added = [dict(id=i, content=_TEXTS[name], **_ADDED) for name, i in sorted(ids.items(), key=lambda pair: pair[1])]
+  return {**json.loads(made.to_str()), 'added_tokens': added}
+
+
+def prepare(folder: pathlib.Path, specials: Mapping[str, int], rows: int):
+  """Checks the tokenizer in the folder of an imported model, or writes one of bytes where there is none.
+
+  Args:
+    folder: with the tokenizer's files, if the model has any.
+    specials: ids that the model's config states, by name.
+    rows: of its embedding.
+
+  Raises: ValueError where the tokenizer has other ids, or more ids than the embedding has rows.
+  """
+  if not is_tokenizer(folder):
+    print(f'{folder.parent.name} has no tokenizer: texts are read and written as bytes.')
+    (folder / JSON).write_text(json.dumps(bytes_only(specials, rows=rows)), encoding='utf-8')
+  words = read(folder)
+  if words.vocab_size > rows or any(getattr(words.specials, name) != i for name, i in specials.items()):
+    raise ValueError(
+      f'The tokenizer has {words.vocab_size} ids, {words.specials}. It does not fit: the weights have {rows} rows, and '
+      f'config.json says {dict(specials)}.'
+    )
+
+
+def byte_signs() -> dict[int, str]:
+  """The printable sign that stands for each byte in a byte-level vocabulary (GPT-2).
+
+  >>> signs = byte_signs()
+  >>> signs[ord('a')], signs[ord(' ')], len(set(signs.values()))
+  ('a', 'Ġ', 256)
+  """
+  printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+  others = [byte for byte in range(256) if byte not in printable]
+  return {**{byte: chr(byte) for byte in printable}, **{byte: chr(256 + n) for n, byte in enumerate(others)}}
+
+
+_TEXTS = base.SPECIAL_TEXTS
+_ADDED = dict(single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
+
+
+def _as_qwen2(made: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+  split = tokenizers.pre_tokenizers.Split(tokenizers.Regex(_CUT), behavior='isolated')
+  to_bytes = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+  made.normalizer = tokenizers.normalizers.NFC()
+  made.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([split, to_bytes])
+  made.decoder = tokenizers.decoders.ByteLevel()
+  return made
+
+
+def _specials(added: Mapping[str, int], *, end: int) -> dict[str, int]:
+  """Ids of structure and tags: those of added tokens; the others follow, from `end`."""
+  ids = {}
+  for name in (*_ORDER, *tags.TAGS):
+    known = added.get(_TEXTS[name])
+    ids[name] = end if known is None else known
+    end += known is None
+  return ids
+
+
+def _added_by_settings(folder: pathlib.Path) -> dict[str, int]:
+  """Added tokens that tokenizer_config.json lists."""
+  path = folder / SETTINGS
+  listed = json.loads(path.read_text(encoding='utf-8')).get('added_tokens_decoder', {}) if path.is_file() else {}
+  return {token['content']: int(i) for i, token in listed.items()}

@@ -1,0 +1,25 @@
+"""Choosing the next token of each trajectory from its own key."""
+
+import jax
+import jax.numpy as jnp
+
+
+def sample(
+  logits: jax.Array, allowed: jax.Array, keys: jax.Array, counts: jax.Array, temperature: jax.Array
+) -> jax.Array:
+  """The next token ids, int32[B].
+
+  logits: f32[B, V]. allowed: bool[B, V]; at least one True a row. keys: one key a trajectory; counts: int32[B] tokens
+  chosen so far, folded into the key, so that a trajectory's choices do not depend on its neighbours.
+  temperature: f32[]; 0 = greedy.
+  """
+  logits = jnp.where(allowed, logits, -jnp.inf)
+
+  def noised(logits: jax.Array) -> jax.Array:
+    draw = lambda key, count: jax.random.gumbel(jax.random.fold_in(key, count), logits.shape[1:])
+    return logits + temperature * jax.vmap(draw)(keys, counts)
+
+  # Gumbel-max: argmax(logits + temperature * gumbel) samples from softmax(logits / temperature).
+  # Greedy text, the default, does without the noise: for BAGEL's vocabulary it is 150,000 numbers a token.
+  logits = jax.lax.cond(temperature > 0, noised, lambda logits: logits, logits)
+  return jnp.argmax(logits, axis=-1).astype(jnp.int32)

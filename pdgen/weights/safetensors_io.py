@@ -1,0 +1,167 @@
+"""Safetensors files of any size through a few megabytes: slices read from a memory map, files written front to back.
+
+The safetensors package reads a tensor as a whole, into memory of its own. A process that holds a 256th of a weight
+should read a 256th of it, and a file that is converted should never be in memory at all.
+"""
+
+import hashlib
+import json
+import math
+import os
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+BLOCK = 32 * 2**20  # Bytes that are mapped, or written, together.
+
+DTYPES = {'F32': np.dtype(np.float32), 'F16': np.dtype(np.float16), 'BF16': np.dtype(jnp.bfloat16)}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+Index = tuple[int | slice, ...]
+
+
+class TensorInfo(NamedTuple):
+  """What a tensor is like."""
+
+  dtype: np.dtype
+  shape: tuple[int, ...]
+
+  @property
+  def bytes(self) -> int:
+    return math.prod(self.shape) * self.dtype.itemsize
+
+
+class Reader:
+  """A file that is open for slices. Only its header is read at once.
+
+  Attributes:
+    infos: of every tensor, in the order of the header.
+    header: the file up to its first tensor, byte for byte.
+  """
+
+  def __init__(self, path: str | os.PathLike):
+    """Raises: ValueError naming the file when it is no safetensors file, or cut short, or of another dtype."""
+    self.path = pathlib.Path(path)
+    size = self.path.stat().st_size
+    with self.path.open('rb') as file:
+      length = int.from_bytes(file.read(8), 'little')
+      if length + 8 > size:
+        raise ValueError(f'{path} is no safetensors file, or is cut short. Fetch it again.')
+      file.seek(0)
+      self.header = file.read(8 + length)
+    self.infos, self._starts = _parse(self.header, path)
+    end = max((start + self.infos[name].bytes for name, start in self._starts.items()), default=len(self.header))
+    if end != size:
+      raise ValueError(f'{path} has {size} bytes, but its header tells of {end}. Fetch it again.')
+
+  def read(self, name: str, index: Index = ()) -> np.ndarray:
+    """`tensor[index]` as an array of its own. index: integers first, then slices without step; missing ones are whole.
+
+    No more than that and `BLOCK` bytes are ever in memory.
+    """
+    info, start = self.infos[name], self._starts[name]
+    shape = info.shape
+    while index and not isinstance(index[0], slice):
+      start += index[0] * math.prod(shape[1:]) * info.dtype.itemsize
+      index, shape = index[1:], shape[1:]
+    bounds = [slice(*i.indices(n)) for i, n in zip([*index, *[slice(None)] * len(shape)], shape, strict=False)]
+    out = np.empty([b.stop - b.start for b in bounds], info.dtype)
+    if out.size:
+      # A scalar is a row of one.
+      self._fill(out.reshape(out.shape or (1,)), start, shape or (1,), bounds or [slice(0, 1)])
+    return out
+
+  def _fill(self, out: np.ndarray, start: int, shape: tuple[int, ...], bounds: list[slice]):
+    row = math.prod(shape[1:]) * out.dtype.itemsize
+    first, stop = bounds[0].start, bounds[0].stop
+    if row > BLOCK and len(shape) > 1:
+      for i in range(first, stop):
+        self._fill(out[i - first], start + i * row, shape[1:], bounds[1:])
+      return
+    rows = max(1, BLOCK // row)
+    for i in range(first, stop, rows):
+      count = min(rows, stop - i)
+      # A map of its own for every block: pages of a file that stay mapped count as memory of the process.
+      block = np.memmap(self.path, out.dtype, 'r', offset=start + i * row, shape=(count, *shape[1:]))
+      out[i - first : i - first + count] = block[(slice(None), *bounds[1:])]
+
+
+def write(path: str | os.PathLike, header: bytes, blocks: Iterable[np.ndarray]) -> str:
+  """Writes header and blocks, one after the other. Returns the file's SHA-256.
+
+  Raises: ValueError when the blocks are not as many bytes as the header tells of.
+  """
+  digest = hashlib.sha256(header)
+  with open(path, 'wb') as file:
+    file.write(header)
+    for block in blocks:
+      data = np.ascontiguousarray(block).reshape(-1).view(np.uint8).data
+      digest.update(data)
+      file.write(data)
+    infos, starts = _parse(header, path)
+    end = max((starts[name] + info.bytes for name, info in infos.items()), default=len(header))
+    if file.tell() != end:
+      raise ValueError(f'{path}: {file.tell()} bytes were written, but its header tells of {end}.')
+  return digest.hexdigest()
+
+
+def header(infos: Mapping[str, TensorInfo]) -> bytes:
+  """The header of a file that holds the tensors one after the other, as the safetensors package aligns it."""
+  entries, end = {}, 0
+  for name, info in infos.items():
+    entries[name] = dict(dtype=_NAMES[info.dtype], shape=list(info.shape), data_offsets=[end, end + info.bytes])
+    end += info.bytes
+  text = json.dumps(entries, separators=(',', ':')).encode()
+  text += b' ' * (-len(text) % 8)
+  return len(text).to_bytes(8, 'little') + text
+
+
+def tensor_infos(header_bytes: bytes) -> dict[str, TensorInfo]:
+  """What a header tells of its tensors, in its order."""
+  return _parse(header_bytes, 'the file')[0]
+
+
+def names_in_order(header_bytes: bytes) -> list[str]:
+  """Names of the tensors in the order in which they lie in the file, which need not be the header's."""
+  _, starts = _parse(header_bytes, 'the file')
+  return sorted(starts, key=starts.get)
+
+
+def sha256(path: str | os.PathLike) -> str:
+  with open(path, 'rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def block_slices(length: int, row_bytes: int) -> Iterator[slice]:
+  """Slices of an axis that take at most `BLOCK` bytes each.
+
+  >>> list(block_slices(5, BLOCK // 2))
+  [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
+  """
+  step = max(1, BLOCK // max(1, row_bytes))
+  return (slice(i, min(i + step, length)) for i in range(0, length, step))
+
+
+def _parse(header_bytes: bytes, path: str | os.PathLike) -> tuple[dict[str, TensorInfo], dict[str, int]]:
+  """Kinds of the tensors, and where in the file each begins."""
+  infos, starts, unknown = {}, {}, set()
+  try:
+    for name, entry in json.loads(header_bytes[8:]).items():
+      if name == '__metadata__':
+        continue
+      if entry['dtype'] not in DTYPES:
+        unknown.add(entry['dtype'])
+        continue
+      infos[name] = TensorInfo(DTYPES[entry['dtype']], tuple(entry['shape']))
+      first, last = entry['data_offsets']
+      if last - first != infos[name].bytes:
+        raise ValueError(f'{name} does not fit its place')
+      starts[name] = len(header_bytes) + first
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    raise ValueError(f'The header of {path} is damaged ({error}). Fetch it again.') from error
+  if unknown:
+    raise ValueError(f'{path} holds {sorted(unknown)}; weights may be {sorted(DTYPES)}.')
+  return infos, starts

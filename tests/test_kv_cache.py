@@ -1,0 +1,144 @@
+"""Cached decoding gives what one forward over the whole row gives, wherever in the cache its tokens lie."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from support import toy
+
+from pdgen.core import packed
+from pdgen.models import attention, interleaved
+from pdgen.models.attention import decode
+from pdgen.sampling import kv_cache, spans
+
+# float32 sums of another length or order, on values of size 1 to 4.
+TOLERANCE = 1e-5
+# (config, slots of the cache beyond those that are used; with many, the keys are several blocks). A ViT copy has enough
+# tokens to be attended to in blocks.
+CASES = {
+  'latents': (toy.MODEL, 5),
+  'latents_and_vit': (toy.WITH_VIT, 5),
+  'blockwise': (dataclasses.replace(toy.WITH_VIT, attention='blockwise'), 300),
+}
+NOISED = dataclasses.replace(toy.PLAIN, noised_copies=2, drop_text=0.5)
+
+
+@jax.jit(static_argnums=0)
+def _hidden(graphdef, params, batch, z, t):
+  return nnx.merge(graphdef, params).hidden(batch, z, t)
+
+
+@jax.jit(static_argnums=0)
+def _extend(graphdef, params, batch, z, t, cache, slots):
+  """Reads a chunk, then writes it in the cache, noised copies excepted."""
+  hidden, kv = nnx.merge(graphdef, params).extend(batch, z, t, cache)
+  tokens = spans.concatenate(batch.und.tokens, batch.gen.tokens)
+  kept = tokens._replace(segment=jnp.where(tokens.noised > 0, 0, tokens.segment))
+  return hidden, kv_cache.write(cache, kv, kept, slots, after=hidden.und)
+
+
+def _chunks(row):
+  """(und indices, gen indices) of each chunk in order: a text token, or a whole picture copy."""
+  und, gen = row.und.tokens, row.gen.tokens
+  starts = {}
+  for i, (span, order) in enumerate(zip(und.span.tolist(), und.order.tolist(), strict=True)):
+    starts.setdefault(('span', span) if span else ('text', order), []).append(i)
+  for (kind, name), members in sorted(starts.items(), key=lambda item: und.order[item[1][0]]):
+    yield np.array(members), np.flatnonzero(gen.span == name) if kind == 'span' else np.zeros(0, int)
+
+
+@pytest.mark.parametrize(('cfg', 'spare'), CASES.values(), ids=CASES)
+def test_in_chunks_equals_at_once(cfg, spare):
+  row = toy.row(toy.full_trajectory(), cfg, sequence_config=NOISED, seed=3)
+  noised = row.gen.copy > 0
+  rng = np.random.default_rng(0)
+  z = rng.normal(size=(1, len(noised), 192)).astype(np.float32)
+  t = np.where(noised, rng.random(len(noised)), 0).astype(np.float32)[None]
+  graphdef, params = interleaved.graphdef(cfg), toy.params(cfg)
+  batch = jax.tree.map(lambda x: x[None], row)
+  want = jax.device_get(_hidden(graphdef, params, batch, z, t))
+
+  length = len(row.und.label) + len(noised)
+  free = rng.permutation(length + spare)  # Any slot will do: metadata says who sees whom.
+  cache = kv_cache.empty(cfg, batch=1, slots=length + spare)
+  sizes = set()
+  for u, g in _chunks(row):
+    pictures = batch.pictures if (row.und.picture[u] >= 0).any() else batch.pictures[:, :0]
+    und, gen = (jax.tree.map(lambda x, i=i: x[:, i], s) for s, i in ((batch.und, u), (batch.gen, g)))
+    slots, free = free[None, : len(u) + len(g)], free[len(u) + len(g) :]
+    chunk = packed.PackedBatch(und, gen, pictures)
+    got, cache = _extend(graphdef, params, chunk, z[:, g], t[:, g], cache, slots)
+    np.testing.assert_allclose(got.und, want.und[:, u], atol=TOLERANCE)
+    np.testing.assert_allclose(got.gen, want.gen[:, g], atol=TOLERANCE)
+    sizes.add((len(u), len(g)))
+  assert len(free) == spare
+  assert sizes == {(1, 0), (2, 4)} | ({(18, 0)} if cfg.vit else set())
+  # Four pictures, one of them a rejected draft: six noised copies of four patches and two boundary tokens.
+  assert int((cache.tokens.segment > 0).sum()) == length - 6 * 6
+
+
+def test_an_empty_slot_and_a_row_that_does_not_take_part_stay_as_they_are():
+  cache = kv_cache.empty(toy.MODEL, batch=2, slots=5)
+  assert cache.k.shape == cache.v.shape == (2, 2, 5, 2, 8)
+  rng = np.random.default_rng(0)
+  kv = tuple(jnp.asarray(rng.normal(size=(2, 2, 2, 2, 8)), jnp.float32) for _ in range(2))
+  fields = dict(order=[[7, 8], [3, 4]], reach=[[7, 8], [9, 9]], span=[[0, 0], [4, 4]], noised=[[0, 0], [0, 0]])
+  tokens = packed.TokenMeta(segment=[[1, 1], [1, 0]], position=[[6, 5], [4, 4]], **fields)
+  tokens = packed.TokenMeta(*map(jnp.asarray, tokens))
+  after = jax.jit(kv_cache.write)(cache, kv, tokens, jnp.array([[3, 0], [2, 2]]), after=np.ones((2, 2, 16)))
+  cache, after = jax.device_get((cache, after))
+  np.testing.assert_array_equal(after.tokens.segment, [[1, 0, 0, 1, 0], [0, 0, 1, 0, 0]])
+  np.testing.assert_array_equal(after.tokens.position, [[5, 0, 0, 6, 0], [0, 0, 4, 0, 0]])
+  np.testing.assert_array_equal(after.tokens.order, [[8, 0, 0, 7, 0], [0, 0, 3, 0, 0]])
+  np.testing.assert_array_equal(after.tokens.span, [[0, 0, 0, 0, 0], [0, 0, 4, 0, 0]])
+  for old, new, written in zip(cache[:2], after[:2], kv, strict=True):
+    np.testing.assert_array_equal(new[:, 0, [3, 0]], written[:, 0])
+    np.testing.assert_array_equal(new[:, 1, 2], written[:, 1, 0])
+    np.testing.assert_array_equal(new[:, 0, [1, 2, 4]], old[:, 0, [1, 2, 4]])
+    np.testing.assert_array_equal(new[:, 1, [0, 1, 3, 4]], old[:, 1, [0, 1, 3, 4]])
+  assert (after.k != after.v).any()
+
+
+def test_writing_does_not_touch_what_is_there():
+  write = functools.partial(jax.jit(kv_cache.write), after=np.ones((1, 1, 16), np.float32))
+  ones = np.ones((2, 1, 1, 2, 8), np.float32)
+  token = packed.TokenMeta(*(np.ones((1, 1), np.int32),) * 6)
+  cache = kv_cache.empty(toy.MODEL, batch=1, slots=4)
+  cache = write(cache, (ones, 2 * ones), token, np.array([[1]]))
+  cache = write(cache, (3 * ones, 4 * ones), token._replace(order=np.array([[9]], np.int32)), np.array([[2]]))
+  cache = jax.device_get(cache)
+  np.testing.assert_array_equal(cache.k[0, 0, :, 0, 0], [0, 1, 3, 0])
+  np.testing.assert_array_equal(cache.v[0, 0, :, 0, 0], [0, 2, 4, 0])
+  np.testing.assert_array_equal(cache.tokens.order, [[0, 1, 9, 0]])
+
+
+def test_chunks_that_nobody_sees_are_not_read():
+  """Those that are come first. What stands in the others does not matter: here it would make everything NaN."""
+  chunk, heads = decode.CHUNK, (2, 4)
+  segment = np.zeros((2, 5 * chunk - 7), np.int32)
+  segment[0, chunk + 3], segment[1, -1], segment[1, 2 * chunk] = 1, 1, 3
+  zeros = np.zeros_like(segment)
+  cache = packed.TokenMeta(segment, zeros, zeros, zeros, zeros, zeros)
+  ones = np.ones((2, 1), np.int32)
+  query = packed.TokenMeta(ones, ones, ones, 0 * ones, 0 * ones, ones)
+  chunks = decode.prepare(query, cache)
+  assert chunks.order[: int(chunks.count)].tolist() == [1, 4]
+
+  rng = np.random.default_rng(0)
+  q, k, v = (jnp.asarray(rng.normal(size=(2, 1, *heads)), jnp.float32) for _ in range(3))
+  stored = rng.normal(size=(2, 2, 2, segment.shape[1], *heads)).astype(np.float32)
+  stored[:, 0] = np.nan  # another layer
+  stored[:, 1, :, :chunk] = stored[:, 1, :, 2 * chunk : 4 * chunk - 7] = np.nan
+  got = chunks.attend(q, k, v, attention.KVCacheLayer(*map(jnp.asarray, stored), jnp.int32(1)))
+  layer = attention.KVCacheLayer(*np.nan_to_num(stored), 1)
+  want = attention.attend(attention.prepare('reference', query, query, cache), q, k, v, layer)
+  np.testing.assert_allclose(got, want, atol=TOLERANCE)
+
+
+def test_the_cache_is_kept_in_the_compute_dtype():
+  cfg = dataclasses.replace(toy.MODEL, dtype='bfloat16')
+  assert kv_cache.empty(cfg, batch=1, slots=1).k.dtype == jnp.bfloat16

@@ -1,0 +1,92 @@
+"""Slices of safetensors files are what the package reads; what is written it can read; damage is named."""
+
+import json
+
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from pdgen.weights import safetensors_io
+
+
+@pytest.fixture
+def tensors() -> dict[str, np.ndarray]:
+  rng = np.random.default_rng(0)
+  return {
+    'a': rng.normal(size=(3, 40, 24)).astype(np.float32),
+    'b': rng.normal(size=(7, 5)).astype(np.float16),
+    'c': np.float32(3.5),
+    'd': rng.normal(size=(9,)).astype(ml_dtypes.bfloat16),
+    'e': np.zeros((0, 4), np.float32),
+  }
+
+
+@pytest.fixture(params=[32 * 2**20, 100, 7])
+def small_blocks(request, monkeypatch):
+  """Blocks that hold everything, a few rows, and less than one."""
+  monkeypatch.setattr(safetensors_io, 'BLOCK', request.param)
+
+
+def test_slices_are_those_of_the_array(tensors, small_blocks, tmp_path):
+  safetensors.numpy.save_file({n: np.asarray(x) for n, x in tensors.items()}, tmp_path / 'x')
+  reader = safetensors_io.Reader(tmp_path / 'x')
+  assert {n: (k.dtype, k.shape) for n, k in reader.infos.items()} == {
+    n: (np.asarray(x).dtype, np.shape(x)) for n, x in tensors.items()
+  }
+  s = np.s_
+  for name, index in [
+    ('a', ()),
+    ('a', s[1, 3:30]),
+    ('a', s[:, 5:6, 4:]),
+    ('a', s[2, 3]),
+    ('a', s[0:2, -4:, :-1]),
+    ('b', s[:, 1:3]),
+    ('c', ()),
+    ('d', s[4:]),
+    ('d', s[8]),
+    ('e', ()),
+  ]:
+    want = np.asarray(tensors[name])[index]
+    got = reader.read(name, index if isinstance(index, tuple) else (index,))
+    assert got.dtype == want.dtype and got.shape == want.shape
+    assert got.tobytes() == want.tobytes()
+
+
+def test_what_is_written_is_a_safetensors_file(tensors, tmp_path):
+  kinds = {n: safetensors_io.TensorInfo(np.asarray(x).dtype, np.shape(x)) for n, x in tensors.items()}
+  header = safetensors_io.header(kinds)
+  digest = safetensors_io.write(tmp_path / 'x', header, (np.asarray(x) for x in tensors.values()))
+  assert digest == safetensors_io.sha256(tmp_path / 'x')
+  read = safetensors.numpy.load_file(tmp_path / 'x')
+  assert all(read[n].tobytes() == np.asarray(x).tobytes() for n, x in tensors.items())
+  assert len(header) % 8 == 0 and safetensors_io.tensor_infos(header) == kinds
+  assert safetensors_io.names_in_order(header) == list(tensors)
+  with pytest.raises(ValueError, match='its header tells of'):
+    safetensors_io.write(tmp_path / 'x', header, [tensors['a']])
+
+
+def test_a_damaged_or_foreign_file_is_named(tensors, tmp_path):
+  path = tmp_path / 'broken.safetensors'
+  safetensors.numpy.save_file({'a': tensors['a']}, path)
+  good = path.read_bytes()
+  for bad, words in (
+    (good[:-1], 'its header tells of'),
+    (good[:20], 'cut short'),
+    (good.replace(b'"shape"', b'"sharp"', 1), 'is damaged'),
+    (good.replace(b'[3,40,24]', b'[3,40,25]', 1), 'does not fit its place'),
+    (good.replace(b'"F32"', b'"F64"', 1), r"holds \['F64'\]"),
+    (b'not at all a file of tensors', 'cut short'),
+  ):
+    path.write_bytes(bad)
+    with pytest.raises(ValueError, match=words) as error:
+      safetensors_io.Reader(path)
+    assert 'broken.safetensors' in str(error.value)
+
+
+def test_dtypes_are_those_of_jax():
+  assert safetensors_io.DTYPES['BF16'] == jnp.zeros(1, jnp.bfloat16).dtype
+  assert set(json.loads(safetensors_io.header({'x': safetensors_io.TensorInfo(np.dtype(jnp.bfloat16), (2,))})[8:])) == {
+    'x'
+  }
