@@ -166,7 +166,7 @@ def merge_states(positions: Sequence[Any]) -> Any:
 
 
 def split_state(position: Any, *, process_index: int, process_count: int) -> Any:
-  """The position of one of the processes in that of the whole data; inverse of `merge_states` for any number of them."""
+  """The state of one of the processes in that of the whole data (inverse of `merge_states`), for any number of them."""
   if process_count == 1:
     return position
   own = len(position['shards']) // process_count
