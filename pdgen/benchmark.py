@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None):
     allow_abbrev=False,
   )
   parser.add_argument('--batch_sizes', type=lambda text: [int(n) for n in text.split(',')], default=[1, 8, 64])
-  parser.add_argument('--mode', choices=painter_lib.MODES, default='process', help='direct: one picture, no words')
+  parser.add_argument('--mode', choices=trajectory_lib.MODES, default='process', help='direct: one picture, no words')
   parser.add_argument('--repeats', type=int, default=3, help='timed calls, of which the fastest counts')
   parser.add_argument('--out', help='file for the figures, JSON')
   flags_lib.add_arguments(parser)
@@ -88,8 +88,7 @@ def measure(
 def _phases(painter: painter_lib.Painter, prompts: Sequence[str], *, mode: str, repeats: int) -> dict[str, float]:
   """Seconds of each phase over a whole call, the fastest of `repeats`; a first one compiles."""
   sampling, count = painter.config.sampling, len(prompts)
-  steps = (trajectory_lib.Step(),) if mode == 'direct' else ()
-  starts = [trajectory_lib.Trajectory(prompt=p, steps=steps, stop=None) for p in prompts]
+  starts = [trajectory_lib.Trajectory(prompt=p, steps=(), mode=mode, stop=None) for p in prompts]
   batch = painter.sample_batch(starts, range(count), [sampling.max_pictures] * count, batch_size=count)
   sampler, spec = flow.SamplerParams.of(sampling), painter.spec(sampling)
 

@@ -56,10 +56,10 @@ def evaluate_inspection(painter: painter_lib.Painter, world: types.ModuleType, f
     return world.injected(kind, seed=seed, index=index)
 
   injected = inspection.injected(
-    sample, drafts, world.detect, kinds=world.ERROR_KINDS, per_kind=flags.per_kind, seed=flags.seed
+    sample, drafts, world.shows, kinds=world.ERROR_KINDS, per_kind=flags.per_kind, seed=flags.seed
   )
   print(f'Errors injected into drafts of held-out prompts\n{injected.table()}\n')
-  own = inspection.own(sample, drafts, world.detect, count=flags.drafts, seed=flags.seed)
+  own = inspection.own(sample, drafts, world.shows, count=flags.drafts, seed=flags.seed)
   print(f"The model's own drafts of held-out prompts\n{own.table()}")
   if flags.out:
     out = pathlib.Path(flags.out)
@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
   one = commands.add_parser('geneval', help='do the pictures hold what the prompts ask for', allow_abbrev=False)
   one.set_defaults(evaluate=evaluate_geneval)
   one.add_argument('--per_task', type=int, default=100, help='held-out prompts a task')
-  one.add_argument('--mode', choices=painter_lib.MODES, default='process', help='direct: one picture, no words')
+  one.add_argument('--mode', choices=trajectory_lib.MODES, default='process', help='direct: one picture, no words')
 
   two = commands.add_parser('inspection', help='are errors noticed and mended', allow_abbrev=False)
   two.set_defaults(evaluate=evaluate_inspection)

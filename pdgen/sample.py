@@ -35,9 +35,9 @@ def main(arguments: Sequence[str] | None = None):
     parser.error('nothing to paint: give --prompt=... (as often as you like) or --heldout=1')
   painter, world = flags_lib.load(parser, flags, needs_world=bool(flags.heldout))
   detect = world.detect if world else None
-  wanted = [_metadata(prompt, world) for prompt in flags.prompt]
-  wanted += world.prompts('heldout', per_task=flags.heldout) if flags.heldout else []
-  asked = [trajectory_lib.Trajectory(prompt=m['prompt'], steps=(), metadata=m, stop=None) for m in wanted]
+  wanted = [_row(prompt, world) for prompt in flags.prompt]
+  wanted += world.prompts('heldout', per_task=flags.heldout) if world and flags.heldout else []
+  asked = [_asked(row) for row in wanted]
   result = painter.sample(asked, mode=flags.mode, seed=flags.seed, batch_size=flags.batch_size)
   verdicts = [_verdict(t, detect) for t in result.trajectories]
   _report(result, verdicts, detect)
@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     '--heldout', type=int, default=0, metavar='N', help="N prompts a task that the model's world kept from training"
   )
   parser.add_argument(
-    '--mode', choices=painter_lib.MODES, default='process', help='process: with words; direct: without'
+    '--mode', choices=trajectory_lib.MODES, default='process', help='process: with words; direct: without'
   )
   parser.add_argument('--seed', type=int, default=0, help='of the first prompt; the next prompts take the next numbers')
   parser.add_argument('--batch_size', type=int, help='trajectories painted together')
@@ -64,20 +64,25 @@ def _parser() -> argparse.ArgumentParser:
   return parser
 
 
-def _metadata(prompt: str, world: types.ModuleType | None) -> dict[str, Any]:
-  """What a typed prompt asks for, if it is one of the world's own; else the prompt alone, which cannot be judged."""
+def _row(prompt: str, world: types.ModuleType | None) -> dict[str, Any]:
+  """GenEval's row of a typed prompt, if it is one of the world's own; else the prompt alone, which cannot be judged."""
   splits = ('train', 'heldout') if world else ()
   known = (m for split in splits for m in world.prompts(split, per_task=_ALL_PROMPTS))
   return next((m for m in known if m['prompt'] == prompt), {'prompt': prompt})
 
 
+def _asked(row: dict[str, Any]) -> trajectory_lib.Trajectory:
+  spec = trajectory_lib.PromptSpec.from_row(row) if 'tag' in row else None
+  return trajectory_lib.Trajectory(prompt=row['prompt'], steps=(), spec=spec, stop=None)
+
+
 def _verdict(trajectory: trajectory_lib.Trajectory, detect: Callable | None) -> gallery.Verdict | None:
   """Whether the last picture shows what the prompt asks for; None where that is not known."""
-  if 'include' not in trajectory.metadata:
+  if trajectory.spec is None or detect is None:
     return None
   if not trajectory.pictures:
     return False, 'no picture'
-  right, reason = geneval.evaluate(trajectory.metadata, detect(trajectory.final))
+  right, reason = geneval.evaluate(trajectory.spec.to_row(trajectory.prompt), detect(trajectory.final))
   return right, 'shows what is asked for' if right else reason.replace('\n', '; ')
 
 
@@ -135,12 +140,11 @@ def _write(
   records = []
   for number, (trajectory, verdict) in enumerate(zip(trajectories, verdicts, strict=True)):
     record = dataclasses.asdict(trajectory)
-    for place, step in enumerate(record['steps'], 1):
-      for name in ('draft', 'refined'):
-        if step[name] is not None:
-          file = f'pictures/{number:05d}_{place}_{name}.png'
-          (out / file).write_bytes(gallery.png(step[name]))
-          step[name] = file
+    for item in trajectory.items():
+      if item.is_picture:
+        file = f'pictures/{number:05d}_{item.number + 1}_{item.kind}.png'
+        (out / file).write_bytes(gallery.png(item.picture))
+        record['steps'][item.number][item.kind] = file
     records.append({**record, 'verdict': verdict})
   (out / 'trajectories.json').write_text(json.dumps(records, indent=2, ensure_ascii=False) + '\n', encoding='utf-8')
   notes = (

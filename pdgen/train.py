@@ -271,7 +271,7 @@ def _self_sample(config: config_lib.Config, state: state_lib.TrainState, step: i
     trajectories = [t for t in collected if pipeline.fits(config, t)]
     file.parent.mkdir(exist_ok=True)
     store.save(file, trajectories)
-    wrong = sum(t.metadata['error'] is not None for t in trajectories)
+    wrong = sum(t.provenance is not None and t.provenance.error is not None for t in trajectories)
     print(f'step {step}  of {config.train.self_samples} drafts of its own {wrong} are wrong: {file}', flush=True)
     if len(trajectories) < len(collected):
       print(f'step {step}  {len(collected) - len(trajectories)} more are longer than a row: left out', flush=True)

@@ -8,6 +8,7 @@ import tokenizers
 from test_tokenizer import AWKWARD, _random_texts
 
 from pdgen.core import tags
+from pdgen.data import tokenizers as pdgen_tokenizers
 from pdgen.data.tokenizers import base, byte_level
 
 CORPUS = [
@@ -42,7 +43,7 @@ def folders(made, tmp_path_factory):
 
 @pytest.fixture(scope='module', params=['json', 'vocab'])
 def words(folders, request) -> base.Tokenizer:
-  return tokenizers.load(str(folders[request.param]))
+  return pdgen_tokenizers.load(str(folders[request.param]))
 
 
 def test_any_text_comes_back_as_its_normal_form(words):
@@ -82,7 +83,7 @@ def test_structure_has_the_ids_of_the_file_and_tags_the_next_ones(words, made):
 
 def test_a_file_without_added_tokens_gets_them_in_qwen2s_order(made, tmp_path):
   made.model.save(str(tmp_path))
-  words = tokenizers.load(str(tmp_path))
+  words = pdgen_tokenizers.load(str(tmp_path))
   s, size = words.specials, made.get_vocab_size(with_added_tokens=False)
   assert [s.endoftext, s.im_start, s.im_end, s.vision_start, s.vision_end] == list(range(size, size + 5))
 
@@ -91,7 +92,7 @@ def test_bytes_alone_serve_weights_without_a_vocabulary(tmp_path):
   given = {'im_start': 291, 'im_end': 293, 'vision_start': 296, 'vision_end': 298}
   description = byte_level.bytes_only(given, rows=300)
   (tmp_path / 'tokenizer.json').write_text(json.dumps(description))
-  words = tokenizers.load(str(tmp_path))
+  words = pdgen_tokenizers.load(str(tmp_path))
   assert words.vocab_size == 299
   assert {name: getattr(words.specials, name) for name in given} == given
   assert words.encode('ring\xe9') == list('ring\xe9'.encode())

@@ -20,7 +20,7 @@ from pdgen.models import partition
 from pdgen.training import checkpoints
 from pdgen.training import state as state_lib
 from pdgen.training import step as step_lib
-from pdgen.weights import loading, run_checkpoints
+from pdgen.weights import exported, loading, run_checkpoints
 
 POSITION = {'next': 7, 'waiting': [3, 5]}
 
@@ -220,34 +220,34 @@ def test_no_damaged_file_loads_silently(copy, saved, tiny, mesh):
 
 
 @pytest.fixture(scope='module')
-def exported(saved, tiny, tmp_path_factory):
+def folder(saved, tiny, tmp_path_factory):
   folder = tmp_path_factory.mktemp('export') / 'final'
   return exported.export_ema(folder, saved[1].averaged(), config=tiny, tokenizer=tokenizers.ASSETS / 'shapes.model')
 
 
-def test_an_export_holds_half_precision_configuration_and_tokenizer(exported, saved, tiny):
-  assert sorted(p.name for p in exported.iterdir()) == ['config.json', 'params.safetensors', 'tokenizer.model']
-  stored = exported.load_export(exported)
+def test_an_export_holds_half_precision_configuration_and_tokenizer(folder, saved, tiny):
+  assert sorted(p.name for p in folder.iterdir()) == ['config.json', 'params.safetensors', 'tokenizer.model']
+  stored = exported.load_export(folder)
   assert stored.config == tiny
   equal(stored.params, jax.tree.map(lambda x: x.astype(np.float16).astype(np.float32), saved[1].ema))
   assert tokenizers.load(str(stored.tokenizer)).encode('a red ring') == tokenizers.load('shapes').encode('a red ring')
-  assert (exported / 'params.safetensors').stat().st_size < 2.2 * sum(x.size for x in jax.tree.leaves(saved[1].ema))
-  config, params, words = loading.load_for_sampling(exported)
-  assert config == tiny and pathlib.Path(words) == exported / 'tokenizer.model'
+  assert (folder / 'params.safetensors').stat().st_size < 2.2 * sum(x.size for x in jax.tree.leaves(saved[1].ema))
+  config, params, words = loading.load_for_sampling(folder)
+  assert config == tiny and pathlib.Path(words) == folder / 'tokenizer.model'
   equal(params, stored.params)
 
 
-def test_exporting_again_replaces_the_folder(exported, saved, tiny, tmp_path):
-  folder = shutil.copytree(exported, tmp_path / 'final')
+def test_exporting_again_replaces_the_folder(folder, saved, tiny, tmp_path):
+  folder = shutil.copytree(folder, tmp_path / 'final')
   (folder / 'stale').write_text('')
   exported.export_ema(folder, saved[1].averaged(), config=tiny, tokenizer=tokenizers.ASSETS / 'shapes.model')
   assert sorted(os.listdir(tmp_path)) == ['final'] and not (folder / 'stale').exists()
   assert all(file.stat().st_mode & 0o044 == 0o044 for file in folder.iterdir())  # others may sample it, too
 
 
-def test_a_damaged_export_is_refused_by_file(exported, tmp_path):
+def test_a_damaged_export_is_refused_by_file(folder, tmp_path):
   for name in ('params.safetensors', 'tokenizer.model'):
-    folder = shutil.copytree(exported, tmp_path / name)
+    copied = shutil.copytree(folder, tmp_path / name)
     good = (folder / name).read_bytes()
     (folder / name).write_bytes(good[:-9] + bytes([good[-9] ^ 1]) + good[-8:])
     with pytest.raises(ValueError, match=f'{name} is damaged'):
@@ -255,14 +255,14 @@ def test_a_damaged_export_is_refused_by_file(exported, tmp_path):
     (folder / name).unlink()
     with pytest.raises(FileNotFoundError, match=f'lacks {name}'):
       exported.load_export(folder)
-  folder = shutil.copytree(exported, tmp_path / 'cut')
+  folder = shutil.copytree(folder, tmp_path / 'cut')
   (folder / 'config.json').write_text((folder / 'config.json').read_text()[:100])
   with pytest.raises(ValueError, match=r'config.json is damaged'):
     exported.load_export(folder)
 
 
-def test_an_export_of_another_model_lists_what_differs(exported, tmp_path):
-  folder = shutil.copytree(exported, tmp_path / 'other')
+def test_an_export_of_another_model_lists_what_differs(folder, tmp_path):
+  folder = shutil.copytree(folder, tmp_path / 'other')
   header = json.loads((folder / 'config.json').read_text())
   header['config']['model']['mlp_dim'] = 48
   (folder / 'config.json').write_text(json.dumps(header))

@@ -96,7 +96,10 @@ def test_sample_as_a_command_prints_and_writes_and_warns_of_nothing(checkpoint, 
   assert KNOWN in page and 'a &lt;cat&gt;' in page
   first, second = json.loads((tmp_path / 'trajectories.json').read_text(encoding='utf-8'))
   assert (first['prompt'], second['prompt'], second['verdict']) == (KNOWN, 'a <cat>', None)
-  assert first['metadata']['include'] == [{'class': 'ring', 'count': 1, 'color': 'red'}] and not first['verdict'][0]
+  assert (
+    first['spec']['include'] == [{'name': 'ring', 'count': 1, 'color': 'red', 'position': None}]
+    and not first['verdict'][0]
+  )
   named = {step[name] for t in (first, second) for step in t['steps'] for name in ('draft', 'refined')} - {None}
   assert named == {f'pictures/{p.name}' for p in (tmp_path / 'pictures').iterdir()}
   assert all(np.asarray(Image.open(tmp_path / file)).shape == (32, 32, 3) for file in named)
@@ -207,7 +210,7 @@ def test_inspection_asks_about_every_kind_and_about_own_drafts(rings, tmp_path, 
   assert counts['injected']['found'] == {kind: {'hits': 0, 'total': 2} for kind in shapes.ERROR_KINDS}
   assert counts['injected']['false_alarms'] == {'hits': 0, 'total': 2}
   # Drafts of its own are all red rings, right as often as a red ring in the middle is what is asked for.
-  asked = [shapes.injected(None, seed=1, index=i).metadata['scene'] for i in range(30)]
+  asked = [shapes.injected(None, seed=1, index=i).expected for i in range(30)]
   right = sum([tuple(o) for o in scene] == [('ring', 'red', 4)] for scene in asked)
   assert counts['own']['found'] == {'own': {'hits': 0, 'total': 30 - right}}
   assert counts['own']['false_alarms'] == {'hits': 0, 'total': right}

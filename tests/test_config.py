@@ -47,5 +47,7 @@ def test_keys_and_types_that_are_not_the_configs_are_named(values, error, words)
 
 @pytest.mark.parametrize('name', ['', 'shape', 'shapes.scenes', 'os'])
 def test_a_world_that_is_not_there_is_named_with_those_that_are(name):
-  with pytest.raises(ValueError, match=re.escape(f"There is no world {name!r} (config.data.world). Known: ['shapes']")):
+  with pytest.raises(
+    ValueError, match=re.escape(f"There is no world {name!r} (config.data.sources). Known: ['shapes']")
+  ):
     worlds.get(name)

@@ -10,7 +10,7 @@ from flax import nnx
 from jax._src import array as jax_array
 from support import toy
 
-from pdgen.core import config, tags, trajectory
+from pdgen.core import config, packed, tags, trajectory
 from pdgen.data import packing
 from pdgen.inference import painter as painter_lib
 from pdgen.sampling import cycle, flow, grammar, kv_cache, spans
@@ -230,7 +230,7 @@ def forwards(request_and_state):
   without = dataclasses.replace(toy.PLAIN, drop_clean=1.0, drop_vit=1.0)
   rows = [toy.row(t, CFG) for t in trajectories]
   rows += [toy.row(t, CFG, sequence_config=without, seed=0) for t in trajectories]
-  budgets = packing.RowBudget(*(max(sizes) for sizes in zip(*map(packing.sizes, rows), strict=True)))
+  budgets = packed.RowBudget(*(max(sizes) for sizes in zip(*map(packing.sizes, rows), strict=True)))
   batch = toy.batch(*(packing.pack_row([row], budgets) for row in rows))
 
   @jax.jit

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 from support import toy
 
-from pdgen.core import config
+from pdgen.core import config, packed
 from pdgen.data import packing
 from pdgen.models import interleaved
 from pdgen.sampling import cycle, flow
@@ -89,7 +89,7 @@ def trained(cfg):
     for name, (sequence, _) in BRANCHES.items()
   }
   sizes = [packing.sizes(row) for group in rows.values() for row in group]
-  budgets = packing.RowBudget(*(max(size) for size in zip(*sizes, strict=True)))
+  budgets = packed.RowBudget(*(max(size) for size in zip(*sizes, strict=True)))
   batches = {name: toy.batch(*(packing.pack_row([row], budgets) for row in group)) for name, group in rows.items()}
 
   @jax.jit

@@ -74,7 +74,6 @@ def _plan_batch(canvas, fill):
     specials=toy.WORDS.specials,
     model=MODEL,
     sequence=config.SequenceConfig(),
-    rng=np.random.default_rng(0),
     canvas=canvas,
   )
   row.pictures[:, 8:] = row.pictures[:, :, 12:] = fill

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from pdgen.core import trajectory
-from pdgen.core.trajectory import Step, Trajectory
+from pdgen.core.trajectory import PromptSpec, Step, Trajectory
 from pdgen.viewing import gallery, transcript
 
 PICTURES = [np.random.default_rng(i).integers(0, 256, (32, 32, 3), np.uint8) for i in range(4)]
@@ -31,11 +31,11 @@ def process() -> Trajectory:
       ),
       Step(plan=PLAN.format('shadow'), draft=PICTURES[3]),
     ),
-    metadata={'tag': 'two_object'},
+    spec=PromptSpec(tag='two_object'),
   )
 
 
-DIRECT = Trajectory(prompt='a pole', steps=(Step(draft=PICTURES[0]),), stop='picture_cap')
+DIRECT = Trajectory(prompt='a pole', steps=(Step(draft=PICTURES[0]),), mode='direct', stop='picture_cap')
 PARTIAL = Trajectory(prompt='a bar', steps=(Step(plan=PLAN.format('bar')),), stop=None)
 
 
@@ -84,7 +84,7 @@ def test_every_picture_stands_in_the_page_pixel_by_pixel():
 
 
 def test_big_pictures_are_not_shown_as_pixels():
-  big = Trajectory(prompt='big', steps=(Step(draft=np.zeros((65, 65, 3), np.uint8)),))
+  big = Trajectory(prompt='big', steps=(Step(draft=np.zeros((65, 65, 3), np.uint8)),), mode='direct')
   assert 'class' not in Tree(gallery.page([big])).images[0]
 
 

@@ -115,7 +115,7 @@ def test_score_names_a_mismatch():
 
 def test_folder_is_the_official_one_and_scores_alike(tmp_path):
   made = [shapes.trajectory('direct', seed=0, index=i) for i in range(12)]
-  prompts = [{k: t.metadata[k] for k in ('tag', 'include', 'exclude', 'prompt') if k in t.metadata} for t in made]
+  prompts = [t.spec.to_row(t.prompt) for t in made]
   pictures = [t.final for t in made]
   pictures[5] = np.stack([pictures[5], pictures[6]])
   geneval.write_folder(tmp_path, prompts, pictures)

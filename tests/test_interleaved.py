@@ -33,12 +33,12 @@ def _samples(cfg):
   """Three samples of different make-up."""
   whole = toy.full_trajectory()
   short = dataclasses.replace(whole, prompt='another one', steps=whole.steps[1:2])
-  direct = toy.Trajectory(prompt='p', steps=(toy.Step(draft=toy.picture(9)),))
+  direct = toy.Trajectory(prompt='p', steps=(toy.Step(draft=toy.picture(9)),), mode='direct')
   return [toy.row(t, cfg, sequence_config=TWO_COPIES, seed=i) for i, t in enumerate((whole, short, direct))]
 
 
 def _budgets(rows, *, extra=0):
-  return packing.RowBudget(*(sum(sizes) + extra for sizes in zip(*map(packing.sizes, rows), strict=True)))
+  return packed.RowBudget(*(sum(sizes) + extra for sizes in zip(*map(packing.sizes, rows), strict=True)))
 
 
 def _feed(rows, cfg, *, seed=0):
@@ -69,7 +69,7 @@ def packed_row(request):
 def test_packed_equals_unpacked(packed_row):
   cfg, rows, z, t, _, together = packed_row
   und = gen = 0
-  budgets = packing.RowBudget(*(max(sizes) for sizes in zip(*map(packing.sizes, rows), strict=True)))
+  budgets = packed.RowBudget(*(max(sizes) for sizes in zip(*map(packing.sizes, rows), strict=True)))
   for i, row in enumerate(rows):
     alone = _forward(
       cfg, toy.batch(packing.pack_row([row], budgets)), *(_padded([x[i]], budgets.gen_tokens) for x in (z, t))
@@ -195,7 +195,7 @@ def test_vit_tokens_carry_their_row_and_column_twice():
   params = toy.params(WIDE)
   params['vit']['connector2'] = jax.tree.map(jnp.zeros_like, params['vit']['connector2'])
   model = nnx.merge(interleaved.graphdef(WIDE), params)
-  row = toy.row(toy.Trajectory(prompt='p', steps=(toy.Step(draft=toy.picture(0, 24)),)), WIDE)
+  row = toy.row(toy.Trajectory(prompt='p', steps=(toy.Step(draft=toy.picture(0, 24)),), mode='direct'), WIDE)
   got = model.embed_und(toy.batch(row).und, toy.batch(row).pictures)[0][row.und.picture >= 0]
   np.testing.assert_allclose(got, _golden_position(4), atol=TOLERANCE)
   # The learned table of the encoder has max_patches = 5 entries a side.

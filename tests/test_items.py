@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from support import toy
 
-from pdgen.core import config
+from pdgen.core import config, packed
 from pdgen.data import items as items_lib
 from pdgen.data import packing
 
@@ -20,14 +20,9 @@ def _picture(height, width, seed=0):
 
 
 def _build(items, *, seed=0, canvas=(16, 24), model=MODEL, **sequence):
-  return items_lib.build(
-    items,
-    specials=toy.WORDS.specials,
-    model=model,
-    sequence=config.SequenceConfig(**{'drop_text': 0.0, **sequence}),
-    rng=np.random.default_rng(seed),
-    canvas=canvas,
-  )
+  cfg = config.SequenceConfig(**{'drop_text': 0.0, **sequence})
+  kept = items_lib.drop(items, sequence=cfg, rng=np.random.default_rng(seed))
+  return items_lib.build(kept, specials=toy.WORDS.specials, model=model, sequence=cfg, canvas=canvas)
 
 
 def test_pictures_of_two_sizes_share_a_canvas():
@@ -59,7 +54,7 @@ def test_spread_positions_find_the_same_latents():
   for spread in (False, True):
     model = dataclasses.replace(MODEL, interpolate_positions=spread)
     samples = [_build(part, model=model) for part in (items, items[1:])]
-    rows.append(packing.pack_row(samples, packing.RowBudget(40, 30, 8, 0)))
+    rows.append(packing.pack_row(samples, packed.RowBudget(40, 30, 8, 0)))
     found.append(np.asarray(toy.model(model).clean_latents(toy.batch(rows[-1]))[0]))
   real = rows[0].gen.tokens.segment > 0
   assert 20 < real.sum() < 30 and (rows[0].gen.patch != rows[1].gen.patch).any()
@@ -70,7 +65,7 @@ def test_supervision():
   specials = toy.WORDS.specials
   row = _build(
     [
-      items_lib.Text(ids=(1, 2, 3), learned=True, end_label=specials.vision_start),
+      items_lib.Text(ids=(1, 2, 3), weights=1.0, end_label=specials.vision_start),
       items_lib.Latents(pixels=_picture(8, 8), end_label=specials.im_start),
     ],
     length_weighting=True,
@@ -92,7 +87,7 @@ def test_samples_join_into_a_row():
   first = _build([items_lib.Patches(pixels=_picture(8, 8)), items_lib.Latents(pixels=_picture(8, 16), learned=True)])
   second = _build([items_lib.Patches(pixels=_picture(4, 8, 1)), items_lib.Patches(pixels=_picture(8, 4, 2))])
   third = _build([items_lib.Latents(pixels=_picture(16, 8, 3), learned=True)])
-  row = packing.pack_row([first, second, third], packing.RowBudget(40, 8, 4, 12))
+  row = packing.pack_row([first, second, third], packed.RowBudget(40, 8, 4, 12))
   np.testing.assert_array_equal(row.vit.image, [1] * 4 + [2] * 2 + [3] * 2 + [0] * 4)
   seen = row.und.picture >= 0
   np.testing.assert_array_equal(row.und.patch[seen], np.arange(8))
@@ -101,9 +96,9 @@ def test_samples_join_into_a_row():
   np.testing.assert_array_equal(row.gen.copy, [1, 1, 2, 2, 0, 0, 0, 0])
   np.testing.assert_array_equal(row.gen.picture[:4], [0, 0, 1, 1])
   with pytest.raises(ValueError, match='do not fit'):
-    packing.pack_row([first, second, third], packing.RowBudget(40, 8, 4, 7))
+    packing.pack_row([first, second, third], packed.RowBudget(40, 8, 4, 7))
   with pytest.raises(ValueError, match='Some samples of a row have grids'):
-    packing.pack_row([first, toy.row(toy.full_trajectory(), toy.MODEL)], packing.RowBudget(400, 80, 8, 12))
+    packing.pack_row([first, toy.row(toy.full_trajectory(), toy.MODEL)], packed.RowBudget(400, 80, 8, 12))
 
 
 @pytest.mark.parametrize(

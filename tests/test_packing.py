@@ -13,7 +13,7 @@ from pdgen.data import packing, sequence, tokenizers
 
 MODEL = config.ModelConfig(image_size=16, codec=config.CodecConfig(patch=8), vit=config.VitConfig(patch=16))
 CFG = config.SequenceConfig(opening='', noised_copies=2, drop_text=0.3)
-BUDGETS = packing.RowBudget(und_tokens=150, gen_tokens=110, pictures=12)
+BUDGETS = packed.RowBudget(und_tokens=150, gen_tokens=110, pictures=12)
 
 
 def _sample(seed, *, words=12):
@@ -91,7 +91,7 @@ def test_noised_copies_and_pictures_are_numbered_through_the_row():
 
 def test_packed_samples_see_what_they_see_alone():
   samples = [_sample(seed).row for seed in range(3)]
-  row = packing.pack_row(samples, packing.RowBudget(300, 200, 12))
+  row = packing.pack_row(samples, packed.RowBudget(300, 200, 12))
   for q_name in ('und', 'gen'):
     for k_name in ('und', 'gen'):
       q, k = getattr(row, q_name).tokens, getattr(row, k_name).tokens
@@ -126,7 +126,7 @@ def test_choose_finds_the_perfect_set():
     hidden[:, 2] = 100 - hidden[:, :2].sum(1)
     sizes = np.concatenate([hidden.T, rng.integers(15, 60, [20, 2])])
     sizes = np.concatenate([sizes, np.ones([23, 1], int)], axis=1)
-    budgets = packing.RowBudget(100, 100, 9)
+    budgets = packed.RowBudget(100, 100, 9)
     chosen = packing.select(sizes, budgets)
     assert chosen[0] == 0 and chosen == sorted(set(chosen))
     used = sizes[chosen].sum(0)
@@ -135,9 +135,9 @@ def test_choose_finds_the_perfect_set():
 
 def test_choose_keeps_every_budget():
   sizes = np.array([[10, 10, 4], [10, 10, 4], [10, 10, 4]])
-  assert packing.select(sizes, packing.RowBudget(100, 100, 9)) == [0, 1]
-  assert packing.select(sizes, packing.RowBudget(100, 25, 99)) == [0, 1]
-  assert packing.select(sizes, packing.RowBudget(19, 100, 99)) == [0]
+  assert packing.select(sizes, packed.RowBudget(100, 100, 9)) == [0, 1]
+  assert packing.select(sizes, packed.RowBudget(100, 25, 99)) == [0, 1]
+  assert packing.select(sizes, packed.RowBudget(19, 100, 99)) == [0]
 
 
 def test_no_sample_waits_for_ever():

@@ -9,7 +9,6 @@ import pytest
 from support import toy
 
 from pdgen.core import config, trajectory
-from pdgen.inference import painter as painter_lib
 from pdgen.sampling import cycle, flow, grammar
 
 Step, Trajectory = trajectory.Step, trajectory.Trajectory
@@ -271,14 +270,14 @@ def test_lengths_of_prefixes_are_rounded_up(script):
 
 def test_modes(script):
   run = script(*[PAINT] * 6)
-  results = [PAINTER.sample(['p', _cut(steps=1)], mode=mode).trajectories for mode in painter_lib.MODES]
+  results = [PAINTER.sample(['p', _cut(steps=1)], mode=mode).trajectories for mode in trajectory.MODES]
   process, direct = (call.request for call in run.calls)
   assert process.grammar.direct.tolist() == [False, False]
   # A trajectory that has begun keeps its mode.
   assert direct.grammar.direct.tolist() == [True, False]
   assert direct.grammar.last_item.tolist() == [grammar.PROMPT, grammar.REFINED]
   assert _shapes(results[1][0].steps) == [(None, 1, None, None, None)]
-  again = dataclasses.replace(results[1][0], steps=(Step(),), stop=None)
+  again = dataclasses.replace(results[1][0], steps=(), stop=None)
   PAINTER.sample(again)
   assert run.calls[2].request.grammar.direct.tolist() == [True]
 

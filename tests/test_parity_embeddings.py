@@ -8,7 +8,7 @@ from support import golden_folder
 
 from pdgen.core import packed
 from pdgen.data import images
-from pdgen.data import layout as layout_lib
+from pdgen.data import items as items_lib
 from pdgen.models import codecs, layers
 from pdgen.training import losses
 
@@ -124,7 +124,7 @@ def test_patches_of_latents():
 @golden_folder.checks('b_embeddings/len2weight_square', inputs=('b_embeddings/len2weight_n',))
 def test_weights_of_texts():
   lengths = golden_folder.integers('b_embeddings/len2weight_n')
-  close([layout_lib.length_weight(n) for n in lengths], 'b_embeddings/len2weight_square')
+  close([items_lib.length_weight(n) for n in lengths], 'b_embeddings/len2weight_square')
 
 
 @golden_folder.checks('b_embeddings/tshift_*')

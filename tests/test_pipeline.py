@@ -159,8 +159,8 @@ def test_the_kind_of_a_sample_says_nothing_about_its_task():
 
     def trajectory(self, kind, *, seed, index):
       made = shapes.trajectory(kind, seed=seed, index=index)
-      seen[kind][made.metadata['tag']] += 1
-      seen[kind]['detour'] += made.metadata['detour'] is not None
+      seen[kind][made.spec.tag] += 1
+      seen[kind]['detour'] += made.provenance.detour is not None
       return made
 
   # As from the first self-sampled source on: what the draw of the source leaves to the world must not matter either.

@@ -39,10 +39,10 @@ def same(a: Step, b: Step) -> bool:
 
 def test_wrong_drafts_are_all_kept_and_right_ones_at_most_as_many():
   found = self_sampled.collect(Draws(lambda i: i % 4 == 1), shapes, count=24, seed=5)
-  errors = [t.metadata['error'] for t in found]
+  errors = [t.provenance.error for t in found]
   assert sum(e is not None for e in errors) == 6 and sum(e is None for e in errors) == 6
   # Wrong ones are all there, in the order of the requests, with the draft as context and the right picture after it.
-  wrong = [t for t in found if t.metadata['error'] is not None]
+  wrong = [t for t in found if t.provenance.error is not None]
   for index, trajectory in zip(range(1, 24, 4), wrong, strict=True):
     request = shapes.draft_request(seed=5, index=index)
     step = trajectory.steps[len(request.prefix.steps) - 1]
@@ -51,7 +51,7 @@ def test_wrong_drafts_are_all_kept_and_right_ones_at_most_as_many():
     assert step.rejected and not step.draft_is_target
     np.testing.assert_array_equal(step.refined, renderer.render(request.scene))
   for trajectory in found:
-    assert trajectory.metadata['self_sampled'] and trajectory.stop == 'finished'
+    assert trajectory.provenance.kind == 'self_sampled' and trajectory.stop == 'finished'
 
 
 def test_more_wrong_than_right_keeps_everything():

@@ -238,14 +238,15 @@ def test_self_painted_draft_is_context_only():
 def test_partial_trajectories_learn_nothing_about_the_unknown(cut):
   steps = {
     'prompt': (),
-    'direct': (Step(),),
+    'direct': (),
     'plan': (Step(plan='x'),),
     'draft': (Step(plan='x', draft=letters.picture(1)),),
     'capped': (Step(plan='x', draft=letters.picture(1)),),
     'refine': (Step(plan='x', draft=letters.picture(1), inspection='<refine>r</refine>'),),
   }[cut]
   stop = 'picture_cap' if cut == 'capped' else None
-  row = letters.build(Trajectory(prompt='p', steps=steps, stop=stop), seed=None)
+  mode = 'direct' if cut == 'direct' else 'process'
+  row = letters.build(Trajectory(prompt='p', steps=steps, stop=stop, mode=mode), seed=None)
   assert row.und.weight[-1] == 0
   last = 'vision_end' if cut in ('draft', 'capped') else 'im_end'
   assert row.und.token_id[-1] == getattr(letters.WORDS.specials, last)

@@ -33,7 +33,7 @@ def test_a_right_draft_is_approved_and_painted_on():
     draft = renderer.render(request.scene)
     made = shapes.review(request, draft)
     step = made.steps[len(request.prefix.steps) - 1]
-    assert made.metadata['error'] is None and made.metadata['self_sampled'] is True
+    assert made.provenance.error is None and made.provenance.kind == 'self_sampled'
     assert made.stop == trajectories.FINISHED
     assert step.draft is draft and not step.draft_is_target and not step.rejected and step.refined is None
     assert made.steps[: len(request.prefix.steps) - 1] == request.prefix.steps[:-1]
@@ -41,7 +41,7 @@ def test_a_right_draft_is_approved_and_painted_on():
     assert all(s.draft_is_target for s in made.steps if s is not step)
     ended += step is made.steps[-1]
     assert ('in the following steps' in step.inspection) == (step is not made.steps[-1])
-    assert geneval.evaluate(made.metadata, shapes.detect(made.final))[0]
+    assert geneval.evaluate(made.spec.to_row(made.prompt), shapes.detect(made.final))[0]
   assert 20 < ended < 130
 
 
@@ -52,7 +52,7 @@ def test_a_right_draft_that_is_noisy_or_a_pixel_away_is_approved_and_kept_in_pla
     scene = tuple(scenes.Object(o.shape, o.color, o.cell, 1 - o.dx, 1 - o.dy) for o in request.scene)
     clean = renderer.render(scene)
     made = shapes.review(request, np.clip(clean + rng.normal(0, 12, clean.shape), 0, 255).astype(np.uint8))
-    assert made.metadata['error'] is None
+    assert made.provenance.error is None
     later = made.steps[len(request.prefix.steps) :]
     if later and request.story.detour is None:
       ink = np.any(clean != scenes.BACKGROUND, axis=-1)
@@ -71,10 +71,10 @@ def test_a_wrong_draft_is_rejected_and_refined():
       continue
     made = shapes.review(request, error.picture)
     step = made.steps[len(request.prefix.steps) - 1]
-    assert kind in made.metadata['errors'], (made.metadata['errors'], kind)
+    assert kind in made.provenance.errors, (made.provenance.errors, kind)
     assert step.rejected and not step.draft_is_target and step.corrected_plan is None
     assert np.array_equal(step.refined, renderer.render(request.scene))
-    assert geneval.evaluate(made.metadata, shapes.detect(made.final))[0]
+    assert geneval.evaluate(made.spec.to_row(made.prompt), shapes.detect(made.final))[0]
     tried[kind] += 1
   assert min(tried.values()) >= 5
 
@@ -118,13 +118,13 @@ def test_injected_errors_are_what_they_say_and_the_oracle_finds_all(kind):
   lengths = set()
   for index in range(60):
     made = shapes.injected(kind, seed=1, index=index)
-    assert made.stop is None and made.metadata['error'] == kind
-    assert made.metadata == shapes.injected(kind, seed=1, index=index).metadata
+    assert made.stop is None and made.provenance.error == kind
+    assert made.provenance == shapes.injected(kind, seed=1, index=index).provenance
     step = made.steps[-1]
     assert step.plan is not None and step.draft is not None and step.inspection is None
     assert all(s.inspection is not None and not s.rejected for s in made.steps[:-1])
     lengths.add(len(made.steps))
-    right = tuple(scenes.Object(*o) for o in made.metadata['scene'])
+    right = tuple(scenes.Object(*o) for o in made.expected)
     found = [f.kind for f in errors.faults(right, drafts.observed(step.draft))]
     if kind is None:
       assert found == []

@@ -63,7 +63,11 @@ def _seen(picture: np.ndarray) -> list[tuple]:
 def test_same_seed_and_index_same_trajectory(kind):
   for index in range(5):
     a, b = (shapes.trajectory(kind, seed=3, index=index) for _ in range(2))
-    assert a.prompt == b.prompt and a.metadata == b.metadata and _texts(a) == _texts(b)
+    assert (
+      a.prompt == b.prompt
+      and (a.spec, a.provenance, a.expected) == (b.spec, b.provenance, b.expected)
+      and _texts(a) == _texts(b)
+    )
     assert all(np.array_equal(p, q) for p, q in zip(a.pictures, b.pictures, strict=True))
   prompts = [shapes.trajectory(kind, seed=s, index=i).prompt for s, i in ((3, 0), (3, 1), (4, 0), (4, 1))]
   assert len(set(prompts)) > 1
@@ -205,7 +209,7 @@ def test_every_right_step_leaves_what_was_there_pixel_identical():
   """Ink of a right picture stays in the next one, unless the next plan changes, replaces or removes something."""
   checked = 0
   for made in _made():
-    if made.metadata['detour'] is not None:
+    if made.provenance.detour is not None:
       continue
     right = [picture for _, picture in _right_pictures(made)]
     for before, after in zip(right[:-1], right[1:], strict=True):
@@ -217,7 +221,7 @@ def test_every_right_step_leaves_what_was_there_pixel_identical():
 
 def test_final_pictures_keep_their_prompts():
   made = [*_made(), *(shapes.trajectory('direct', seed=11, index=i) for i in range(400))]
-  report = geneval.score([t.metadata for t in made], [t.final for t in made], shapes.detect)
+  report = geneval.score([t.spec.to_row(t.prompt) for t in made], [t.final for t in made], shapes.detect)
   assert report.overall == 1.0 and set(report.tasks) == set(shapes.TASKS)
   assert min(s.total for s in report.tasks.values()) > 50
 
@@ -242,38 +246,38 @@ def test_conflicts_show_their_plan_and_misalignments_do_not():
 def test_conflicting_plans_contradict_the_prompt():
   """The wrong scene itself could not be finished into the prompt's: its error is in what the prompt fixes."""
   for made in _made():
-    (kind, *_) = made.metadata['errors'] or [None]
+    (kind, *_) = made.provenance.errors or [None]
     if kind not in errors.CONFLICTS:
       continue
     (step,) = (s for s in made.steps if s.plan_rejected)
     wrong, right = _described(step.plan), _described(step.corrected_plan)
-    wanted = {i['class']: i for i in made.metadata['include']}
+    wanted = {i['class']: i for i in made.spec.to_row('')['include']}
     if kind == 'conflict_color':
       assert any(s in wanted and c != wanted[s]['color'] for s, c, _ in wrong)
     elif kind == 'conflict_shape':
       assert any(s not in wanted for s, _, _ in wrong) and all(s in wanted for s, _, _ in right)
     elif kind == 'conflict_count':
-      assert len(wrong) == made.metadata['exclude'][0]['count']
+      assert len(wrong) == made.spec.to_row('')['exclude'][0]['count']
     else:
-      ok, reason = geneval.evaluate(made.metadata, shapes.detect(step.draft))
+      ok, reason = geneval.evaluate(made.spec.to_row(made.prompt), shapes.detect(step.draft))
       assert not ok and 'target' in reason
 
 
 def test_shares_of_errors_detours_tasks_and_pictures():
   made = _made(4000)
-  share = collections.Counter(e for t in made for e in set(t.metadata['errors']))
+  share = collections.Counter(e for t in made for e in set(t.provenance.errors))
   mixture = runpy.run_path(str(ROOT / 'configs' / 'shapes.py'))['get_config']().data.mixture
-  with_error = collections.Counter((t.metadata['kind'], e) for t in made for e in set(t.metadata['errors']))
-  of_kind = collections.Counter(t.metadata['kind'] for t in made)
+  with_error = collections.Counter((t.provenance.kind, e) for t in made for e in set(t.provenance.errors))
+  of_kind = collections.Counter(t.provenance.kind for t in made)
   for error in shapes.ERROR_KINDS:
     # About a twentieth of what the world makes, of conflicts 5.25 %; in training a quarter are the model's own drafts.
     parts = [part * with_error[kind, error] / of_kind[kind] for kind, part in mixture if kind in of_kind]
     assert sum(parts) > 0.045, error
   assert 0.2 < share[errors.OTHER_SCENE] / len(made) < 0.26
-  detours = collections.Counter(t.metadata['detour'] for t in made if t.metadata['kind'] == 'multi_turn')
+  detours = collections.Counter(t.provenance.detour for t in made if t.provenance.kind == 'multi_turn')
   assert set(detours) == {None, 'refine', 'swap', 'remove'}
   assert 0.07 < 1 - detours[None] / detours.total() < 0.13
-  tasks = collections.Counter(t.metadata['tag'] for t in made)
+  tasks = collections.Counter(t.spec.tag for t in made)
   assert all(0.04 < tasks[t] / len(made) < 0.3 for t in shapes.TASKS)
   pictures = [len(t.pictures) for t in made]
   assert 2.0 < np.mean(pictures) < 3.0

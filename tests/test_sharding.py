@@ -50,7 +50,7 @@ def test_every_rule_is_used(tiny):
 
 @pytest.mark.parametrize('name', ['trunk/layers/und/r/kernel', 'embedding/table', 'trunk/layers/und/q/kernel/value'])
 def test_a_path_without_a_rule_is_an_error(name):
-  with pytest.raises(ValueError, match=f'0 rules of core.sharding.RULES match {name!r}'):
+  with pytest.raises(ValueError, match=f'0 rules of models.partition.RULES match {name!r}'):
     partition.spec(name)
 
 

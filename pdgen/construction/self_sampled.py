@@ -53,7 +53,7 @@ def collect(
 
   Args:
     painter: paints the next picture of a partial trajectory.
-    world: requests drafts and reviews them; a wrong draft's trajectory has an `error` in its metadata.
+    world: requests drafts and reviews them; a wrong draft's trajectory has an error in its provenance.
     count: drafts painted; how many are returned depends on how many are wrong.
     seed: of requests and noise.
     batch_size: drafts a compiled call.
@@ -69,7 +69,11 @@ def collect(
     if draft is None:
       raise ValueError(f'No draft was painted for {trajectory.prompt!r} (stop: {trajectory.stop}). Raise max_tokens.')
     reviewed.append(world.review(request, draft))
-  is_wrong = np.array([t.metadata['error'] is not None for t in reviewed], bool)
+  is_wrong = np.array([_is_wrong(t) for t in reviewed], bool)
   right = rng_lib.numpy_rng(seed, _ORDER).permutation(np.flatnonzero(~is_wrong))[: is_wrong.sum()]
   kept = np.sort(np.concatenate([np.flatnonzero(is_wrong), right]))
   return [reviewed[i] for i in kept]
+
+
+def _is_wrong(trajectory: trajectory_lib.Trajectory) -> bool:
+  return trajectory.provenance is not None and trajectory.provenance.error is not None

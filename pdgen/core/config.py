@@ -10,7 +10,7 @@ from typing import Any
 
 import ml_collections
 
-from pdgen.core import dataclass_io
+from pdgen.core import dataclass_io, packed
 from pdgen.core.model_config import CodecConfig as CodecConfig
 from pdgen.core.model_config import LoraConfig as LoraConfig
 from pdgen.core.model_config import ModelConfig as ModelConfig
@@ -117,7 +117,10 @@ class DataConfig:
     batch_size: packed rows a step, over all processes.
     und_tokens, gen_tokens, pictures: budgets of a row. Both token budgets fill up only when their ratio is that of the
       data: `python -m pdgen.data.pipeline` prints it.
-    vit_tokens: budget of ViT patches of a row, for samples that carry them apart from their pictures (`data.plans`).
+    picture_sizes: (height, width) in pixels that pictures may have besides the model's own size: multiples of the
+      codec's patch, within the position table. A batch's canvas is the largest of each side, and costs memory and
+      encoding for every picture. Empty: all are of the model's own size.
+    vit_tokens: budget of ViT patches of a row where pictures have other sizes and the model has a ViT.
     packing_bins: rows' worth of samples that wait for the packer; more, fuller rows, more latency on the first batch.
     shards: packers that the rows of a batch are dealt out to, and that the processes of a run share out: it may go on
       with any number of processes that divides them. Another number of shards makes other batches.
@@ -134,6 +137,7 @@ class DataConfig:
   und_tokens: int = 768
   gen_tokens: int = 232
   pictures: int = 20
+  picture_sizes: tuple[tuple[int, int], ...] = ()
   vit_tokens: int = 0
   packing_bins: int = 16
   shards: int = 1
@@ -282,6 +286,44 @@ class Config:
   train: TrainConfig = TrainConfig()
   sampling: SamplingConfig = SamplingConfig()
   mesh: MeshConfig = MeshConfig()
+
+  def __post_init__(self):
+    patch, most = self.model.codec.patch, self.model.max_latent_size * self.model.codec.patch
+    for size in self.data.picture_sizes:
+      if len(size) != 2 or any(side % patch or not 0 < side <= most for side in size):
+        raise ValueError(
+          f"config.data.picture_sizes has {size}: sides are multiples of {patch} pixels (the codec's patch), at most "
+          f'{most} (model.max_latent_size patches).'
+        )
+    if self.data.picture_sizes and self.model.vit is not None and not self.data.vit_tokens:
+      raise ValueError(
+        'Pictures of other sizes (config.data.picture_sizes) need a budget for the ViT: data.vit_tokens.'
+      )
+
+  @property
+  def canvas(self) -> tuple[int, int] | None:
+    """(height, width) of the array that holds pictures of any size; None: all are of the model's own size."""
+    if not self.data.picture_sizes:
+      return None
+    own = (self.model.image_size, self.model.image_size)
+    heights, widths = zip(own, *self.data.picture_sizes, strict=True)
+    return max(heights), max(widths)
+
+  @property
+  def row_budget(self) -> packed.RowBudget:
+    data = self.data
+    return packed.RowBudget(data.und_tokens, data.gen_tokens, data.pictures, data.vit_tokens)
+
+  def batch_spec(self, *rows: int) -> Any:
+    """The fields of a batch with those leading dimensions: a `PackedBatch` of `packed.Field`."""
+    vit = self.model.vit
+    return packed.spec(
+      self.row_budget,
+      rows=rows,
+      canvas=self.canvas or (self.model.image_size, self.model.image_size),
+      any_size=self.canvas is not None,
+      vit_values=3 * vit.patch**2 if vit is not None and self.canvas is not None else 0,
+    )
 
 
 FORMAT = 2  # Of the files that hold a config: exported models, checkpoints.

@@ -1,39 +1,37 @@
-"""A painting process as data: a prompt and its steps of plan, draft, inspection and refined picture.
+"""A painting process as data: a prompt and its steps of plan, draft, inspection, corrected plan and refined picture.
 
-Text formats (paper, Figs. 2-4): a plan is `<ins>what to paint now</ins><des>the whole scene so far</des>`; an
-inspection is free text that holds `<refine>corrective instruction</refine>` exactly when something is wrong.
+"Draft" is the picture of a step before its inspection; the paper, the README and the gallery call it the sketch.
+The texts of plans and inspections are described in `core.tags`.
 """
 
 import dataclasses
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from pdgen.core import tags
 
+PROCESS, DIRECT = MODES = ('process', 'direct')
 FINISHED = 'finished'
 CAPS = PICTURE_CAP, TOKEN_CAP = 'picture_cap', 'token_cap'
+STOPS = (FINISHED, *CAPS)
+
+# Parts of a step, in the order of the sequence: fields of `Step`, kinds of `Item`.
+PLAN, DRAFT, INSPECTION, CORRECTED_PLAN, REFINED = PARTS = ('plan', 'draft', 'inspection', 'corrected_plan', 'refined')
+PICTURES = (DRAFT, REFINED)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Step:
-  """One cycle. Pictures are uint8[H, W, 3].
+  """One cycle of the process. Pictures are uint8[H, W, 3]."""
 
-  plan: None only in direct mode, where the only step is a picture without words.
-  draft: None only in the last step of a partial trajectory, which a sampler is to continue.
-  inspection: None where the draft ended the trajectory without a word, or where it is still to come. One that finds
-    nothing wrong may end the trajectory, too.
-  corrected_plan: written after the inspection of a conflict (the plan contradicted the prompt), else None.
-  refined: the picture painted after an inspection that holds `<refine>`, else None.
-  draft_is_target: False for a draft that a model painted itself: context to learn from, never a flow target.
-  """
-
-  plan: str | None = None
-  draft: np.ndarray | None = None
-  inspection: str | None = None
-  corrected_plan: str | None = None
-  refined: np.ndarray | None = None
-  draft_is_target: bool = True
+  plan: str | None = None  # None in direct mode, and where a model painted without a plan.
+  draft: np.ndarray | None = None  # None only in the last step of a partial trajectory, which a sampler continues.
+  inspection: str | None = None  # None where the draft ended the trajectory without a word, or it is still to come.
+  corrected_plan: str | None = None  # Written after the inspection of a conflict: the plan contradicted the prompt.
+  refined: np.ndarray | None = None  # The picture painted after an inspection that holds `<refine>`.
+  draft_is_target: bool = True  # False for a draft that a model painted itself: context to learn from, no flow target.
 
   @property
   def rejected(self) -> bool:
@@ -45,28 +43,188 @@ class Step:
     return self.corrected_plan is not None
 
 
+class Item(NamedTuple):
+  """One part of a trajectory."""
+
+  kind: str  # One of PARTS.
+  number: int  # Of its step, from 0.
+  step: Step  # The step it belongs to.
+
+  @property
+  def is_picture(self) -> bool:
+    return self.kind in PICTURES
+
+  @property
+  def text(self) -> str:
+    return self._content(str)
+
+  @property
+  def picture(self) -> np.ndarray:
+    """uint8[H, W, 3]."""
+    return self._content(np.ndarray)
+
+  def _content(self, kind: type) -> Any:
+    content = getattr(self.step, self.kind)
+    if not isinstance(content, kind):
+      raise TypeError(f'The {self.kind} of step {self.number} is no {kind.__name__}: {type(content).__name__}.')
+    return content
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Clause:
+  """What a prompt asks for, as a clause of GenEval's `include` or `exclude`."""
+
+  name: str  # Class of the objects (official key: `class`).
+  count: int = 1
+  color: str | None = None
+  position: tuple[str, int] | None = None  # (relation, number of the clause it is relative to).
+
+  @classmethod
+  def from_row(cls, row: Mapping[str, Any]) -> 'Clause':
+    position = row.get('position')
+    return cls(
+      name=row['class'],
+      count=row.get('count', 1),
+      color=row.get('color'),
+      position=None if position is None else (str(position[0]), int(position[1])),
+    )
+
+  def to_row(self) -> dict[str, Any]:
+    row: dict[str, Any] = {'class': self.name, 'count': self.count}
+    if self.color is not None:
+      row['color'] = self.color
+    if self.position is not None:
+      row['position'] = list(self.position)
+    return row
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PromptSpec:
+  """What a prompt asks for, in GenEval's terms; `from_row` and `to_row` read and write the official JSON row."""
+
+  tag: str  # The task: `single_object`, `two_object`, ...
+  include: tuple[Clause, ...] = ()
+  exclude: tuple[Clause, ...] = ()
+
+  @classmethod
+  def from_row(cls, row: Mapping[str, Any]) -> 'PromptSpec':
+    """Raises: KeyError for a row without `tag`, or a clause without `class`."""
+    include, exclude = (tuple(map(Clause.from_row, row.get(name, ()))) for name in ('include', 'exclude'))
+    return cls(tag=row['tag'], include=include, exclude=exclude)
+
+  def to_row(self, prompt: str) -> dict[str, Any]:
+    """The official row.
+
+    >>> PromptSpec(tag='colors', include=(Clause(name='ring', color='red'),)).to_row('a photo of a red ring')
+    {'tag': 'colors', 'include': [{'class': 'ring', 'count': 1, 'color': 'red'}], 'prompt': 'a photo of a red ring'}
+    """
+    row: dict[str, Any] = {'tag': self.tag, 'include': [clause.to_row() for clause in self.include]}
+    if self.exclude:
+      row['exclude'] = [clause.to_row() for clause in self.exclude]
+    return {**row, 'prompt': prompt}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Provenance:
+  """How a trajectory was made."""
+
+  source: str  # World, dataset or model that made it.
+  kind: str  # Kind of trajectory: `multi_turn`, `conflict`, `misalignment`, `direct`, `self_sampled`, ...
+  errors: tuple[str, ...] = ()  # Kind of each error made, or found, in it, in order.
+  detour: str | None = None  # `refine`, `swap` or `remove`, where the story takes one.
+  id: str = ''  # Of the trajectory in its source.
+
+  @property
+  def error(self) -> str | None:
+    """Kind of the first error."""
+    return self.errors[0] if self.errors else None
+
+
+class Content(NamedTuple):
+  """One object that a picture should show."""
+
+  name: str  # Class of the object.
+  color: str | None = None
+  cell: int | None = None  # Cell of the world's grid, where the world has one.
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trajectory:
   """A prompt and the steps that paint it.
 
-  metadata: the prompt in GenEval's format (`tag`, `include`, ...) and whatever its maker wants to keep.
-  stop: `finished` when the painter ended by itself, one of `CAPS` when a limit ended it, None when it is partial.
+  Raises: ValueError for an unknown mode or stop, and for a step whose parts are out of order.
   """
 
   prompt: str
   steps: tuple[Step, ...]
-  metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
-  stop: str | None = FINISHED
+  mode: str = PROCESS  # `process` (plan, draft, inspect, refine) or `direct` (one picture, no words).
+  stop: str | None = FINISHED  # `finished`: the painter ended by itself; one of CAPS: a limit did; None: it is partial.
+  spec: PromptSpec | None = None  # What the prompt asks for; None where that is not known.
+  provenance: Provenance | None = None
+  expected: tuple[Content, ...] | None = None  # What the last picture (of a partial one: the next) should show.
+  metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # JSON of the user's; pdgen never reads it.
+
+  def __post_init__(self):
+    if self.mode not in MODES:
+      raise ValueError(f'Unknown mode {self.mode!r}. Known: {list(MODES)}')
+    if self.stop is not None and self.stop not in STOPS:
+      raise ValueError(f'Unknown stop {self.stop!r}. Known: {[*STOPS, None]}')
+    for number, step in enumerate(self.steps):
+      where = f'Step {number} of the trajectory of {self.prompt!r}'
+      if self.mode == DIRECT and any(getattr(step, part) is not None for part in PARTS if part != DRAFT):
+        raise ValueError(f'{where} has words or a refined picture, but mode {DIRECT!r} has one picture alone.')
+      if step.draft is None:
+        if number + 1 < len(self.steps):
+          raise ValueError(f'{where} has no draft. Only the last step of a partial trajectory may lack one.')
+        if step.inspection is not None or step.refined is not None:
+          raise ValueError(f'{where} has an inspection or a refined picture, but no draft that it could be about.')
+      if step.inspection is None and (step.refined is not None or step.corrected_plan is not None):
+        raise ValueError(f'{where} has a corrected plan or a refined picture, but no inspection that asks for it.')
+
+  def items(self) -> Iterator[Item]:
+    """Every part that is there, in the order of the sequence (the prompt comes before them)."""
+    for number, step in enumerate(self.steps):
+      for kind in PARTS:
+        if getattr(step, kind) is not None:
+          yield Item(kind, number, step)
 
   @property
   def pictures(self) -> list[np.ndarray]:
     """Every picture in the order of painting."""
-    return [p for s in self.steps for p in (s.draft, s.refined) if p is not None]
+    return [item.picture for item in self.items() if item.is_picture]
 
   @property
   def final(self) -> np.ndarray:
-    """The picture that the trajectory ends with: uint8[H, W, 3]."""
+    """The picture that the trajectory ends with: uint8[H, W, 3].
+
+    Raises: ValueError when there is none yet.
+    """
     pictures = self.pictures
     if not pictures:
       raise ValueError(f'The trajectory of {self.prompt!r} holds no picture yet.')
     return pictures[-1]
+
+  def with_text(self, text: str) -> 'Trajectory':
+    """The trajectory with one more text: the inspection of a draft, the corrected plan of a rejected one, or a plan."""
+    last = self.steps[-1] if self.steps else None
+    if last and last.draft is not None and last.inspection is None:
+      return self._with_last(inspection=text)
+    if last and last.rejected and last.refined is None and last.corrected_plan is None:
+      return self._with_last(corrected_plan=text)
+    return dataclasses.replace(self, steps=(*self.steps, Step(plan=text)))
+
+  def with_picture(self, picture: np.ndarray) -> 'Trajectory':
+    """The trajectory with one more picture, uint8[H, W, 3]: the draft of a plan, or the refined one of a rejected draft.
+
+    One that follows neither begins a step without a plan: direct mode, or a model without the grammar.
+    """
+    last = self.steps[-1] if self.steps else None
+    if last and last.draft is None:
+      return self._with_last(draft=picture)
+    if last and last.rejected and last.refined is None:
+      return self._with_last(refined=picture)
+    return dataclasses.replace(self, steps=(*self.steps, Step(draft=picture)))
+
+  def _with_last(self, **parts: Any) -> 'Trajectory':
+    *before, last = self.steps
+    return dataclasses.replace(self, steps=(*before, dataclasses.replace(last, **parts)))

@@ -130,5 +130,5 @@ def parse(name: str) -> Topology:
     raise ValueError(f'Unknown target {name!r}. Targets read like h100:8, h100:64, v5p:4x4x4, v6e:16x16, cpu:8.')
   target = Topology(name=name, kind=kind, shape=tuple(int(n) for n in shape.split('x')))
   if target.devices > target.machine.host_devices and target.devices % target.machine.host_devices:
-    raise ValueError(f'Topology {name!r} has {target.devices} devices; hosts have {target.machine.host_devices} each.')
+    raise ValueError(f'Target {name!r} has {target.devices} devices; hosts have {target.machine.host_devices} each.')
   return target

@@ -5,6 +5,8 @@ import dataclasses
 import numpy as np
 from PIL import Image
 
+from pdgen.core import config as config_lib
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageTransform:
@@ -62,6 +64,23 @@ class ImageTransform:
 
 VAE = ImageTransform(max_size=1024, min_size=512, stride=16)  # of the released inference code
 VIT = ImageTransform(max_size=980, min_size=224, stride=14)
+
+
+def for_vit(picture: np.ndarray, model: config_lib.ModelConfig) -> np.ndarray:
+  """A picture of any size as the model's ViT sees it: scaled as one of the model's own size is, to whole patches.
+
+  uint8[H, W, 3] to uint8[h, w, 3], bicubic.
+
+  Raises: ValueError for a model without ViT.
+  """
+  if model.vit is None:
+    raise ValueError('The model has no ViT (config.model.vit).')
+  patch, scale = model.vit.patch, model.vit_size / model.image_size
+  sides = (min(model.vit.max_patches, max(1, round(side * scale / patch))) * patch for side in picture.shape[:2])
+  height, width = sides
+  if (height, width) == picture.shape[:2]:
+    return picture
+  return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def normalised(picture: np.ndarray) -> np.ndarray:

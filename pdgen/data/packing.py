@@ -17,15 +17,6 @@ _BEAM = 256  # Partial sets kept while a row is searched.
 _GOOD_ENOUGH = 0.01  # Share of a budget that may stay unused without searching on.
 
 
-class RowBudget(NamedTuple):
-  """What a row holds. Names as in `core.config.DataConfig`."""
-
-  und_tokens: int
-  gen_tokens: int
-  pictures: int
-  vit_tokens: int = 0  # 0 where samples carry no `PackedBatch.vit`.
-
-
 class Sample(NamedTuple):
   """One sequence to pack. name: what an error calls it. row: as `data.sequence.build` makes it, without batch axis."""
 
@@ -33,19 +24,19 @@ class Sample(NamedTuple):
   row: packed.PackedBatch
 
 
-def sizes(row: packed.PackedBatch) -> RowBudget:
+def sizes(row: packed.PackedBatch) -> packed.RowBudget:
   """What a row or a sample takes of each budget, padding included."""
   vit_tokens = 0 if row.vit is None else len(row.vit.image)
-  return RowBudget(len(row.und.label), len(row.gen.patch), len(row.pictures), vit_tokens)
+  return packed.RowBudget(len(row.und.label), len(row.gen.patch), len(row.pictures), vit_tokens)
 
 
-def select(sizes: np.ndarray, budgets: RowBudget) -> list[int]:
+def select(sizes: np.ndarray, budgets: packed.RowBudget) -> list[int]:
   """Indices of the samples that make the next row, ascending. sizes: int[N, 3 or 4] in the order of waiting.
 
   The first is always taken; with it the set, found by beam search, with the least unused of the two token budgets
   (sum of squared shares). Deterministic.
 
-  >>> select(np.array([[50, 40, 1], [60, 10, 1], [50, 70, 1], [45, 55, 1]]), RowBudget(100, 100, 9))
+  >>> select(np.array([[50, 40, 1], [60, 10, 1], [50, 70, 1], [45, 55, 1]]), packed.RowBudget(100, 100, 9))
   [0, 3]
   """
   budget = np.asarray(budgets)[: sizes.shape[1]]
@@ -75,73 +66,64 @@ def _unused(used: np.ndarray, budget: np.ndarray) -> np.ndarray:
   return np.sum((1 - used[:, :2] / budget[:2]) ** 2, axis=-1)
 
 
-def pack_row(samples: Sequence[packed.PackedBatch], budgets: RowBudget) -> packed.PackedBatch:
-  """One row of the samples in turn, padded to the budgets; no batch axis.
+def pack_row(samples: Sequence[packed.PackedBatch], budget: packed.RowBudget) -> packed.PackedBatch:
+  """One row of the samples in turn, padded to the budget (`core.packed.spec`); no batch axis.
 
-  Segments, pictures and noised copies are numbered through the row; padding has segment 0 and picture -1 (und) or
-  0 (gen). Raises: ValueError when they do not fit, in numbers or in kind: of grids and ViT streams all samples or none
-  have their own.
+  Segments, pictures and noised copies are numbered through the row.
 
   Args:
-    samples: at least one, each unpadded with segment 1.
+    samples: at least one, each unpadded with segment 1, all on the same canvas.
+    budget: of the row.
+
+  Raises: ValueError when they do not fit, in numbers or in kind: of grids and ViT streams all samples or none have
+    their own.
   """
-  total = RowBudget(*np.sum([sizes(s) for s in samples], axis=0).tolist())
-  if any(t > b for t, b in zip(total, budgets, strict=True)):
-    raise ValueError(f'{len(samples)} samples of together {total} do not fit a row of {budgets}.')
-  first_picture = np.cumsum([0, *(len(s.pictures) for s in samples)])
-  first_copy = np.cumsum([0, *(int(s.gen.copy.max(initial=0)) for s in samples)])
-  first_patch = np.cumsum([0, *(sizes(s).vit_tokens for s in samples)])
+  total = packed.RowBudget(*np.sum([sizes(s) for s in samples], axis=0).tolist())
+  if any(t > b for t, b in zip(total, budget, strict=True)):
+    raise ValueError(f'{len(samples)} samples of together {total} do not fit a row of {budget}.')
   has_grids, has_vit = (_all_or_none(name, samples) for name in ('grids', 'vit'))
-  first_image = np.cumsum([0, *(int(s.vit.image.max(initial=0)) if has_vit else 0 for s in samples)])
-
-  def numbered(number: int, sample: packed.PackedBatch) -> packed.PackedBatch:
-    def stream(old):
-      fields = dict(
-        tokens=old.tokens._replace(segment=np.full_like(old.tokens.segment, number + 1)),
-        picture=np.where(old.picture >= 0, old.picture + first_picture[number], -1).astype(np.int32),
-      )
-      if isinstance(old, packed.GenStream):
-        fields['copy'] = np.where(old.copy > 0, old.copy + first_copy[number], 0).astype(np.int32)
-      elif has_vit:
-        fields['patch'] = np.where(old.picture >= 0, old.patch + first_patch[number], 0).astype(np.int32)
-      return old._replace(**fields)
-
-    vit = sample.vit and sample.vit._replace(image=(sample.vit.image + first_image[number]).astype(np.int32))
-    return sample._replace(und=stream(sample.und), gen=stream(sample.gen), vit=vit)
-
-  parts = [numbered(i, sample) for i, sample in enumerate(samples)]
-
-  def padded(arrays: Sequence[np.ndarray], length: int, value: int = 0) -> np.ndarray:
-    out = np.full([length, *arrays[0].shape[1:]], value, arrays[0].dtype)
-    np.concatenate(arrays, out=out[: sum(map(len, arrays))])
-    return out
-
-  def tokens(parts: Sequence[packed.TokenMeta], length: int) -> packed.TokenMeta:
-    return packed.TokenMeta(*(padded(field, length) for field in zip(*parts, strict=True)))
-
-  und, gen = [p.und for p in parts], [p.gen for p in parts]
-  return packed.PackedBatch(
-    und=packed.UndStream(
-      tokens=tokens([s.tokens for s in und], budgets.und_tokens),
-      token_id=padded([s.token_id for s in und], budgets.und_tokens),
-      label=padded([s.label for s in und], budgets.und_tokens),
-      weight=padded([s.weight for s in und], budgets.und_tokens),
-      picture=padded([s.picture for s in und], budgets.und_tokens, -1),
-      patch=padded([s.patch for s in und], budgets.und_tokens),
-    ),
-    gen=packed.GenStream(
-      tokens=tokens([s.tokens for s in gen], budgets.gen_tokens),
-      picture=padded([s.picture for s in gen], budgets.gen_tokens),
-      patch=padded([s.patch for s in gen], budgets.gen_tokens),
-      copy=padded([s.copy for s in gen], budgets.gen_tokens),
-      weight=padded([s.weight for s in gen], budgets.gen_tokens),
-    ),
-    pictures=padded([s.pictures for s in samples], budgets.pictures),
-    grids=padded([s.grids for s in samples], budgets.pictures) if has_grids else None,
-    vit=packed.VitStream(*(padded(f, budgets.vit_tokens) for f in zip(*(p.vit for p in parts), strict=True)))
-    if has_vit
-    else None,
+  first = samples[0]
+  spec = packed.spec(
+    budget,
+    canvas=first.pictures.shape[1:3],
+    any_size=has_grids,
+    vit_values=first.vit.pixels.shape[-1] if has_vit else 0,
+    pixels=str(first.pictures.dtype),
   )
+  return packed.map_fields(_padded, spec, *_renumbered(samples))
+
+
+def _renumbered(samples: Sequence[packed.PackedBatch]) -> list[packed.PackedBatch]:
+  """The samples with segments, pictures, copies, ViT patches and ViT pictures numbered through their row."""
+  out, pictures, copies, patches, images = [], 0, 0, 0, 0
+  for number, sample in enumerate(samples, 1):
+    und, gen, vit = sample.und, sample.gen, sample.vit
+    seen = und.picture >= 0
+    und = und._replace(
+      tokens=und.tokens._replace(segment=np.full_like(und.tokens.segment, number)),
+      picture=np.where(seen, und.picture + np.int32(pictures if vit is None else images), und.picture),
+      patch=und.patch if vit is None else np.where(seen, und.patch + np.int32(patches), und.patch),
+    )
+    gen = gen._replace(
+      tokens=gen.tokens._replace(segment=np.full_like(gen.tokens.segment, number)),
+      picture=gen.picture + np.int32(pictures),
+      copy=np.where(gen.copy > 0, gen.copy + np.int32(copies), gen.copy),
+    )
+    vit = None if vit is None else vit._replace(image=vit.image + np.int32(images))
+    out.append(sample._replace(und=und, gen=gen, vit=vit))
+    pictures += len(sample.pictures)
+    copies += int(sample.gen.copy.max(initial=0))
+    if sample.vit is not None:
+      patches, images = patches + len(sample.vit.image), images + int(sample.vit.image.max(initial=0))
+  return out
+
+
+def _padded(name: str, field: packed.Field, *arrays: np.ndarray) -> np.ndarray:
+  """The arrays one after the other in an array of the field's shape."""
+  dtype = arrays[0].dtype if arrays[0].dtype == np.float32 else field.dtype  # ViT pixels may be normalised.
+  out = np.full(field.shape, field.padding, dtype)
+  np.concatenate(arrays, out=out[: sum(map(len, arrays))])
+  return out
 
 
 def _all_or_none(name: str, samples: Sequence[packed.PackedBatch]) -> bool:
@@ -158,7 +140,7 @@ class PackIterDataset(grain.IterDataset):
   those samples again and goes on exactly.
   """
 
-  def __init__(self, parent: grain.MapDataset, *, budgets: RowBudget, bins: int):
+  def __init__(self, parent: grain.MapDataset, *, budgets: packed.RowBudget, bins: int):
     """bins: rows' worth of tokens that wait in the pool."""
     super().__init__(parent)
     if min(budgets[:3]) < 1 or bins < 1:
@@ -179,7 +161,7 @@ class PackIterDataset(grain.IterDataset):
 class _PackIterator(grain.DatasetIterator):
   """See PackIterDataset. Takes samples from the parent by place, in order."""
 
-  def __init__(self, source: grain.MapDataset, *, budgets: RowBudget, bins: int):
+  def __init__(self, source: grain.MapDataset, *, budgets: packed.RowBudget, bins: int):
     super().__init__()
     self._source = source
     self._budgets = budgets
@@ -193,21 +175,21 @@ class _PackIterator(grain.DatasetIterator):
     self._next = int(state['next'])
     self._to_load = [int(place) for place in state['waiting']]
     self._pool: list[tuple[int, packed.PackedBatch]] = []
-    self._worth = 0.0  # Rows that the pool would fill, were they perfectly full.
+    self._pool_rows = 0.0  # Rows that the pool would fill, were they perfectly full.
 
   def __next__(self) -> packed.PackedBatch:
     for place in self._to_load:
       self._take(place)
     self._to_load = []
-    while self._worth < self._bins and self._next < len(self._source):
+    while self._pool_rows < self._bins and self._next < len(self._source):
       self._take(self._next)
       self._next += 1
     if not self._pool:
       raise StopIteration
-    sizes = np.array([sizes(row) for _, row in self._pool])
-    chosen = select(sizes, self._budgets)
+    waiting = np.array([sizes(row) for _, row in self._pool])
+    chosen = select(waiting, self._budgets)
     rows = [self._pool[i][1] for i in chosen]
-    self._worth -= sum(self._share(row) for row in rows)
+    self._pool_rows -= sum(self._row_share(row) for row in rows)
     self._pool = [entry for i, entry in enumerate(self._pool) if i not in set(chosen)]
     return pack_row(rows, self._budgets)
 
@@ -215,7 +197,7 @@ class _PackIterator(grain.DatasetIterator):
     sample = self._source[place]
     self._check(sample)
     self._pool.append((place, sample.row))
-    self._worth += self._share(sample.row)
+    self._pool_rows += self._row_share(sample.row)
 
   def _row_share(self, row: packed.PackedBatch) -> float:
     und, gen, *_ = sizes(row)
@@ -223,7 +205,7 @@ class _PackIterator(grain.DatasetIterator):
 
   def _check(self, sample: Sample):
     needs = sizes(sample.row)
-    for name, need, budget in zip(RowBudget._fields, needs, self._budgets, strict=True):
+    for name, need, budget in zip(packed.RowBudget._fields, needs, self._budgets, strict=True):
       if need > budget:
         raise ValueError(
           f'{sample.name} needs {needs.und_tokens} und tokens, {needs.gen_tokens} gen tokens and {needs.pictures} '

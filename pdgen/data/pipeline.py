@@ -84,7 +84,14 @@ class Samples:
       ]
       trajectory = self.world.trajectory(kind, seed=cfg.seed, index=int(index))
       name = f'Trajectory {kind!r} {index}'
-    row = sequence.build(trajectory, tokenizer=self.tokenizer, model=cfg.model, sequence=cfg.data.sequence, rng=rng)
+    row = sequence.build(
+      trajectory,
+      tokenizer=self.tokenizer,
+      model=cfg.model,
+      sequence=cfg.data.sequence,
+      rng=rng,
+      canvas=cfg.canvas,
+    )
     return packing.Sample(name=f'{name} ({trajectory.prompt!r})', row=row)
 
 
@@ -92,12 +99,10 @@ def fits(config: config_lib.Config, trajectory: trajectory_lib.Trajectory) -> bo
   """Whether a row has room for it. What a model paints may be wrong in so many ways that its inspection takes pages."""
   data, rng = config.data, np.random.default_rng(0)
   words = tokenizers.load(data.tokenizer)
-  row = sequence.build(trajectory, tokenizer=words, model=config.model, sequence=data.sequence, rng=rng)
-  return all(n <= most for n, most in zip(packing.sizes(row), _budgets(data), strict=True))
-
-
-def _budgets(data: config_lib.DataConfig) -> packing.RowBudget:
-  return packing.RowBudget(data.und_tokens, data.gen_tokens, data.pictures, data.vit_tokens)
+  row = sequence.build(
+    trajectory, tokenizer=words, model=config.model, sequence=data.sequence, rng=rng, canvas=config.canvas
+  )
+  return all(n <= most for n, most in zip(packing.sizes(row), config.row_budget, strict=True))
 
 
 def dataset(
@@ -127,7 +132,7 @@ def dataset(
   own = data.shards // process_count
   rows = [
     packing.PackIterDataset(
-      grain.MapDataset.range(shard, _ENDLESS, data.shards).map(make), budgets=_budgets(data), bins=data.packing_bins
+      grain.MapDataset.range(shard, _ENDLESS, data.shards).map(make), budgets=config.row_budget, bins=data.packing_bins
     )
     for shard in range(process_index * own, (process_index + 1) * own)
   ]

@@ -16,11 +16,11 @@ from pdgen.evals import intervals
 
 # (partial trajectories, seed) -> the same trajectories, each gone on by at most one picture.
 Sampler = Callable[[Sequence[trajectory_lib.Trajectory], int], Sequence[trajectory_lib.Trajectory]]
-# (kind of error or None, seed, index) -> a partial trajectory whose last step has a plan and a draft. Its metadata
-# holds `scene`: (shape, colour, cell) of every object that the step should show.
+# (kind of error or None, seed, index) -> a partial trajectory whose last step has a plan and a draft, and whose
+# `expected` is what the step should show. Its provenance names the error.
 Drafts = Callable[[str | None, int, int], trajectory_lib.Trajectory]
-# uint8[H, W, 3] -> detections with `shape`, `color` and `cell`.
-Detector = Callable[[np.ndarray], Sequence[Any]]
+# (uint8[H, W, 3], expected) -> whether the picture shows just that.
+Shows = Callable[[np.ndarray, Sequence[trajectory_lib.Content]], bool]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,17 +42,17 @@ class Report:
 
 
 def injected(
-  sample: Sampler, drafts: Drafts, detect: Detector, *, kinds: Iterable[str], per_kind: int, seed: int = 0
+  sample: Sampler, drafts: Drafts, shows: Shows, *, kinds: Iterable[str], per_kind: int, seed: int = 0
 ) -> Report:
   """Errors made on purpose, `per_kind` of each kind, and as many right drafts."""
   kinds = list(kinds)
   questions = [drafts(kind, seed, index) for kind in (*kinds, None) for index in range(per_kind)]
   answers = sample(questions, seed)
-  outcomes = [_outcome(q, a, detect) for q, a in zip(questions, answers, strict=True)]
-  return _report(kinds, [q.metadata['error'] for q in questions], outcomes)
+  outcomes = [_outcome(q, a, shows) for q, a in zip(questions, answers, strict=True)]
+  return _report(kinds, [None if q.provenance is None else q.provenance.error for q in questions], outcomes)
 
 
-def own(sample: Sampler, drafts: Drafts, detect: Detector, *, count: int, seed: int = 0) -> Report:
+def own(sample: Sampler, drafts: Drafts, shows: Shows, *, count: int, seed: int = 0) -> Report:
   """Drafts that the model paints itself: `count` steps, right before it, are painted, judged, and inspected.
 
   The only kind of error is `own`. The steps before and the plan are the world's, and right; the draft is compared with
@@ -61,22 +61,21 @@ def own(sample: Sampler, drafts: Drafts, detect: Detector, *, count: int, seed: 
   right = [drafts(None, seed, index) for index in range(count)]
   painted = sample([_without_draft(t) for t in right], seed)
   questions = [_with_draft(t, p.steps[len(t.steps) - 1].draft) for t, p in zip(right, painted, strict=True)]
-  kinds = [None if _shows(q.steps[-1].draft, q, detect) else 'own' for q in questions]
+  kinds = [None if _shows(q.steps[-1].draft, q, shows) else 'own' for q in questions]
   answers = sample(questions, seed + 1)
-  return _report(['own'], kinds, [_outcome(q, a, detect) for q, a in zip(questions, answers, strict=True)])
+  return _report(['own'], kinds, [_outcome(q, a, shows) for q, a in zip(questions, answers, strict=True)])
 
 
-def _outcome(
-  question: trajectory_lib.Trajectory, answer: trajectory_lib.Trajectory, detect: Detector
-) -> tuple[bool, bool]:
+def _outcome(question: trajectory_lib.Trajectory, answer: trajectory_lib.Trajectory, shows: Shows) -> tuple[bool, bool]:
   """(found something wrong, and refined it into what the step should show)."""
   step = answer.steps[len(question.steps) - 1]
-  return step.rejected, step.rejected and step.refined is not None and _shows(step.refined, question, detect)
+  return step.rejected, step.rejected and step.refined is not None and _shows(step.refined, question, shows)
 
 
-def _shows(picture: np.ndarray, question: trajectory_lib.Trajectory, detect: Detector) -> bool:
-  seen = [(d.shape, d.color, d.cell) for d in detect(picture)]
-  return sorted(map(str, seen)) == sorted(str(tuple(o)) for o in question.metadata['scene'])
+def _shows(picture: np.ndarray, question: trajectory_lib.Trajectory, shows: Shows) -> bool:
+  if question.expected is None:
+    raise ValueError(f'It is not known what a step of {question.prompt!r} should show: give its trajectory `expected`.')
+  return shows(picture, question.expected)
 
 
 def _report(kinds: Sequence[str], errors: Sequence[str | None], outcomes: Sequence[tuple[bool, bool]]) -> Report:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pdgen.core import config as config_lib
-from pdgen.core import packed, tags
+from pdgen.core import packed
 from pdgen.core import trajectory as trajectory_lib
 from pdgen.data import packing, sequence, tokenizers
 from pdgen.data.tokenizers import base
@@ -26,7 +26,6 @@ from pdgen.models import interleaved
 from pdgen.sampling import cycle, flow, grammar
 from pdgen.weights import loading
 
-MODES = ('process', 'direct')
 # What is asked for at once when the caller does not say: enough to use the machine, small enough for any of them.
 DEFAULT_BATCH = 32
 # Lengths of prefixes are rounded up to these, so that prompts of other lengths do not compile the program again.
@@ -76,7 +75,7 @@ class Painter:
     self,
     prompts: Prompt | Sequence[Prompt],
     *,
-    mode: str = 'process',
+    mode: str | None = None,
     seed: int | Sequence[int] = 0,
     sampling: config_lib.SamplingConfig | None = None,
     batch_size: int | None = None,
@@ -87,7 +86,7 @@ class Painter:
     Args:
       prompts: texts, or partial trajectories to go on from: a person may have edited a plan, a picture or a `<refine>`.
       mode: `process` (plan, sketch, inspect, refine) or `direct` (one picture, no words). Partial trajectories that
-        have steps keep the mode that they began in.
+        have steps keep their own. None: `process` for texts, their own for trajectories.
       seed: of the first prompt; the next ones take the next numbers, so that any of them can be had again alone. Or
         one for each prompt.
       sampling: the config's own by default.
@@ -99,8 +98,8 @@ class Painter:
     prompts = [prompts] if isinstance(prompts, (str, trajectory_lib.Trajectory)) else list(prompts)
     if not prompts:
       raise ValueError('There is nothing to sample: give at least one prompt.')
-    if mode not in MODES:
-      raise ValueError(f'Unknown mode {mode!r}. Known: {list(MODES)}')
+    if mode is not None and mode not in trajectory_lib.MODES:
+      raise ValueError(f'Unknown mode {mode!r}. Known: {list(trajectory_lib.MODES)}')
     sampling = sampling or self.config.sampling
     self.check(sampling)
     starts = [_start(p, mode) for p in prompts]
@@ -136,7 +135,7 @@ class Painter:
     *,
     sampling: config_lib.SamplingConfig,
     batch_size: int,
-    row_budget: packing.RowBudget | None = None,
+    row_budget: packed.RowBudget | None = None,
   ) -> cycle.State:
     """One compiled call for at most `batch_size` trajectories; the final state of the loop, still on the device."""
     batch = self.sample_batch(starts, seeds, budgets, batch_size=batch_size, row_budget=row_budget)
@@ -161,7 +160,7 @@ class Painter:
     budgets: Sequence[int],
     *,
     batch_size: int,
-    row_budget: packing.RowBudget | None = None,
+    row_budget: packed.RowBudget | None = None,
   ) -> cycle.SampleBatch:
     """Prefixes as one batch, on the device, padded to `row_budget` (by default what they need).
 
@@ -173,19 +172,18 @@ class Painter:
     row_budget = row_budget or self.row_budget(starts)
     rows = (packing.pack_row([self._prefix(s)], row_budget) for s in starts)
     prefix = jax.tree.map(lambda *x: jnp.asarray(np.stack(x)), *rows)
-    states = [_grammar_state(s) for s in starts]
     return cycle.SampleBatch(
       prefix=packed.check(prefix),
-      grammar=grammar.GrammarState(**{name: jnp.asarray([state[name] for state in states]) for name in states[0]}),
+      grammar=grammar.from_trajectories(starts),
       key=jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32)),
       picture_limit=jnp.asarray(budgets, jnp.int32),
     )
 
-  def row_budget(self, starts: Sequence[trajectory_lib.Trajectory]) -> packing.RowBudget:
+  def row_budget(self, starts: Sequence[trajectory_lib.Trajectory]) -> packed.RowBudget:
     """Lengths that hold the prefix of each of them, rounded up so that few different ones are ever compiled."""
     und, _, pictures, _ = map(max, zip(*(packing.sizes(self._prefix(s)) for s in starts), strict=True))
     pictures = _round_up(pictures, _PICTURE_BUCKET)
-    return packing.RowBudget(_round_up(und, _UND_BUCKET), pictures * self.config.model.latent_tokens, pictures)
+    return packed.RowBudget(_round_up(und, _UND_BUCKET), pictures * self.config.model.latent_tokens, pictures)
 
   def _prefix(self, start: trajectory_lib.Trajectory) -> packed.PackedBatch:
     cfg = self.config
@@ -208,13 +206,12 @@ def _round_up(n: int, multiple: int) -> int:
   return -(-n // multiple) * multiple
 
 
-def _start(prompt: Prompt, mode: str) -> trajectory_lib.Trajectory:
-  """What to continue from. A direct trajectory is told by its first step, which has no plan."""
+def _start(prompt: Prompt, mode: str | None) -> trajectory_lib.Trajectory:
+  """What to continue from."""
   if isinstance(prompt, str):
-    prompt = trajectory_lib.Trajectory(prompt=prompt, steps=(), stop=None)
-  if not prompt.steps and mode == 'direct':
-    return dataclasses.replace(prompt, steps=(trajectory_lib.Step(),), stop=None)
-  return dataclasses.replace(prompt, stop=None)
+    return trajectory_lib.Trajectory(prompt=prompt, steps=(), stop=None, mode=mode or trajectory_lib.PROCESS)
+  keeps = mode is None or prompt.steps
+  return dataclasses.replace(prompt, stop=None, mode=prompt.mode if keeps else mode)
 
 
 def _picture_budget(start: trajectory_lib.Trajectory, sampling: config_lib.SamplingConfig, pictures: int | None) -> int:
@@ -228,69 +225,19 @@ def _picture_budget(start: trajectory_lib.Trajectory, sampling: config_lib.Sampl
   return budget
 
 
-def _grammar_state(start: trajectory_lib.Trajectory) -> dict[str, Any]:
-  """Where a prefix stands in the grammar: the fields of `sampling.grammar.GrammarState` for one row."""
-  item, texts, refining = grammar.PROMPT, 0, False
-  direct = bool(start.steps) and start.steps[0].plan is None
-  for step in start.steps:
-    if step.plan is not None:
-      item, texts = grammar.PLAN, texts + 1
-    if step.draft is not None:
-      item, texts = grammar.DRAFT, 0
-    if step.inspection is not None:
-      item, texts, refining = grammar.INSPECTION, texts + 1, step.rejected
-    if step.corrected_plan is not None:
-      item, texts = grammar.PLAN, texts + 1
-    if step.refined is not None:
-      item, texts, refining = grammar.REFINED, 0, False
-  return dict(
-    last_item=item, tag_state=grammar.BOUNDARY, length=0, texts_since_picture=texts, refining=refining, direct=direct
-  )
-
-
 def parse_output(
   start: trajectory_lib.Trajectory, host: dict[str, np.ndarray], row: int, tokenizer: base.Tokenizer
 ) -> trajectory_lib.Trajectory:
   """Reads what a row wrote and painted into steps that follow those it started from."""
-  steps = [dataclasses.asdict(s) for s in start.steps]
-  specials, text = tokenizer.specials, None
+  trajectory, specials, text = start, tokenizer.specials, []
   pictures = iter(host['pictures'][row])
   for token in host['output_tokens'][row, : host['output_count'][row]].tolist():
     if token == specials.im_start:
       text = []
     elif token == specials.im_end:
-      _add_text(steps, tokenizer.decode(text))
+      trajectory = trajectory.with_text(tokenizer.decode(text))
     elif token == specials.vision_start:
-      _add_picture(steps, next(pictures))
+      trajectory = trajectory.with_picture(next(pictures))
     else:
       text.append(token)
-  return dataclasses.replace(
-    start,
-    steps=tuple(trajectory_lib.Step(**s) for s in steps),
-    stop=_STOPS[int(host['stop'][row])],
-  )
-
-
-def _add_text(steps: list[dict[str, Any]], text: str):
-  last = steps[-1] if steps else None
-  if last and last['draft'] is not None and last['inspection'] is None:
-    last['inspection'] = text
-  elif last and _wants_refined(last) and last['corrected_plan'] is None:
-    last['corrected_plan'] = text
-  else:
-    steps.append({'plan': text, 'draft': None, 'inspection': None, 'corrected_plan': None, 'refined': None})
-
-
-def _add_picture(steps: list[dict[str, Any]], picture: np.ndarray):
-  last = steps[-1] if steps else None
-  if last and last['draft'] is None:
-    last['draft'] = picture
-  elif last and _wants_refined(last):
-    last['refined'] = picture
-  else:  # Without the grammar a model may paint without a plan.
-    steps.append({'plan': None, 'draft': picture, 'inspection': None, 'corrected_plan': None, 'refined': None})
-
-
-def _wants_refined(step: dict[str, Any]) -> bool:
-  inspection = step['inspection']
-  return inspection is not None and step['refined'] is None and tags.refine_instruction(inspection) is not None
+  return dataclasses.replace(trajectory, stop=_STOPS[int(host['stop'][row])])

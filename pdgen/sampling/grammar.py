@@ -9,6 +9,7 @@ picture or an inspection a text or the end. The format (`SamplingConfig.grammar`
     after a draft: an inspection, or the end; after a refined picture: a plan, or the end
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from pdgen.core import config as config_lib
+from pdgen.core import trajectory as trajectory_lib
 
 # Items of the sequence; `GrammarState.last_item` is the last one that is complete.
 PROMPT, PLAN, INSPECTION, DRAFT, REFINED = range(5)
@@ -45,6 +47,43 @@ class Grammar(NamedTuple):
   vocab_size: int
   max_text_tokens: int
   enforced: bool
+
+
+def from_trajectories(trajectories: Sequence[trajectory_lib.Trajectory]) -> GrammarState:
+  """Where partial trajectories continue, one a row: each between two items of the sequence."""
+  rows = [_between_items(trajectory) for trajectory in trajectories]
+  last_item, texts, refining = (jnp.asarray(column) for column in zip(*rows, strict=True))
+  zeros = jnp.zeros_like(last_item)
+  return GrammarState(
+    last_item=last_item,
+    tag_state=jnp.full_like(last_item, BOUNDARY),
+    length=zeros,
+    texts_since_picture=texts,
+    refining=refining,
+    direct=jnp.asarray([trajectory.mode == trajectory_lib.DIRECT for trajectory in trajectories]),
+  )
+
+
+def _between_items(trajectory: trajectory_lib.Trajectory) -> tuple[int, int, bool]:
+  """(last_item, texts_since_picture, refining) after the last part of the trajectory."""
+  last, texts, refining = PROMPT, 0, False
+  for item in trajectory.items():
+    last = _ITEMS[item.kind]
+    texts = 0 if item.is_picture else texts + 1
+    if item.is_picture:
+      refining = False
+    elif last == INSPECTION:
+      refining = item.step.rejected
+  return last, texts, refining
+
+
+_ITEMS = {
+  trajectory_lib.PLAN: PLAN,
+  trajectory_lib.CORRECTED_PLAN: PLAN,
+  trajectory_lib.INSPECTION: INSPECTION,
+  trajectory_lib.DRAFT: DRAFT,
+  trajectory_lib.REFINED: REFINED,
+}
 
 
 def after_token(state: GrammarState, token: jax.Array, rules: Grammar) -> GrammarState:

@@ -41,28 +41,9 @@ def make_train_step(config: config_lib.Config, mesh: Mesh) -> TrainStep:
 
 
 def abstract_batch(config: config_lib.Config) -> packed.PackedBatch:
-  """The global batch that the config's data give, as ShapeDtypeStructs: every picture of the model's own size."""
-  data, side = config.data, config.model.image_size
-
-  def filled(stream: type, length: int, **others: Any) -> Any:
-    field = lambda name: jax.ShapeDtypeStruct((data.batch_size, length), 'float32' if name == 'weight' else 'int32')
-    return stream(**{name: others.get(name, field(name)) for name in stream._fields})
-
-  tokens = {n: filled(packed.TokenMeta, size) for n, size in (('und', data.und_tokens), ('gen', data.gen_tokens))}
-  return packed.PackedBatch(
-    und=filled(packed.UndStream, data.und_tokens, tokens=tokens['und']),
-    gen=filled(packed.GenStream, data.gen_tokens, tokens=tokens['gen']),
-    pictures=jax.ShapeDtypeStruct((data.batch_size, data.pictures, side, side, 3), 'uint8'),
-    vit=_abstract_vit(config) if data.vit_tokens else None,
-  )
-
-
-def _abstract_vit(config: config_lib.Config) -> packed.VitStream:
-  shape = (config.data.batch_size, config.data.vit_tokens)
-  integers = jax.ShapeDtypeStruct(shape, 'int32')
-  return packed.VitStream(
-    pixels=jax.ShapeDtypeStruct((*shape, 3 * config.model.vit.patch**2), 'uint8'), position=integers, image=integers
-  )
+  """The global batch that the config's data give, as ShapeDtypeStructs."""
+  fields = config.batch_spec(config.data.batch_size)
+  return packed.map_fields(lambda name, field: jax.ShapeDtypeStruct(field.shape, field.dtype), fields)
 
 
 def gradients(config: config_lib.Config, mesh: Mesh) -> Callable[..., Any]:

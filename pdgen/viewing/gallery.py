@@ -4,7 +4,6 @@ import base64
 import html
 import io
 import pathlib
-import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,7 +15,6 @@ from pdgen.viewing import transcript
 
 # Pictures up to this many pixels a side are shown as pixels, bigger ones smoothed.
 _PIXEL_ART = 64
-_REFINE = re.compile(r'&lt;refine&gt;\s*(.*?)\s*&lt;[/\\]refine&gt;', re.DOTALL)
 _STYLE = (pathlib.Path(__file__).parent / 'gallery.css').read_text()
 # Bars under the pictures of a filmstrip.
 _ACCEPTED, _REJECTED, _REFINED, _LAST = (43, 138, 62), (214, 51, 40), (59, 91, 219), (160, 160, 160)
@@ -86,14 +84,15 @@ def filmstrip(trajectories: Sequence[trajectory_lib.Trajectory], *, scale: int =
 
 
 def _bars(trajectory: trajectory_lib.Trajectory) -> list[tuple[np.ndarray, tuple[int, int, int]]]:
-  row = []
-  for step in trajectory.steps:
-    if step.draft is not None:
-      judged = _REJECTED if step.rejected else _ACCEPTED
-      row.append((step.draft, _LAST if step.inspection is None else judged))
-    if step.refined is not None:
-      row.append((step.refined, _REFINED))
-  return row
+  return [(item.picture, _bar(item)) for item in trajectory.items() if item.is_picture]
+
+
+def _bar(item: trajectory_lib.Item) -> tuple[int, int, int]:
+  if item.kind == trajectory_lib.REFINED:
+    return _REFINED
+  if item.step.inspection is None:
+    return _LAST
+  return _REJECTED if item.step.rejected else _ACCEPTED
 
 
 def _articles(trajectories: Sequence[trajectory_lib.Trajectory], verdicts: Sequence[Verdict | None] | None) -> str:
@@ -102,26 +101,27 @@ def _articles(trajectories: Sequence[trajectory_lib.Trajectory], verdicts: Seque
 
 
 def _article(trajectory: trajectory_lib.Trajectory, verdict: Verdict | None) -> str:
-  tags = []
+  chips = []
   if verdict is not None:
     right, reason = verdict
-    tags.append(f'<li class="{"yes" if right else "no"}">{"✓" if right else "✗"} {_text(reason)}</li>')
-  if 'tag' in trajectory.metadata:
-    tags.append(f'<li>{_text(str(trajectory.metadata["tag"]).replace("_", " "))}</li>')
-  tags.append(f'<li>{_text(transcript.stop(trajectory))}</li>')
+    chips.append(f'<li class="{"yes" if right else "no"}">{"✓" if right else "✗"} {_text(reason)}</li>')
+  if trajectory.spec is not None:
+    chips.append(f'<li>{_text(trajectory.spec.tag.replace("_", " "))}</li>')
+  chips.append(f'<li>{_text(transcript.stop(trajectory))}</li>')
   final = _image(trajectory.final, f'Final picture of: {trajectory.prompt}') if trajectory.pictures else ''
-  # Direct mode has one picture and no words: it stands in the head already.
-  steps = ''.join(_step(number, step) for number, step in enumerate(trajectory.steps, 1) if step.plan is not None)
+  # Direct mode has one picture and no words: it is in the head already.
+  shown = trajectory.steps if trajectory.mode == trajectory_lib.PROCESS else ()
+  steps = ''.join(_step(number, step) for number, step in enumerate(shown, 1))
   if steps and trajectory.stop == trajectory_lib.FINISHED:
     steps += '<li class="end">It looked at the last picture once more, and found it finished.</li>'
   return (
     f'<article><div class="head">{final}<div><h2>{_text(trajectory.prompt)}</h2>'
-    f'<ul class="tags">{"".join(tags)}</ul></div></div>\n{steps and f"<ol>{steps}</ol>"}</article>'
+    f'<ul class="tags">{"".join(chips)}</ul></div></div>\n{steps and f"<ol>{steps}</ol>"}</article>'
   )
 
 
 def _step(number: int, step: trajectory_lib.Step) -> str:
-  cells = [f'<div class="plan">{_plan(f"Plan {number}", step.plan)}</div>']
+  cells = [] if step.plan is None else [f'<div class="plan">{_plan(f"Plan {number}", step.plan)}</div>']
   if step.draft is not None:
     state = ' rejected' if step.rejected else ''
     cells.append(_figure(f'sketch{state}', step.draft, f'Sketch {number}'))
@@ -144,8 +144,9 @@ def _plan(name: str, plan: str) -> str:
 def _inspection(step: trajectory_lib.Step) -> str:
   if step.inspection is None:
     return ''
-  # The brackets of the tag go, its instruction stays, marked. Everything else is escaped first.
-  shown = _REFINE.sub(r'<mark>\1</mark>', _text(step.inspection))
+  # The tags go, the instruction stays, marked.
+  before, *rest = map(_text, tags.around_refine(step.inspection))
+  shown = f'{before}<mark>{rest[0]}</mark>{rest[1]}' if rest else before
   state, name = ('wrong', 'Inspect: to be refined') if step.rejected else ('right', 'Inspect: kept')
   return f'<div class="verdict {state}"><p class="name">{name}</p><p>{shown}</p></div>'
 

@@ -9,6 +9,13 @@ from pdgen.core import tags
 from pdgen.core import trajectory as trajectory_lib
 
 _WIDTH = 110
+_NAMES = {
+  trajectory_lib.PLAN: 'plan',
+  trajectory_lib.DRAFT: 'sketch',
+  trajectory_lib.INSPECTION: 'inspect',
+  trajectory_lib.CORRECTED_PLAN: 'replan',
+  trajectory_lib.REFINED: 'refine',
+}
 STOPS = {
   trajectory_lib.FINISHED: 'finished by itself',
   trajectory_lib.PICTURE_CAP: 'stopped: as many pictures as allowed',
@@ -30,23 +37,15 @@ def text(trajectory: trajectory_lib.Trajectory, *, describe: Callable[[np.ndarra
   """
   lines = [_paragraph('prompt', trajectory.prompt)]
   count = 0
-
-  def picture(name: str, pixels: np.ndarray) -> str:
-    nonlocal count
-    count += 1
-    return _paragraph(name, f'[picture {count}{": " + describe(pixels) if describe else ""}]')
-
-  for step in trajectory.steps:
-    if step.plan is not None:
-      lines.extend(_plan('plan', step.plan))
-    if step.draft is not None:
-      lines.append(picture('sketch', step.draft))
-    if step.inspection is not None:
-      lines.append(_paragraph('inspect', step.inspection))
-    if step.corrected_plan is not None:
-      lines.extend(_plan('replan', step.corrected_plan))
-    if step.refined is not None:
-      lines.append(picture('refine', step.refined))
+  for item in trajectory.items():
+    name = _NAMES[item.kind]
+    if item.is_picture:
+      count += 1
+      lines.append(_paragraph(name, f'[picture {count}{": " + describe(item.picture) if describe else ""}]'))
+    elif item.kind == trajectory_lib.INSPECTION:
+      lines.append(_paragraph(name, item.text))
+    else:
+      lines.extend(_plan(name, item.text))
   lines.append(f'({stop(trajectory)})')
   return '\n'.join(lines)
 

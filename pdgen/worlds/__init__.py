@@ -13,5 +13,5 @@ def get(name: str) -> types.ModuleType:
   """
   known = sorted(m.name for m in pkgutil.iter_modules(__path__) if m.ispkg)
   if name not in known:
-    raise ValueError(f'There is no world {name!r}. Known: {known}')
+    raise ValueError(f'There is no world {name!r} (config.data.sources). Known: {known}')
   return importlib.import_module(f'pdgen.worlds.{name}')

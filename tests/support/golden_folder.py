@@ -31,7 +31,7 @@ from pdgen.models import interleaved
 from pdgen.weights import bagel
 from support import toy
 
-FOLDER = pathlib.Path(os.environ.get('PDGEN_GOLDEN') or pathlib.Path(__file__).parent / 'golden').resolve()
+FOLDER = pathlib.Path(os.environ.get('PDGEN_GOLDEN') or pathlib.Path(__file__).parents[1] / 'golden').resolve()
 NOISE_MULTIPLE = 8
 BFLOAT16_BOUND = 0.1
 GRADIENT_NORMS = 'e_train_grad_norms'

@@ -1,7 +1,5 @@
 """The reference's packs, rebuilt from its sequence plans: shared by the parity tests of packing and of training."""
 
-import functools
-
 import jax
 import numpy as np
 
@@ -32,7 +30,7 @@ def _items(file, sample, images, number):
     kind, loss, special_loss, special_label, droppable, starts, _, frame_delta = row
     shared = dict(end_label=special_label if special_loss else None, droppable=bool(droppable))
     if kind == _TEXT:
-      items.append(items_lib.Text(ids=tuple(golden_folder.integers(next(ids))), learned=bool(loss), **shared))
+      items.append(items_lib.Text(ids=tuple(golden_folder.integers(next(ids))), weights=float(loss), **shared))
       continue
     picture = golden_folder.value(next(pixels)).transpose(1, 2, 0) if images else _empty_frame(file)
     if kind == _VIT:
@@ -58,17 +56,14 @@ def _empty_frame(file):
 def pack(samples_, *, canvas, drop=(), spare=0, length_weighting=True):
   """The samples in one row, without batch axis. drop: SequenceConfig fields that are 1. spare: places left empty."""
   sequence = config.SequenceConfig(length_weighting=length_weighting, **{**_NEVER, **{field: 1.0 for field in drop}})
-  build = functools.partial(
-    items_lib.build,
-    specials=golden_folder.specials(),
-    model=golden_folder.model_config(),
-    sequence=sequence,
-    rng=np.random.default_rng(0),
-    canvas=canvas,
-  )
-  rows = [build(items) for items in samples_]
+  rng, model = np.random.default_rng(0), golden_folder.model_config()
+  kept = [items_lib.drop(items, sequence=sequence, rng=rng) for items in samples_]
+  rows = [
+    items_lib.build(items, specials=golden_folder.specials(), model=model, sequence=sequence, canvas=canvas)
+    for items in kept
+  ]
   total = np.sum([packing.sizes(row) for row in rows], axis=0) + spare
-  return packing.pack_row(rows, packing.RowBudget(*total.tolist()))
+  return packing.pack_row(rows, packed.RowBudget(*total.tolist()))
 
 
 _NEVER = dict(drop_text=0.0, drop_clean=0.0, drop_vit=0.0)

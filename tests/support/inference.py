@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from pdgen.core import config
+from pdgen.core import config, packed
 from pdgen.data import images, packing
 from pdgen.data import items as items_lib
 from pdgen.models import attention, interleaved
@@ -38,12 +38,11 @@ def prefixes(*contexts, cfg):
       specials=golden_folder.specials(),
       model=cfg,
       sequence=config.SequenceConfig(),
-      rng=np.random.default_rng(0),
       canvas=tuple(canvas.tolist()),
     )
     for context in contexts
   ]
-  budgets = packing.RowBudget(*(max(sizes) for sizes in zip(*map(packing.sizes, rows), strict=True)))
+  budgets = packed.RowBudget(*(max(sizes) for sizes in zip(*map(packing.sizes, rows), strict=True)))
   return jax.tree.map(lambda *x: jnp.asarray(np.stack(x)), *(packing.pack_row([row], budgets) for row in rows))
 
 

@@ -49,7 +49,7 @@ MISALIGNMENT = Trajectory(
     Step(plan='z', draft=picture(3)),
   ),
 )
-DIRECT = Trajectory(prompt='p', steps=(Step(draft=picture(1)),))
+DIRECT = Trajectory(prompt='p', steps=(Step(draft=picture(1)),), mode='direct')
 
 
 def table(row):

@@ -7,7 +7,7 @@ and injected errors.
 """
 
 from pdgen.worlds.shapes.detector import Detection, detect
-from pdgen.worlds.shapes.drafts import DraftRequest, draft_request, injected, review
+from pdgen.worlds.shapes.drafts import DraftRequest, draft_request, injected, review, shows
 from pdgen.worlds.shapes.errors import ERROR_KINDS
 from pdgen.worlds.shapes.prompt_space import TASKS, prompts
 from pdgen.worlds.shapes.scenes import COLORS, SHAPES, SIZE
@@ -28,5 +28,6 @@ __all__ = [
   'injected',
   'prompts',
   'review',
+  'shows',
   'trajectory',
 ]

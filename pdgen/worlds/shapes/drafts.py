@@ -5,6 +5,7 @@ it with the scene of the plan, and the pair becomes a training trajectory, whate
 """
 
 import dataclasses
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -40,9 +41,15 @@ def draft_request(*, seed: int, index: int) -> DraftRequest:
   beat = int(rng.integers(len(story.beats)))
   made = making.steps(story, rng=rng, stop=beat)
   made.append(trajectories.Step(plan=making.plan(story.beats[beat], rng=rng)))
-  prefix = _partial(story, made, kind='self_sampled')
   scene = story.beats[beat].after
+  prefix = _partial(story, made, kind='self_sampled', expected=scene)
   return DraftRequest(prefix=prefix, scene=scene, story=story, beat=beat, seed=seed, index=index)
+
+
+def shows(picture: np.ndarray, expected: Iterable[trajectories.Content]) -> bool:
+  """Whether uint8[H, W, 3] `picture` shows the expected objects, each in its cell, and nothing else."""
+  seen = [(d.shape, d.color, d.cell) for d in detector.detect(picture)]
+  return sorted(map(str, seen)) == sorted(str(tuple(item)) for item in expected)
 
 
 def observed(picture: np.ndarray) -> scenes.Scene:
@@ -54,8 +61,8 @@ def review(request: DraftRequest, draft: np.ndarray) -> trajectories.Trajectory:
   """The finished training trajectory in which uint8[H, W, 3] `draft` is the requested draft (draft_is_target False).
 
   A right draft is approved and painted on, its objects staying where the draft has them to a pixel; a wrong one gets an
-  inspection with `<refine>` and the world's right picture. metadata: as of `trajectory`, `self_sampled` True, `error`
-  the kind of the first fault (errors.MISALIGNMENTS) or None, `errors` all of them.
+  inspection with `<refine>` and the world's right picture. The errors of its provenance are the kinds of the faults
+  (errors.MISALIGNMENTS).
   """
   rng = rng_lib.numpy_rng(request.seed, request.index, _REVIEW)
   seen = observed(draft)
@@ -72,15 +79,14 @@ def review(request: DraftRequest, draft: np.ndarray) -> trajectories.Trajectory:
     story = _moved(story, seen)
   rest = making.steps(story, rng=rng, start=request.beat + 1)
   kinds = tuple(f.kind for f in faults)
-  return making.finished(story, [*before, step, *rest], kind='self_sampled', error_kinds=kinds, self_sampled=True)
+  return making.finished(story, [*before, step, *rest], kind='self_sampled', error_kinds=kinds)
 
 
 def injected(kind: str | None, *, seed: int, index: int) -> trajectories.Trajectory:
   """A partial trajectory on a held-out prompt whose last step has a plan and a draft, to be inspected.
 
   kind: one of errors.ERROR_KINDS, or None for a right draft. Nothing before the last step is wrong.
-  metadata['error']: the kind; ['scene']: (shape, colour, cell) of what a right draft of that step shows; ['last']:
-  whether the step is the story's last, so that a right draft finishes the painting.
+  The error of its provenance is the kind; `expected` is what a right draft of that step shows.
 
   Raises: ValueError for an unknown kind.
   """
@@ -106,13 +112,12 @@ def injected(kind: str | None, *, seed: int, index: int) -> trajectories.Traject
   text = making.wrong_plan(error, rng=rng) if plan_wrong else making.plan(beat, rng=rng)
   picture = renderer.render(beat.after) if error is None else error.picture
   made.append(trajectories.Step(plan=text, draft=picture))
-  scene = [(o.shape, o.color, o.cell) for o in beat.after]
   kinds = () if kind is None else (kind,)
-  return _partial(story, made, kind='injected', error_kinds=kinds, scene=scene, last=i == len(story.beats) - 1)
+  return _partial(story, made, kind='injected', error_kinds=kinds, expected=beat.after)
 
 
 def _partial(story: stories.Story, made: list[trajectories.Step], **more) -> trajectories.Trajectory:
-  return dataclasses.replace(making.finished(story, made, **more), stop=None)
+  return making.finished(story, made, stop=None, **more)
 
 
 def _moved(story: stories.Story, seen: scenes.Scene) -> stories.Story:

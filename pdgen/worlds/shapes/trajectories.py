@@ -27,8 +27,7 @@ def trajectory(kind: str, *, seed: int, index: int) -> trajectories.Trajectory:
 
   kind: `multi_turn` has no error, one in ten takes a detour (refine, swap, remove); `conflict`: one plan contradicts
   the prompt; `misalignment`: a draft, or two, does not show its plan; `direct`: one picture without words.
-  metadata: the prompt in GenEval's format, `kind`, `errors` (kind of each error in order), `error` (the first or None),
-  `detour`, and `scene`: (shape, colour, cell) of each object of the last picture.
+  Its `provenance` names the kind, the errors in order and the detour; `expected` is what the last picture shows.
 
   Raises: ValueError for an unknown kind.
   """
@@ -43,7 +42,7 @@ def trajectory(kind: str, *, seed: int, index: int) -> trajectories.Trajectory:
   story = stories.tell(rng, split='train', detour=detour)
   if kind == 'direct':
     step = trajectories.Step(draft=renderer.render(story.scene))
-    return finished(story, [step], kind=kind)
+    return finished(story, [step], kind=kind, mode=trajectories.DIRECT)
   return finished(story, steps(story, rng=rng), kind=kind)
 
 
@@ -63,19 +62,34 @@ _TAG = re.compile(r'<[/\\]?(?:ins|des|refine)>')
 
 
 def finished(
-  story: stories.Story, made: list[trajectories.Step], *, kind: str, error_kinds: tuple[str, ...] = (), **more: Any
+  story: stories.Story,
+  made: list[trajectories.Step],
+  *,
+  kind: str,
+  error_kinds: tuple[str, ...] = (),
+  expected: scenes.Scene | None = None,
+  **more: Any,
 ) -> trajectories.Trajectory:
-  """The steps as a trajectory of the story's prompt. error_kinds: of the errors made in it. more: metadata."""
-  metadata = {
-    **story.metadata,
-    'kind': kind,
-    'errors': list(error_kinds),
-    'error': error_kinds[0] if error_kinds else None,
-    'detour': story.detour,
-    'scene': [(o.shape, o.color, o.cell) for o in story.scene],
+  """The steps as a trajectory of the story's prompt.
+
+  Args:
+    story: whose prompt it is.
+    made: the steps.
+    kind: for the provenance.
+    error_kinds: of the errors made in it.
+    expected: what the last picture should show; None: the story's last scene.
+    more: other fields of the trajectory.
+  """
+  scene = story.scene if expected is None else expected
+  provenance = trajectories.Provenance(source='shapes', kind=kind, errors=error_kinds, detour=story.detour)
+  return trajectories.Trajectory(
+    prompt=story.prompt,
+    steps=tuple(made),
+    spec=trajectories.PromptSpec.from_row(story.metadata),
+    provenance=provenance,
+    expected=tuple(trajectories.Content(name=o.shape, color=o.color, cell=o.cell) for o in scene),
     **more,
-  }
-  return trajectories.Trajectory(prompt=story.prompt, steps=tuple(made), metadata=metadata)
+  )
 
 
 def steps(
