@@ -2,18 +2,7 @@
 
 Synthetic errors do not look like the model's own; a model that is to notice its own has to be shown them.
 
-A finished model's mistakes are few and of other kinds than those of the half-trained one that was shown its drafts:
-mostly rings whose holes filled up. Measured, second stages of one model with thousands of its drafts, of which 3 % were
-wrong, and `fault_weight` 6 to 8 (before, of 100 each: malformed 87, counts 92, extra 91; counting .98):
-
-- 600 steps, learning rate 6e-4, self_share .25, 4,096 drafts, the first word after `Else: shown` weighted, too: this is
-  configs/shapes_inspect.py, the shipped model. It noticed 7 of 15 wrong drafts of its own, not 1 of 14; malformed 94,
-  counts 96, extra 97. Of its right drafts it rejected 7.0 %, not 3.1.
-- The same with 450 steps over the first stage's stories (its seed): malformed 96, counts 92, extra 93, own 6 of 13; but
-  it painted `three rings`, one of the four held-out prompts of counting, wrong (.81, not .92).
-- 600 steps, 1e-3, .3, 6,144, without that word: own 7 of 17, malformed 91, but counts 83 and extra 88.
-- Dead ends, from a model that had learned with a weight of 5 throughout (malformed 86): 700 steps, 1.5e-3, with 18 %
-  more broken objects: malformed 82 (GenEval .993, not .962); with 20 % more of other scenes: 84.
+Second stage: 7 of 15 wrong drafts of its own noticed, against 1 of 14 (docs/experiments.md#second-stage).
 """
 
 from typing import Any, Protocol

@@ -3,12 +3,7 @@
 Half of an object is not there, a blob stands in its place, two colours or two shapes run into one another, it is washed
 out. Whatever is made here is malformed by the detector too.
 
-The shipped model reads as broken, on held-out prompts, 97 % of those that stand alone and 86 % of those beside others;
-by kind 97 % of the blobs and of the half erased, 88 % of two colours, 84 % of two shapes and 85 % of the washed out.
-Before its second stage (configs/shapes_inspect.py) these were 95 and 69 %. Measured with fewer of them in other scenes
-and no more weight on what differs from the plan (SequenceConfig.fault_weight): 89 and 55 %. A dead end: with two
-colours in half of what is broken in other scenes, those were read in 73 %, all others less often, and fewer in all (69
-of 100 found, not 77).
+The shipped model reads 97 % of single ones as broken, 86 % beside others (docs/experiments.md#malformed-objects).
 """
 
 import dataclasses

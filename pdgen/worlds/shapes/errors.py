@@ -160,8 +160,7 @@ def _others(scene: scenes.Scene, rng: np.random.Generator) -> tuple[scenes.Scene
 
   In a draft with one error, all words but one that an inspection reads from it are those of the plan, and a small model
   copies them; here it has to look. How much is as planned differs from draft to draft, so that what is read of one
-  object says little of the next: with all of them redrawn alike, words that differ were read in 96 % of such drafts of
-  two objects, but in 77 % of those where the other object was right.
+  object says little of the next (docs/experiments.md#other-scenes).
 
   Returns the scene, and those of its objects that are broken.
   """

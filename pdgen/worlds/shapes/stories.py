@@ -134,10 +134,7 @@ def _chunks(metadata: prompt_space.Metadata, *, rng: np.random.Generator, single
 
 
 # Where objects stand together: opposite one another, in a line along a side, in a triangle, in the corners. Never in
-# the center, which is painted worst: a diagonal, the likeliest plan for three objects, was 2 of them after 2,300 steps.
-# A measured dead end: with cells drawn at random and objects in any order, a plan's places are nearly unpredictable,
-# the most likely one is the same for every object, and greedy plans put the second object on top of the first (after
-# 1,000 steps GenEval's position was 0 of 10).
+# the center, which is painted worst. With cells drawn at random, position was 0 of 10 (docs/experiments.md#layouts).
 LAYOUTS = {
   2: ((3, 5), (1, 7), (0, 8), (2, 6)),
   3: ((0, 2, 7), (6, 8, 1), (0, 6, 5), (2, 8, 3), (0, 1, 2), (6, 7, 8)),

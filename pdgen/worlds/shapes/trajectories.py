@@ -12,11 +12,10 @@ from pdgen.worlds.shapes import comparisons, errors, language, prompt_space, ren
 
 KINDS = ('multi_turn', 'conflict', 'misalignment', 'direct')
 DETOUR_SHARE = 0.1  # of the multi-turn trajectories
-# Of the errors of misalignments: whole drafts of another scene. Measured: without them shapes were not read at all at
-# step 900 (0 of 34 wrong ones), colours were (23 of 28). The rest leaves each of the seven kinds in 5 % of the mixture.
+# Of the errors of misalignments: whole drafts of another scene. Without them 0 of 34 wrong shapes were read
+# (docs/experiments.md#other-scenes). The rest leaves each of the seven kinds in 5 % of the mixture.
 OTHER_SCENE_SHARE = 0.45
-# How often each of the others comes, those more that are overlooked longest: with equal shares, 23 of 32 wrong counts
-# and 23 of 32 malformed objects were found after 2,600 steps, 29 to 32 of the others.
+# How often each of the others comes, those more that are overlooked longest (docs/experiments.md#error-shares).
 _WEIGHTS = {'wrong_count': 1.5, 'malformed': 2.0, 'extra': 1.3}
 _TRIES = 8  # to find an error whose scene holds nothing held out
 
