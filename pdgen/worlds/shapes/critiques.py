@@ -18,7 +18,7 @@ _MOST = 2  # faults that one inspection speaks of
 class Fault:
   """One thing wrong with a draft.
 
-  kind: see `errors.MISALIGNMENTS`.
+  kind: see `faults.MISALIGNMENTS`.
   wanted: the object that should be there; None for one that should not. seen: what is there.
   counts: of the objects of that shape and colour, (wanted, seen).
   """

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from pdgen.core import config, seeding
-from pdgen.core import trajectory as trajectories
-from pdgen.worlds.shapes import comparisons, errors, language, prompt_space, renderer, scenes, stories
+from pdgen.core import trajectory as trajectory_lib
+from pdgen.worlds.shapes import comparisons, faults, language, prompt_space, renderer, scenes, stories
 
 KINDS = ('multi_turn', 'conflict', 'misalignment', 'direct')
 DETOUR_SHARE = 0.1  # of the multi-turn trajectories
@@ -20,7 +20,7 @@ _WEIGHTS = {'wrong_count': 1.5, 'malformed': 2.0, 'extra': 1.3}
 _TRIES = 8  # to find an error whose scene holds nothing held out
 
 
-def trajectory(kind: str, *, seed: int, index: int) -> trajectories.Trajectory:
+def trajectory(kind: str, *, seed: int, index: int) -> trajectory_lib.Trajectory:
   """One finished training trajectory; no scene in it holds a held-out combination (see `prompt_space`).
 
   kind: `multi_turn` has no error, one in ten takes a detour (refine, swap, remove); `conflict`: one plan contradicts
@@ -40,7 +40,7 @@ def trajectory(kind: str, *, seed: int, index: int) -> trajectories.Trajectory:
   detour = stories.choose(rng, stories.DETOURS) if kind == 'multi_turn' and rng.random() < DETOUR_SHARE else None
   story = stories.tell(rng, split='train', detour=detour)
   if kind == 'direct':
-    step = trajectories.Step(draft=renderer.render(story.scene))
+    step = trajectory_lib.Step(draft=renderer.render(story.scene))
     return finished(story, [step], kind=kind)
   return finished(story, steps(story, rng=rng), kind=kind)
 
@@ -61,8 +61,8 @@ _TAG = re.compile(r'<[/\\]?(?:ins|des|refine)>')
 
 
 def finished(
-  story: stories.Story, made: list[trajectories.Step], *, kind: str, error_kinds: tuple[str, ...] = (), **more: Any
-) -> trajectories.Trajectory:
+  story: stories.Story, made: list[trajectory_lib.Step], *, kind: str, error_kinds: tuple[str, ...] = (), **more: Any
+) -> trajectory_lib.Trajectory:
   """The steps as a trajectory of the story's prompt. error_kinds: of the errors made in it. more: metadata."""
   metadata = {
     **story.metadata,
@@ -73,17 +73,17 @@ def finished(
     'scene': [(o.shape, o.color, o.cell) for o in story.scene],
     **more,
   }
-  return trajectories.Trajectory(prompt=story.prompt, steps=tuple(made), metadata=metadata)
+  return trajectory_lib.Trajectory(prompt=story.prompt, steps=tuple(made), metadata=metadata)
 
 
 def steps(
   story: stories.Story,
   *,
   rng: np.random.Generator,
-  wrong: Mapping[int, errors.Wrong] | None = None,
+  wrong: Mapping[int, faults.FaultyStep] | None = None,
   start: int = 0,
   stop: int | None = None,
-) -> list[trajectories.Step]:
+) -> list[trajectory_lib.Step]:
   """The steps of beats `start` to `stop`, some of which went wrong at first."""
   stop = len(story.beats) if stop is None else stop
   made = []
@@ -94,7 +94,7 @@ def steps(
       continue
     text = plan(beat, rng=rng)
     inspection = approval(story, beat, rng=rng)
-    made.append(trajectories.Step(plan=text, draft=renderer.render(beat.after), inspection=inspection))
+    made.append(trajectory_lib.Step(plan=text, draft=renderer.render(beat.after), inspection=inspection))
   return made
 
 
@@ -103,7 +103,7 @@ def plan(beat: stories.Beat, *, rng: np.random.Generator) -> str:
   return language.plan(beat.instruction, beat.after, new=beat.new, rng=rng)
 
 
-def wrong_plan(error: errors.Wrong, *, rng: np.random.Generator) -> str:
+def wrong_plan(error: faults.FaultyStep, *, rng: np.random.Generator) -> str:
   """The plan of a step that contradicts the prompt."""
   return language.plan(error.instruction, error.scene, rng=rng)
 
@@ -117,12 +117,12 @@ def approval(story: stories.Story, beat: stories.Beat, *, rng: np.random.Generat
 def rejected(
   story: stories.Story,
   beat: stories.Beat,
-  error: errors.Wrong,
+  error: faults.FaultyStep,
   *,
   rng: np.random.Generator,
   plan_text: str | None = None,
   **more: Any,
-) -> trajectories.Step:
+) -> trajectory_lib.Step:
   """A step whose draft is wrong: its inspection says why, and the refined picture is the beat's.
 
   plan_text: the plan, where it is already written. more: other fields of the step.
@@ -137,7 +137,7 @@ def rejected(
   if error.instruction is not None:
     corrected = language.plan(' '.join(error.corrections), beat.after, rng=rng)
     plan_text = plan_text or wrong_plan(error, rng=rng)
-  return trajectories.Step(
+  return trajectory_lib.Step(
     plan=plan_text or plan(beat, rng=rng),
     draft=error.picture,
     inspection=inspection,
@@ -147,22 +147,22 @@ def rejected(
   )
 
 
-def conflict_at(kind: str, *, split: str, rng: np.random.Generator) -> tuple[stories.Story, int, errors.Wrong]:
+def conflict_at(kind: str, *, split: str, rng: np.random.Generator) -> tuple[stories.Story, int, faults.FaultyStep]:
   """A story, a beat of it that a conflict of that kind applies to, and the conflict."""
   while True:
-    story = stories.tell(rng, split=split, tasks=errors.CONFLICT_TASKS[kind])
+    story = stories.tell(rng, split=split, tasks=faults.CONFLICT_TASKS[kind])
     for i in (int(i) for i in rng.permutation(len(story.beats))):
-      error = errors.conflict(kind, story.metadata, story.beats[i], rng=rng)
+      error = faults.conflict(kind, story.metadata, story.beats[i], rng=rng)
       if error is not None and may_show(error.scene, split=split):
         return story, i, error
 
 
 def misalignment_at(
   kind: str, story: stories.Story, i: int, *, split: str, rng: np.random.Generator
-) -> errors.Wrong | None:
+) -> faults.FaultyStep | None:
   """A draft of beat `i` that is wrong in that way; None where the kind does not apply there."""
   for _ in range(_TRIES):
-    error = errors.misalignment(kind, story.beats[i], rng=rng)
+    error = faults.misalignment(kind, story.beats[i], rng=rng)
     if error is not None and may_show(error.scene, split=split):
       return error
   return None
@@ -173,13 +173,13 @@ def may_show(scene: scenes.Scene, *, split: str) -> bool:
   return split != 'train' or not prompt_space.holds_held_out(tuple(o for o in scene if o.whole))
 
 
-def _conflict(rng: np.random.Generator) -> trajectories.Trajectory:
-  kind = stories.choose(rng, errors.CONFLICTS)
+def _conflict(rng: np.random.Generator) -> trajectory_lib.Trajectory:
+  kind = stories.choose(rng, faults.CONFLICTS)
   story, i, error = conflict_at(kind, split='train', rng=rng)
   return finished(story, steps(story, rng=rng, wrong={i: error}), kind='conflict', error_kinds=(kind,))
 
 
-def _misalignment(rng: np.random.Generator) -> trajectories.Trajectory:
+def _misalignment(rng: np.random.Generator) -> trajectory_lib.Trajectory:
   """One error, and another one at another step where there is one."""
   kinds = _any_order(rng)
   error = None
@@ -201,7 +201,7 @@ def _misalignment(rng: np.random.Generator) -> trajectories.Trajectory:
 
 
 def _any_order(rng: np.random.Generator) -> list[str]:
-  weights = np.array([_WEIGHTS.get(kind, 1.0) for kind in errors.MISALIGNMENTS])
+  weights = np.array([_WEIGHTS.get(kind, 1.0) for kind in faults.MISALIGNMENTS])
   order = rng.choice(len(weights), size=len(weights), replace=False, p=weights / weights.sum())
-  kinds = [errors.MISALIGNMENTS[int(k)] for k in order]
-  return [errors.OTHER_SCENE, *kinds] if rng.random() < OTHER_SCENE_SHARE else kinds
+  kinds = [faults.MISALIGNMENTS[int(k)] for k in order]
+  return [faults.OTHER_SCENE, *kinds] if rng.random() < OTHER_SCENE_SHARE else kinds

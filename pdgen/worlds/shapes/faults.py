@@ -1,7 +1,7 @@
 """What can be wrong with a step: plans that contradict their prompt, drafts that do not show their plan.
 
-`faults` names what is wrong by comparing a scene with what was seen; the same words come of it for an error that was
-made on purpose and for one that the detector found in a model's own draft.
+`find_faults` names what is wrong by comparing a scene with what was seen; the same words come of it for an error that
+was made on purpose and for one that the detector found in a model's own draft.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ CONFLICT_TASKS = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Wrong:
+class FaultyStep:
   """A step gone wrong.
 
   scene: what the draft shows, as a detector sees it. picture: uint8[H, W, 3], the draft.
@@ -43,7 +43,7 @@ class Wrong:
 
 def conflict(
   kind: str, metadata: prompt_space.Metadata, beat: stories.Beat, *, rng: np.random.Generator
-) -> Wrong | None:
+) -> FaultyStep | None:
   """A plan in place of the beat's that contradicts the prompt, and its draft; None where the kind does not apply."""
   made = {
     'conflict_color': _conflict_color,
@@ -55,7 +55,7 @@ def conflict(
     return None
   new, reason, correction = made
   scene = beat.before + new
-  return Wrong(
+  return FaultyStep(
     scene=scene,
     picture=renderer.render(scene),
     instruction=language.add(new, rng=rng),
@@ -64,7 +64,7 @@ def conflict(
   )
 
 
-def misalignment(kind: str, beat: stories.Beat, *, rng: np.random.Generator) -> Wrong | None:
+def misalignment(kind: str, beat: stories.Beat, *, rng: np.random.Generator) -> FaultyStep | None:
   """A draft that does not show the beat's plan; None where the kind does not apply.
 
   Mostly what the beat adds is wrong, at times something that was right before.
@@ -83,18 +83,18 @@ def misalignment(kind: str, beat: stories.Beat, *, rng: np.random.Generator) -> 
       if scene is None:
         return None
       picture = renderer.render(scene)
-  reasons, corrections = critiques.explain(faults(beat.after, scene), rng=rng)
-  return Wrong(scene=scene, picture=picture, reasons=reasons, corrections=corrections)
+  reasons, corrections = critiques.explain(find_faults(beat.after, scene), rng=rng)
+  return FaultyStep(scene=scene, picture=picture, reasons=reasons, corrections=corrections)
 
 
-def faults(scene: scenes.Scene, seen: scenes.Scene) -> list[critiques.Fault]:
+def find_faults(scene: scenes.Scene, seen: scenes.Scene) -> list[critiques.Fault]:
   """What is wrong with a picture that should show `scene` and shows `seen`; [] if nothing.
 
   Kinds are those of MISALIGNMENTS. An object that is gone, or one too many, is a `wrong_count` where the scene has
   others of its shape and colour, and `missing` or `extra` where it has not.
 
   >>> ring, square = scenes.Object('ring', 'red', 0), scenes.Object('square', 'blue', 5)
-  >>> [f.kind for f in faults((ring, square), (ring, scenes.Object('square', 'blue', 8)))]
+  >>> [f.kind for f in find_faults((ring, square), (ring, scenes.Object('square', 'blue', 8)))]
   ['wrong_place']
   """
   matched, rest = scenes.matched(scene, seen)
