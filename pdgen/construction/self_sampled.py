@@ -1,6 +1,6 @@
-"""Drafts that a model painted itself, judged by the world: the paper's self-sampled critique, in training, in small.
+"""Self-sampled critique (paper), on a small scale: a model's own drafts, judged by the world, become training data.
 
-Synthetic errors do not look like the model's own; a model that is to notice its own has to be shown them.
+Synthetic errors do not look like the model's own. To notice its own errors, a model has to be trained on them.
 
 Second stage: 7 of 15 wrong drafts of its own noticed, against 1 of 14 (docs/experiments.md#second-stage).
 """
@@ -12,17 +12,17 @@ import numpy as np
 from pdgen.core import seeding
 from pdgen.core import trajectory as trajectory_lib
 
-_ORDER = 17  # number of the random stream that chooses among right drafts
+_ORDER = 17  # random stream that chooses among right drafts
 
 
 class Request(Protocol):
-  """prefix: a partial trajectory whose last step has a plan and no draft yet."""
+  """A draft that a world asks for."""
 
-  prefix: trajectory_lib.Trajectory
+  prefix: trajectory_lib.Trajectory  # partial; its last step has a plan and no draft yet
 
 
 class World(Protocol):
-  """What a world must offer, as functions of a module or methods: see `pdgen.worlds.shapes`."""
+  """What a world must offer, as functions of a module or as methods (`pdgen.worlds.shapes`)."""
 
   def draft_request(self, *, seed: int, index: int) -> Request: ...
 
@@ -30,7 +30,7 @@ class World(Protocol):
 
 
 class Painter(Protocol):
-  """`pdgen.Painter`, as far as it is needed."""
+  """The part of `pdgen.Painter` that is needed here."""
 
   def sample(self, prompts: list[trajectory_lib.Trajectory], *, seed: int, batch_size: int, pictures: int) -> Any: ...
 
@@ -38,17 +38,19 @@ class Painter(Protocol):
 def collect(
   painter: Painter, world: World, *, count: int, seed: int, batch_size: int = 64
 ) -> list[trajectory_lib.Trajectory]:
-  """Training trajectories around drafts of the painter's own. A function of the painter's weights, count and seed.
+  """Paints drafts and returns training trajectories around them. A pure function of painter's weights, count and seed.
 
   Args:
     painter: paints the next picture of a partial trajectory.
-    world: requests drafts and reviews them; a wrong draft's trajectory has an `error` in its metadata.
-    count: drafts painted; how many are returned depends on how many are wrong.
-    seed: of requests and noise.
+    world: requests drafts and reviews them; the trajectory of a wrong draft has an `error` in its metadata.
+    count: drafts to paint; the number of trajectories depends on how many of them are wrong.
+    seed: seed of the requests and of the noise.
     batch_size: drafts a compiled call.
 
-  Returns: every wrong draft's trajectory and at most as many of the right ones, in the order of the requests. Right
-    ones alone would teach that nothing is ever wrong; a painter without wrong drafts gives an empty list.
+  Returns: the trajectories of all wrong drafts and of at most as many right ones, in the order of the requests. Right
+    ones alone would teach that nothing is ever wrong: without wrong drafts the list is empty.
+
+  Raises: ValueError if the painter ends a trajectory without a draft.
   """
   requests = [world.draft_request(seed=seed, index=index) for index in range(count)]
   painted = painter.sample([r.prefix for r in requests], seed=seed, batch_size=batch_size, pictures=1).trajectories

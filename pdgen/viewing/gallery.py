@@ -1,4 +1,7 @@
-"""Trajectories to look at: a self-contained HTML page, a fragment for notebooks, a strip of pictures for logs."""
+"""HTML gallery of trajectories: a self-contained page, a fragment for notebooks; and strips of pictures for logs.
+
+Drafts are captioned `sketch`, as in the README.
+"""
 
 import base64
 import html
@@ -13,11 +16,11 @@ from PIL import Image
 from pdgen.core import trajectory as trajectory_lib
 from pdgen.viewing import transcript
 
-# Pictures up to this many pixels a side are shown as pixels, bigger ones smoothed.
+# Pictures up to this many pixels a side are enlarged without smoothing.
 _PIXEL_ART = 64
 _REFINE = re.compile(r'&lt;refine&gt;\s*(.*?)\s*&lt;[/\\]refine&gt;', re.DOTALL)
 _STYLE = (pathlib.Path(__file__).parent / 'gallery.css').read_text()
-# Bars under the pictures of a strip.
+# RGB of the bars under the pictures of a strip.
 _ACCEPTED, _REJECTED, _REFINED, _LAST = (43, 138, 62), (214, 51, 40), (59, 91, 219), (160, 160, 160)
 
 Verdict = tuple[bool, str]
@@ -30,13 +33,15 @@ def page(
   notes: str = '',
   verdicts: Sequence[Verdict | None] | None = None,
 ) -> str:
-  """A whole HTML document without a link to anything: styles inline, pictures as data.
+  """A self-contained HTML page: inline styles, pictures as data URLs, no links.
 
   Args:
-    trajectories: shown in their order, partial ones too.
-    title: of the page.
+    trajectories: shown in their order; partial ones are allowed.
+    title: title of the page.
     notes: text under the title; a blank line starts a paragraph.
-    verdicts: one a trajectory: is the final picture right, and in words why; None = not judged.
+    verdicts: for each trajectory whether its final picture is right, and why; None: not judged.
+
+  Returns: the document.
   """
   paragraphs = ''.join(f'<p>{_text(p.strip())}</p>' for p in notes.split('\n\n') if p.strip())
   return (
@@ -51,12 +56,12 @@ def page(
 def fragment(
   trajectories: Sequence[trajectory_lib.Trajectory], *, verdicts: Sequence[Verdict | None] | None = None
 ) -> str:
-  """The trajectories alone, with their style, to stand inside another page (`IPython.display.HTML`)."""
+  """The trajectories with their style, to be embedded in another page (`IPython.display.HTML`). Arguments as `page`."""
   return f'<div class="pdgen"><style>{_STYLE}</style>{_articles(trajectories, verdicts)}</div>'
 
 
 def png(picture: np.ndarray, *, scale: int = 1) -> bytes:
-  """PNG file of uint8[H, W, 3], every pixel `scale` pixels a side."""
+  """Encodes uint8[H, W, 3] as PNG; every pixel becomes `scale` x `scale` pixels."""
   picture = picture.repeat(scale, axis=0).repeat(scale, axis=1)
   file = io.BytesIO()
   Image.fromarray(picture).save(file, format='png', optimize=True)
@@ -64,10 +69,19 @@ def png(picture: np.ndarray, *, scale: int = 1) -> bytes:
 
 
 def strip(trajectories: Sequence[trajectory_lib.Trajectory], *, scale: int = 2, gap: int = 4) -> np.ndarray:
-  """One row of pictures a trajectory, left to right as painted: uint8[rows, columns, 3].
+  """Film strips: one row of pictures a trajectory, in the order of painting.
 
-  A bar under each picture: green where its inspection accepts it, red where it rejects it, blue for a refined
-  picture, grey where nothing was written about it. All pictures must be of one size.
+  The bar under a picture is green if its inspection accepts it, red if it rejects it, blue for a refined picture, grey
+  if nothing was written about it.
+
+  Args:
+    trajectories: all pictures must have the same size.
+    scale: pixels a side of each pixel.
+    gap: pixels between pictures; the bars take half of them.
+
+  Returns: uint8[rows, columns, 3].
+
+  Raises: ValueError without any picture.
   """
   rows = [_bars(t) for t in trajectories]
   pictures = [picture for row in rows for picture, _ in row]
@@ -109,7 +123,7 @@ def _article(trajectory: trajectory_lib.Trajectory, verdict: Verdict | None) -> 
     tags.append(f'<li>{_text(str(trajectory.metadata["tag"]).replace("_", " "))}</li>')
   tags.append(f'<li>{_text(transcript.stop(trajectory))}</li>')
   final = _image(trajectory.final, f'Final picture of: {trajectory.prompt}') if trajectory.pictures else ''
-  # Direct mode has one picture and no words: it stands in the head already.
+  # Direct mode has one picture and no words: the head shows it already.
   steps = ''.join(_step(number, step) for number, step in enumerate(trajectory.steps, 1) if step.plan is not None)
   if steps and trajectory.stop == trajectory_lib.FINISHED:
     steps += '<li class="end">It looked at the last picture once more, and found it finished.</li>'
@@ -143,7 +157,7 @@ def _plan(name: str, plan: str) -> str:
 def _inspection(step: trajectory_lib.Step) -> str:
   if step.inspection is None:
     return ''
-  # The brackets of the tag go, its instruction stays, marked. Everything else is escaped first.
+  # After escaping, the instruction in `<refine>` is marked; its tags are dropped.
   shown = _REFINE.sub(r'<mark>\1</mark>', _text(step.inspection))
   state, name = ('wrong', 'Inspect: to be refined') if step.rejected else ('right', 'Inspect: kept')
   return f'<div class="verdict {state}"><p class="name">{name}</p><p>{shown}</p></div>'

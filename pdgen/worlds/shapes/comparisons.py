@@ -1,14 +1,13 @@
-"""What every inspection begins with: what is shown, what was planned and what was asked for, place by place.
+"""Comparison sentences that open every inspection: shown, planned and asked properties, object by object.
 
     At the left: shown ring, planned ring, asked ring: correct; shown blue, planned red, asked red: wrong.
     At the top: shown bar, planned bar, asked bar: correct; ..
     Else: shown nothing: correct. Number: planned three, asked two: wrong. The bar, seen from the ring: planned above,
     asked below: wrong.
 
-The place comes first, then what is read there, with nothing before it to copy; the words that
-are to be compared stand close together, always as far apart, and their verdict right behind them. Whatever is looked
-for has its sentence in every inspection, so that nothing is found by a sentence that is mostly absent. The verdict of
-the step is no more than the sum of these.
+A sentence gives the place first and then the word that is read there: no word before it can be copied. Words that are
+compared are close together, always at the same distance, and their verdict follows directly. Every check has a sentence
+in every inspection, because a sentence that is mostly absent is not learned. The step is right when all checks are.
 
 Shown first: 23 of 28 wrong colours read, against 10 of 16 where planned is first (docs/experiments.md#comparisons).
 """
@@ -29,10 +28,15 @@ def compare(
   *,
   stands_for: Mapping[scenes.Object, scenes.Object] | None = None,
 ) -> str:
-  """The comparisons of a step, as sentences.
+  """The comparison sentences of one step.
 
-  metadata: the prompt. planned: the scene that the plan describes. seen: what the draft shows.
-  stands_for: planned objects that answer to the prompt in place of others, which they contradict.
+  Args:
+    metadata: the prompt, in GenEval's format.
+    planned: the scene that the plan describes.
+    seen: the scene that the draft shows.
+    stands_for: for a plan that contradicts the prompt, the wrong planned objects and the object that each replaces.
+
+  Returns: the sentences, separated by spaces.
   """
   items = {item['class']: item for item in metadata['include']}
   answers = {o: items.get((stands_for or {}).get(o, o).shape) for o in planned}
@@ -42,7 +46,13 @@ def compare(
 
 
 def _properties(planned: scenes.Object, shown: scenes.Object | None, item: prompt_space.Metadata | None) -> str:
-  """Shape and colour of an object. item: of the prompt, that it answers to."""
+  """Compares the shape and the colour of one planned object.
+
+  Args:
+    planned: the object.
+    shown: the object seen in its cell; None if the cell is empty.
+    item: the `include` clause of the prompt that the object satisfies; None if the prompt does not ask for it.
+  """
   asked_shape, asked_color = ('nothing', None) if item is None else (item['class'], item.get('color'))
   shape, color = ('nothing', 'nothing') if shown is None else (shown.shape or 'broken', _color(shown))
   where = language.at((planned,))
@@ -62,13 +72,13 @@ def _property(shown: str, planned: str, asked: str, *, keeps: bool) -> str:
 
 
 def _rest(left: scenes.Scene) -> str:
-  """What is there besides."""
+  """Compares the objects that are seen but not planned, `left`, with none."""
   seen = ' and '.join(f'{language.named((item,))} {language.at((item,))}' for item in left)
   return f'Else: shown {seen or "nothing"}: {_VERDICT[not left]}.'
 
 
 def _counts(answers: Iterable[prompt_space.Metadata | None]) -> list[str]:
-  """How many are planned of what the prompt counts; fewer may become more. answers: the item of each planned object."""
+  """Compares planned with asked numbers; fewer is right, more may follow. answers: each planned object's clause."""
   counted = [item for item in answers if item is not None and item['count'] > 1]
   planned = collections.Counter(item['class'] for item in counted)
   asked = {item['class']: item['count'] for item in counted}
@@ -80,7 +90,7 @@ def _counts(answers: Iterable[prompt_space.Metadata | None]) -> list[str]:
 
 
 def _relation(metadata: prompt_space.Metadata, planned: scenes.Scene) -> list[str]:
-  """How the two objects of a prompt about their position are planned to lie, once both are."""
+  """Compares the planned with the asked spatial relation, once both objects of the prompt are planned."""
   first, *others = metadata['include']
   if not others or 'position' not in others[0]:
     return []

@@ -1,7 +1,8 @@
-"""Drafts that are not the world's own: requests for a model's, their review, and injected errors to test an inspector.
+"""Self-sampled critique (paper) of a model's drafts, and injected errors that test an inspector.
 
-The paper's self-sampled critique in small: a model paints the next draft of a partial trajectory, the detector compares
-it with the scene of the plan, and the pair becomes a training trajectory, whatever the verdict.
+`draft_request` gives a partial trajectory, a model paints its next draft, and `review` compares the draft with the
+planned scene by the detector and completes the training trajectory, whatever the verdict. `injected` makes the
+questions of the inspection metrics.
 """
 
 import dataclasses
@@ -12,27 +13,23 @@ from pdgen.core import seeding
 from pdgen.core import trajectory as trajectory_lib
 from pdgen.worlds.shapes import critiques, detector, faults, renderer, scenes, stories, trajectories
 
-_REQUEST, _REVIEW, _INJECTED = 101, 102, 103  # numbers of the random streams, apart from those of the kinds
+_REQUEST, _REVIEW, _INJECTED = 101, 102, 103  # random streams, distinct from those of `trajectories.KINDS`
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DraftRequest:
-  """A partial trajectory whose last step has a plan and wants its draft.
+  """A partial trajectory whose last step has a plan and no draft yet."""
 
-  prefix: the partial trajectory (stop None, the last step's draft None). scene: what the draft should show.
-  story, beat: where in which story it stands. seed, index: of the request.
-  """
-
-  prefix: trajectory_lib.Trajectory
-  scene: scenes.Scene
-  story: stories.Story
-  beat: int
-  seed: int
-  index: int
+  prefix: trajectory_lib.Trajectory  # the partial trajectory; stop None, draft of the last step None
+  scene: scenes.Scene  # what the draft should show
+  story: stories.Story  # the story that the prefix is taken from
+  beat: int  # index of the last step's beat in the story
+  seed: int  # seed of the request
+  index: int  # index of the request
 
 
 def draft_request(*, seed: int, index: int) -> DraftRequest:
-  """A step of a training story, asked for at random; the steps before it are the world's own and right."""
+  """Requests the draft of a random step of a training story; the steps before it are right and painted by the world."""
   rng = seeding.generator(seed, index, _REQUEST)
   detour = stories.choose(rng, stories.DETOURS) if rng.random() < trajectories.DETOUR_SHARE else None
   story = stories.tell(rng, split='train', detour=detour)
@@ -45,16 +42,18 @@ def draft_request(*, seed: int, index: int) -> DraftRequest:
 
 
 def observed(picture: np.ndarray) -> scenes.Scene:
-  """The scene that the detector sees in uint8[H, W, 3]."""
+  """The scene that the detector sees in a picture uint8[H, W, 3]."""
   return tuple(d.object for d in detector.detect(picture))
 
 
 def review(request: DraftRequest, draft: np.ndarray) -> trajectory_lib.Trajectory:
-  """The finished training trajectory in which uint8[H, W, 3] `draft` is the requested draft (draft_is_target False).
+  """Completes a requested trajectory around the model's draft, uint8[H, W, 3], which is no flow target.
 
-  A right draft is approved and painted on, its objects staying where the draft has them to a pixel; a wrong one gets an
-  inspection with `<refine>` and the world's right picture. metadata: as of `trajectory`, `self_sampled` True, `error`
-  the kind of the first fault (faults.MISALIGNMENTS) or None, `errors` all of them.
+  A right draft is approved, and the following pictures keep its objects in place, to the pixel. A wrong draft gets an
+  inspection with `<refine>` and the right picture as the refined one.
+
+  Returns: the finished training trajectory, with the metadata of `trajectories.trajectory`; `self_sampled` is True,
+    `errors` holds the kinds of all faults (`faults.MISALIGNMENTS`), `error` the first of them or None.
   """
   rng = seeding.generator(request.seed, request.index, _REVIEW)
   seen = observed(draft)
@@ -75,11 +74,15 @@ def review(request: DraftRequest, draft: np.ndarray) -> trajectory_lib.Trajector
 
 
 def injected(kind: str | None, *, seed: int, index: int) -> trajectory_lib.Trajectory:
-  """A partial trajectory on a held-out prompt whose last step has a plan and a draft, to be inspected.
+  """A partial trajectory on a held-out prompt whose last step has a plan and a draft to be inspected.
 
-  kind: one of faults.ERROR_KINDS, or None for a right draft. Nothing before the last step is wrong.
-  metadata['error']: the kind; ['scene']: (shape, colour, cell) of what a right draft of that step shows; ['last']:
-  whether the step is the story's last, so that a right draft finishes the painting.
+  Args:
+    kind: one of `faults.ERROR_KINDS`, or None for a right draft. The steps before the last one are right.
+    seed: seed of the random stream.
+    index: index of the trajectory.
+
+  Returns: the trajectory. Its metadata holds `error`, the kind; `scene`, (shape, colour, cell) of every object of a
+    right draft; and `last`, whether the step is the story's last: then a right draft completes the painting.
 
   Raises: ValueError for an unknown kind.
   """
@@ -115,7 +118,7 @@ def _partial(story: stories.Story, made: list[trajectory_lib.Step], **more) -> t
 
 
 def _moved(story: stories.Story, seen: scenes.Scene) -> stories.Story:
-  """The story with the objects that were seen where they were seen, as far as the grid's jitter lets them."""
+  """The story with its objects moved to the pixels where they were seen, within the jitter of the grid."""
   at = {(o.shape, o.color, o.cell): o for o in seen}
 
   def move(item: scenes.Object) -> scenes.Object:

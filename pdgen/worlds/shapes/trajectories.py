@@ -1,4 +1,4 @@
-"""Training trajectories, made on the fly: the same (kind, seed, index) is always the same trajectory."""
+"""Training trajectories of the shapes world, generated on the fly: a pure function of (kind, seed, index)."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -11,22 +11,26 @@ from pdgen.core import trajectory as trajectory_lib
 from pdgen.worlds.shapes import comparisons, faults, language, prompt_space, renderer, scenes, stories
 
 KINDS = ('multi_turn', 'conflict', 'misalignment', 'direct')
-DETOUR_SHARE = 0.1  # of the multi-turn trajectories
-# Of the errors of misalignments: whole drafts of another scene. Without them 0 of 34 wrong shapes were read
+DETOUR_SHARE = 0.1  # share of the multi-turn trajectories that take a detour
+# Share of the misalignments whose draft shows another scene altogether. Without them 0 of 34 wrong shapes were read
 # (docs/experiments.md#other-scenes). The rest leaves each of the seven kinds in 5 % of the mixture.
 OTHER_SCENE_SHARE = 0.45
-# How often each of the others comes, those more that are overlooked longest (docs/experiments.md#error-shares).
+# Weights of the other kinds, 1 by default; higher for errors overlooked longest (docs/experiments.md#error-shares).
 _WEIGHTS = {'wrong_count': 1.5, 'malformed': 2.0, 'extra': 1.3}
-_TRIES = 8  # to find an error whose scene holds nothing held out
+_TRIES = 8  # attempts to draw an error whose scene contains no held-out pair
 
 
 def trajectory(kind: str, *, seed: int, index: int) -> trajectory_lib.Trajectory:
-  """One finished training trajectory; no scene in it holds a held-out combination (see `prompt_space`).
+  """One finished training trajectory; its prompt is a training prompt, none of its scenes has a held-out pair.
 
-  kind: `multi_turn` has no error, one in ten takes a detour (refine, swap, remove); `conflict`: one plan contradicts
-  the prompt; `misalignment`: a draft, or two, does not show its plan; `direct`: one picture without words.
-  metadata: the prompt in GenEval's format, `kind`, `errors` (kind of each error in order), `error` (the first or None),
-  `detour`, and `scene`: (shape, colour, cell) of each object of the last picture.
+  Args:
+    kind: `multi_turn`, without errors, one in ten with a detour; `conflict`, where one plan contradicts the prompt;
+      `misalignment`, where one or two drafts do not show their plan; `direct`, one picture without words.
+    seed: seed of the random stream.
+    index: index of the trajectory.
+
+  Returns: the trajectory. Its metadata is the prompt in GenEval's format and `kind`, `errors` (kinds of its errors, in
+    order), `error` (the first of them or None), `detour`, `scene` ((shape, colour, cell) of the final objects).
 
   Raises: ValueError for an unknown kind.
   """
@@ -46,7 +50,7 @@ def trajectory(kind: str, *, seed: int, index: int) -> trajectory_lib.Trajectory
 
 
 def corpus(*, seed: int, count: int) -> Iterator[str]:
-  """Texts to train a tokenizer on: those of `count` trajectories, tags left out and split there; prompts opened."""
+  """Texts of `count` trajectories for training a tokenizer: prompts with their opening words; others split at tags."""
   kinds = ('multi_turn', 'conflict', 'misalignment')
   opening = config.SequenceConfig().opening
   for index in range(count):
@@ -63,7 +67,15 @@ _TAG = re.compile(r'<[/\\]?(?:ins|des|refine)>')
 def finished(
   story: stories.Story, made: list[trajectory_lib.Step], *, kind: str, error_kinds: tuple[str, ...] = (), **more: Any
 ) -> trajectory_lib.Trajectory:
-  """The steps as a trajectory of the story's prompt. error_kinds: of the errors made in it. more: metadata."""
+  """Makes a trajectory of steps.
+
+  Args:
+    story: prompt, detour and final scene.
+    made: the steps.
+    kind: metadata of that name.
+    error_kinds: kinds of the errors in the steps, in order.
+    **more: more metadata.
+  """
   metadata = {
     **story.metadata,
     'kind': kind,
@@ -84,7 +96,15 @@ def steps(
   start: int = 0,
   stop: int | None = None,
 ) -> list[trajectory_lib.Step]:
-  """The steps of beats `start` to `stop`, some of which went wrong at first."""
+  """The steps of the beats `start` to `stop` (exclusive).
+
+  Args:
+    story: the beats.
+    rng: chooses the wording.
+    wrong: index of a beat to its error; the other steps are right at once.
+    start: index of the first beat.
+    stop: index after the last beat; None: all.
+  """
   stop = len(story.beats) if stop is None else stop
   made = []
   for i in range(start, stop):
@@ -99,17 +119,23 @@ def steps(
 
 
 def plan(beat: stories.Beat, *, rng: np.random.Generator) -> str:
-  """The right plan of a step."""
+  """The right plan of a beat."""
   return language.plan(beat.instruction, beat.after, new=beat.new, rng=rng)
 
 
 def wrong_plan(error: faults.FaultyStep, *, rng: np.random.Generator) -> str:
-  """The plan of a step that contradicts the prompt."""
+  """The plan of a conflict, which contradicts the prompt."""
   return language.plan(error.instruction, error.scene, rng=rng)
 
 
 def approval(story: stories.Story, beat: stories.Beat, *, rng: np.random.Generator) -> str:
-  """The inspection of a right draft."""
+  """The inspection that approves a right draft.
+
+  Args:
+    story: the prompt.
+    beat: the step.
+    rng: chooses the wording.
+  """
   compared = comparisons.compare(story.metadata, beat.after, beat.after)
   return language.right(compared, beat.missing, extra=beat.extra, rng=rng)
 
@@ -123,9 +149,15 @@ def rejected(
   plan_text: str | None = None,
   **more: Any,
 ) -> trajectory_lib.Step:
-  """A step whose draft is wrong: its inspection says why, and the refined picture is the beat's.
+  """A step with an error: its inspection rejects the draft, and the refined picture is the right one of the beat.
 
-  plan_text: the plan, where it is already written. more: other fields of the step.
+  Args:
+    story: the prompt.
+    beat: the right step.
+    error: the draft, and the words of the inspection.
+    rng: chooses the wording.
+    plan_text: the plan, if it is already written.
+    **more: other fields of the step.
   """
   planned, stands_for = beat.after, {}
   if error.instruction is not None:  # The plan is wrong, and the draft shows just that.
@@ -148,7 +180,13 @@ def rejected(
 
 
 def conflict_at(kind: str, *, split: str, rng: np.random.Generator) -> tuple[stories.Story, int, faults.FaultyStep]:
-  """A story, a beat of it that a conflict of that kind applies to, and the conflict."""
+  """A random story with a conflict of that kind. Returns (story, index of the beat, the conflict).
+
+  Args:
+    kind: one of `faults.CONFLICTS`.
+    split: `heldout` or `train`.
+    rng: draws story and conflict.
+  """
   while True:
     story = stories.tell(rng, split=split, tasks=faults.CONFLICT_TASKS[kind])
     for i in (int(i) for i in rng.permutation(len(story.beats))):
@@ -160,7 +198,15 @@ def conflict_at(kind: str, *, split: str, rng: np.random.Generator) -> tuple[sto
 def misalignment_at(
   kind: str, story: stories.Story, i: int, *, split: str, rng: np.random.Generator
 ) -> faults.FaultyStep | None:
-  """A draft of beat `i` that is wrong in that way; None where the kind does not apply there."""
+  """A draft of beat `i` with a misalignment of that kind; None if the kind does not apply there.
+
+  Args:
+    kind: one of `faults.MISALIGNMENTS`, or `faults.OTHER_SCENE`.
+    story: the story.
+    i: index of the beat.
+    split: `heldout` or `train`.
+    rng: draws the error.
+  """
   for _ in range(_TRIES):
     error = faults.misalignment(kind, story.beats[i], rng=rng)
     if error is not None and may_show(error.scene, split=split):
@@ -169,7 +215,7 @@ def misalignment_at(
 
 
 def may_show(scene: scenes.Scene, *, split: str) -> bool:
-  """Whether a picture of that split may show the scene: one of training no held-out pair of coloured shapes."""
+  """Whether a picture of that split may show the scene: training pictures may not contain a held-out pair."""
   return split != 'train' or not prompt_space.holds_held_out(tuple(o for o in scene if o.whole))
 
 
@@ -180,7 +226,7 @@ def _conflict(rng: np.random.Generator) -> trajectory_lib.Trajectory:
 
 
 def _misalignment(rng: np.random.Generator) -> trajectory_lib.Trajectory:
-  """One error, and another one at another step where there is one."""
+  """A trajectory with one misalignment, and a second one at another step if the story has several."""
   kinds = _any_order(rng)
   error = None
   while error is None:
