@@ -28,7 +28,7 @@ def get_config():
       ),
       train=config.TrainConfig(
         steps=3400,
-        # 2/3 of AdamW's steps to the same losses (over the first 500); each takes 1.15 times as long.
+        # 2/3 of AdamW's steps to the same losses (docs/experiments.md#optimizer).
         optimizer='muon',
         learning_rate=4e-3,
         b2=0.98,  # Few steps, changing gradients: a shorter memory than usual.
@@ -43,7 +43,7 @@ def get_config():
         self_sample_steps=(600, 1100, 1600),
         self_samples=1024,
       ),
-      # Guidance below t = 0.6 too: without it a ring's hole fills up where rings are rare (the center).
+      # Below t = 0.6 too: else a ring's hole fills up where rings are rare (docs/experiments.md#guidance-interval).
       sampling=config.SamplingConfig(max_tokens=896, max_text_tokens=224, max_pictures=8, guidance_interval=(0.3, 1.0)),
       mesh=config.MeshConfig(data=2, fsdp=1, cpu_devices=2),
     )

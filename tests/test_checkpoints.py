@@ -248,13 +248,13 @@ def test_exporting_again_replaces_the_folder(folder, saved, tiny, tmp_path):
 def test_a_damaged_export_is_refused_by_file(folder, tmp_path):
   for name in ('params.safetensors', 'tokenizer.model'):
     copied = shutil.copytree(folder, tmp_path / name)
-    good = (folder / name).read_bytes()
-    (folder / name).write_bytes(good[:-9] + bytes([good[-9] ^ 1]) + good[-8:])
+    good = (copied / name).read_bytes()
+    (copied / name).write_bytes(good[:-9] + bytes([good[-9] ^ 1]) + good[-8:])
     with pytest.raises(ValueError, match=f'{name} is damaged'):
-      exported.load_export(folder)
-    (folder / name).unlink()
+      exported.load_export(copied)
+    (copied / name).unlink()
     with pytest.raises(FileNotFoundError, match=f'lacks {name}'):
-      exported.load_export(folder)
+      exported.load_export(copied)
   folder = shutil.copytree(folder, tmp_path / 'cut')
   (folder / 'config.json').write_text((folder / 'config.json').read_text()[:100])
   with pytest.raises(ValueError, match=r'config.json is damaged'):

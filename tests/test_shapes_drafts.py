@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from pdgen.core import tags
-from pdgen.core import trajectory as trajectories
+from pdgen.core import trajectory as trajectory_lib
 from pdgen.evals import geneval
 from pdgen.worlds import shapes
-from pdgen.worlds.shapes import critiques, drafts, errors, renderer, scenes
+from pdgen.worlds.shapes import critiques, drafts, faults, renderer, scenes
 
 RING = scenes.Object('ring', 'red', 0)
 SQUARES = (scenes.Object('square', 'blue', 4), scenes.Object('square', 'blue', 8))
@@ -34,7 +34,7 @@ def test_a_right_draft_is_approved_and_painted_on():
     made = shapes.review(request, draft)
     step = made.steps[len(request.prefix.steps) - 1]
     assert made.provenance.error is None and made.provenance.kind == 'self_sampled'
-    assert made.stop == trajectories.FINISHED
+    assert made.stop == trajectory_lib.FINISHED
     assert step.draft is draft and not step.draft_is_target and not step.rejected and step.refined is None
     assert made.steps[: len(request.prefix.steps) - 1] == request.prefix.steps[:-1]
     assert step.plan == request.prefix.steps[-1].plan
@@ -63,10 +63,10 @@ def test_a_right_draft_that_is_noisy_or_a_pixel_away_is_approved_and_kept_in_pla
 
 def test_a_wrong_draft_is_rejected_and_refined():
   rng = np.random.default_rng(1)
-  tried = dict.fromkeys(errors.MISALIGNMENTS, 0)
+  tried = dict.fromkeys(faults.MISALIGNMENTS, 0)
   for request in _requests(120):
-    kind = errors.MISALIGNMENTS[int(rng.integers(len(errors.MISALIGNMENTS)))]
-    error = errors.misalignment(kind, request.story.beats[request.beat], rng=rng)
+    kind = faults.MISALIGNMENTS[int(rng.integers(len(faults.MISALIGNMENTS)))]
+    error = faults.misalignment(kind, request.story.beats[request.beat], rng=rng)
     if error is None:
       continue
     made = shapes.review(request, error.picture)
@@ -106,13 +106,13 @@ def test_review_copes_with_any_picture():
   ],
 )
 def test_faults_are_named(seen, kinds):
-  found = errors.faults((RING, *SQUARES), seen)
+  found = faults.find_faults((RING, *SQUARES), seen)
   assert [f.kind for f in found] == kinds
   reasons, corrections = critiques.explain(found, rng=np.random.default_rng(0))
   assert bool(reasons) == bool(corrections) == bool(kinds)
 
 
-@pytest.mark.parametrize('kind', [None, *errors.ERROR_KINDS])
+@pytest.mark.parametrize('kind', [None, *faults.ERROR_KINDS])
 def test_injected_errors_are_what_they_say_and_the_oracle_finds_all(kind):
   """The detector against the plan, and the plan against the prompt, finds every error and raises no false alarm."""
   lengths = set()
@@ -125,10 +125,10 @@ def test_injected_errors_are_what_they_say_and_the_oracle_finds_all(kind):
     assert all(s.inspection is not None and not s.rejected for s in made.steps[:-1])
     lengths.add(len(made.steps))
     right = tuple(scenes.Object(*o) for o in made.expected)
-    found = [f.kind for f in errors.faults(right, drafts.observed(step.draft))]
+    found = [f.kind for f in faults.find_faults(right, drafts.observed(step.draft))]
     if kind is None:
       assert found == []
-    elif kind in errors.CONFLICTS:
+    elif kind in faults.CONFLICTS:
       assert found
     else:
       assert kind in found
@@ -138,5 +138,5 @@ def test_injected_errors_are_what_they_say_and_the_oracle_finds_all(kind):
 def test_injected_errors_stand_on_held_out_prompts():
   train = {p['prompt'] for p in shapes.prompts('train', per_task=2000) if p['tag'] != 'single_object'}
   for index in range(100):
-    made = shapes.injected(errors.ERROR_KINDS[index % len(errors.ERROR_KINDS)], seed=2, index=index)
+    made = shapes.injected(faults.ERROR_KINDS[index % len(faults.ERROR_KINDS)], seed=2, index=index)
     assert made.prompt not in train

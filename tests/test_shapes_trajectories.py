@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from pdgen.core import config, tags
-from pdgen.core import trajectory as trajectories
+from pdgen.core import trajectory as trajectory_lib
 from pdgen.evals import geneval
 from pdgen.worlds import shapes
-from pdgen.worlds.shapes import comparisons, drafts, errors, language, prompt_space, scenes, stories
+from pdgen.worlds.shapes import comparisons, drafts, faults, language, prompt_space, scenes, stories
 
 ROOT = pathlib.Path(__file__).parents[1]
 MIXTURE = ('multi_turn', 'conflict', 'misalignment')  # in equal parts, nearly as in configs/shapes.py
@@ -23,16 +23,16 @@ VERDICTS = {**dict.fromkeys(language.RIGHT, True), **dict.fromkeys(language.WRON
 
 
 @functools.cache
-def _made(count: int = 1200) -> tuple[trajectories.Trajectory, ...]:
+def _made(count: int = 1200) -> tuple[trajectory_lib.Trajectory, ...]:
   return tuple(shapes.trajectory(MIXTURE[i % 3], seed=11, index=i) for i in range(count))
 
 
-def _texts(made: trajectories.Trajectory) -> list[str]:
+def _texts(made: trajectory_lib.Trajectory) -> list[str]:
   steps = ((s.plan, s.inspection, s.corrected_plan) for s in made.steps)
   return [text for step in steps for text in step if text]
 
 
-def _right_pictures(made: trajectories.Trajectory):
+def _right_pictures(made: trajectory_lib.Trajectory):
   """(plan that describes it, picture) of every picture that no inspection rejects."""
   for step in made.steps:
     yield (step.corrected_plan or step.plan, step.refined) if step.rejected else (step.plan, step.draft)
@@ -82,7 +82,7 @@ def test_unknown_kinds_are_named():
 
 def test_layout_of_steps():
   for made in _made():
-    assert made.stop == trajectories.FINISHED and 1 <= len(made.steps)
+    assert made.stop == trajectory_lib.FINISHED and 1 <= len(made.steps)
     for i, step in enumerate(made.steps):
       last = i == len(made.steps) - 1
       assert step.plan is not None and step.draft is not None and step.draft_is_target
@@ -247,7 +247,7 @@ def test_conflicting_plans_contradict_the_prompt():
   """The wrong scene itself could not be finished into the prompt's: its error is in what the prompt fixes."""
   for made in _made():
     (kind, *_) = made.provenance.errors or [None]
-    if kind not in errors.CONFLICTS:
+    if kind not in faults.CONFLICTS:
       continue
     (step,) = (s for s in made.steps if s.plan_rejected)
     wrong, right = _described(step.plan), _described(step.corrected_plan)
@@ -273,7 +273,7 @@ def test_shares_of_errors_detours_tasks_and_pictures():
     # About a twentieth of what the world makes, of conflicts 5.25 %; in training a quarter are the model's own drafts.
     parts = [part * with_error[kind, error] / of_kind[kind] for kind, part in mixture if kind in of_kind]
     assert sum(parts) > 0.045, error
-  assert 0.2 < share[errors.OTHER_SCENE] / len(made) < 0.26
+  assert 0.2 < share[faults.OTHER_SCENE] / len(made) < 0.26
   detours = collections.Counter(t.provenance.detour for t in made if t.provenance.kind == 'multi_turn')
   assert set(detours) == {None, 'refine', 'swap', 'remove'}
   assert 0.07 < 1 - detours[None] / detours.total() < 0.13
@@ -290,7 +290,7 @@ def test_drafts_of_other_scenes_are_wrong_in_any_place_whatever_the_others_show(
   differences, right = collections.Counter(), collections.Counter()
   for _ in range(600):
     beat = stories.tell(rng, split='train').beats[-1]
-    wrong = errors.misalignment(errors.OTHER_SCENE, beat, rng=rng)
+    wrong = faults.misalignment(faults.OTHER_SCENE, beat, rng=rng)
     assert {o.cell for o in drafts.observed(wrong.picture)} == {o.cell for o in wrong.scene}
     differences[len(wrong.scene) - len(beat.after)] += 1
     if len(beat.after) == 2:

@@ -9,7 +9,7 @@ import pytest
 
 from pdgen.core import geometry
 from pdgen.worlds import shapes
-from pdgen.worlds.shapes import damage, detector, errors, prompt_space, renderer, scenes
+from pdgen.worlds.shapes import damage, detector, faults, prompt_space, renderer, scenes
 
 
 def _scene(rng: np.random.Generator) -> scenes.Scene:
@@ -27,7 +27,7 @@ def _seen(picture: np.ndarray) -> list[tuple]:
   return sorted((str(d.shape), d.color, d.cell) for d in shapes.detect(picture))
 
 
-@pytest.mark.parametrize('module', [geometry, prompt_space, errors])
+@pytest.mark.parametrize('module', [geometry, prompt_space, faults])
 def test_examples_in_docstrings_hold(module):
   result = doctest.testmod(module)
   assert result.attempted > 0 and result.failed == 0

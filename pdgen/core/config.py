@@ -264,8 +264,8 @@ class MeshConfig:
 
   Attributes:
     data, fsdp, tensor, sequence: see `core.sharding`.
-    cpu_devices: devices that a CPU is split into. XLA runs much of a small step on one thread, so two devices with
-      half of the rows each take a training step 1.28 times as fast on two cores as one device does.
+    cpu_devices: devices that a CPU is split into. On two cores, two devices take a small training step 1.28 times as
+      fast as one (docs/experiments.md#cpu-devices).
   """
 
   data: int = 1

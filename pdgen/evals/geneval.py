@@ -1,7 +1,7 @@
-"""GenEval: does a picture hold the objects, counts, colours and positions that its prompt asks for?
+"""GenEval scorer: does a picture show the objects, counts, colours and positions that its prompt asks for?
 
-The rules are those of the official `evaluate_images.py` and `summary_scores.py` (Ghosh et al. 2023), for any detector:
-it is an argument. The folder layout is theirs, too, so that the official scripts read it as it is:
+Implements the rules of the official `evaluate_images.py` and `summary_scores.py` (Ghosh et al. 2023) for any detector,
+which is an argument. The official scripts can read the folders, which have the official layout:
 
     <out>/00000/metadata.jsonl      the prompt's metadata
     <out>/00000/samples/0000.png    its pictures
@@ -24,18 +24,18 @@ from pdgen.evals import intervals
 
 COLORS = ('red', 'orange', 'yellow', 'green', 'blue', 'purple', 'pink', 'brown', 'black', 'white')
 TASKS = ('single_object', 'two_object', 'counting', 'colors', 'position', 'color_attr')
-THRESHOLD = 0.3  # of a detection's score (official)
-COUNTING_THRESHOLD = 0.9  # in the counting task (official)
-MAX_OBJECTS = 16  # a class (official)
+THRESHOLD = 0.3  # a detection counts above this score (official)
+COUNTING_THRESHOLD = 0.9  # the same in the counting task (official)
+MAX_OBJECTS = 16  # detections that count, a class (official)
 
 
 class Found(Protocol):
-  """What a detector reports. name: the class, None if it has none; box: (x0, y0, x1, y1); score in [0, 1]."""
+  """One object that a detector reports."""
 
-  name: str | None
-  color: str
-  box: tuple[float, float, float, float]
-  score: float
+  name: str | None  # the class; None if it has none
+  color: str  # one of COLORS
+  box: tuple[float, float, float, float]  # (x0, y0, x1, y1)
+  score: float  # in [0, 1]
 
 
 Detect = Callable[[np.ndarray], Sequence[Found]]
@@ -43,18 +43,17 @@ Detect = Callable[[np.ndarray], Sequence[Found]]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
-  """The score of a set of pictures.
+  """The scores of a set of pictures.
 
-  tasks: what is right of each, by tag, in the order met. overall: mean over tasks (official). low, high: its 95 %
-  interval, from the tasks' Wilson intervals by square-and-add (Zou and Donner 2008). results: one row a picture with
-  the official fields `filename`, `tag`, `prompt`, `correct`, `reason`, `metadata`, `details`.
+  The 95 % interval of `overall` combines the tasks' Wilson intervals by square-and-add (Zou and Donner 2008). A row of
+  `results` has the official fields `filename`, `tag`, `prompt`, `correct`, `reason`, `metadata`, `details`.
   """
 
-  tasks: Mapping[str, intervals.Rate]
-  overall: float
-  low: float
-  high: float
-  results: tuple[Mapping[str, Any], ...]
+  tasks: Mapping[str, intervals.Rate]  # tag to the rate of right pictures, in the order of appearance
+  overall: float  # mean over tasks (official)
+  low: float  # lower end of its interval
+  high: float  # upper end of its interval
+  results: tuple[Mapping[str, Any], ...]  # one row a picture
 
   @property
   def failures(self) -> list[Mapping[str, Any]]:
@@ -69,9 +68,14 @@ class Report:
 
 
 def score(prompts: Sequence[Mapping[str, Any]], pictures: Sequence[np.ndarray], detect: Detect) -> Report:
-  """Scores one picture, uint8[H, W, 3], of each prompt (GenEval metadata).
+  """Scores one picture a prompt.
 
-  Raises: ValueError where their numbers differ or there are none.
+  Args:
+    prompts: GenEval metadata of each prompt.
+    pictures: uint8[H, W, 3] each.
+    detect: the detector.
+
+  Raises: ValueError if the numbers of prompts and pictures differ or there are none.
   """
   if len(prompts) != len(pictures):
     raise ValueError(f'{len(prompts)} prompts but {len(pictures)} pictures; give one picture a prompt.')
@@ -80,15 +84,15 @@ def score(prompts: Sequence[Mapping[str, Any]], pictures: Sequence[np.ndarray], 
 
 
 def last_pictures(trajectories: Sequence[trajectory_lib.Trajectory], *, size: int) -> list[np.ndarray]:
-  """What each trajectory is scored by, uint8[size, size, 3]; a text that never came to a picture, by an empty one."""
+  """The last picture of each trajectory, uint8[size, size, 3]; a black one for a trajectory without pictures."""
   return [t.final if t.pictures else np.zeros((size, size, 3), np.uint8) for t in trajectories]
 
 
 def evaluate(metadata: Mapping[str, Any], detections: Sequence[Found]) -> tuple[bool, str]:
-  """Whether the detections keep the metadata, and why not (official `evaluate`; "" where they do).
+  """Whether the detections satisfy the metadata, and the reason why not (official `evaluate`; "" if they do).
 
   Every `include` clause needs `count` objects of its class; colour and position are those of the best-scored `count`;
-  a position holds against every object of the clause it names. No `exclude` clause may reach its count.
+  a position must hold against every object of the clause that it names. No `exclude` clause may reach its count.
   """
   objects = _by_class(metadata, detections)
   reasons: list[str] = []
@@ -109,7 +113,15 @@ def evaluate(metadata: Mapping[str, Any], detections: Sequence[Found]) -> tuple[
 
 
 def write_folder(out: str | pathlib.Path, prompts: Sequence[Mapping[str, Any]], pictures: Sequence[np.ndarray]) -> None:
-  """Writes the pictures of each prompt: uint8[H, W, 3], or uint8[N, H, W, 3] for several."""
+  """Writes an official folder.
+
+  Args:
+    out: the folder.
+    prompts: GenEval metadata of each prompt.
+    pictures: uint8[H, W, 3] for each prompt, or uint8[N, H, W, 3] for several.
+
+  Raises: ValueError if the numbers of prompts and entries of pictures differ.
+  """
   if len(prompts) != len(pictures):
     raise ValueError(f'{len(prompts)} prompts but {len(pictures)} entries of pictures; give one entry a prompt.')
   for i, (metadata, entry) in enumerate(zip(prompts, pictures, strict=True)):
@@ -122,9 +134,9 @@ def write_folder(out: str | pathlib.Path, prompts: Sequence[Mapping[str, Any]], 
 
 
 def read_folder(out: str | pathlib.Path) -> tuple[list[dict[str, Any]], list[np.ndarray], list[str]]:
-  """(prompts, pictures, file names) of a folder, one entry a picture.
+  """Reads an official folder. Returns (prompts, pictures, file names), one entry a picture.
 
-  Raises: FileNotFoundError naming the folder if it holds no prompt with a picture.
+  Raises: FileNotFoundError, naming the folder, if it has no prompt with a picture.
   """
   rows = []
   for folder in sorted(p for p in pathlib.Path(out).glob('*') if p.is_dir() and p.name.isdigit()):
@@ -139,7 +151,7 @@ def read_folder(out: str | pathlib.Path) -> tuple[list[dict[str, Any]], list[np.
 
 
 def score_folder(out: str | pathlib.Path, detect: Detect) -> Report:
-  """Scores every picture of a folder and writes `results.jsonl` into it."""
+  """Scores every picture of an official folder and writes `results.jsonl` into it."""
   prompts, pictures, names = read_folder(out)
   report = _report([_result(*args, detect) for args in zip(names, prompts, pictures, strict=True)])
   pathlib.Path(out, 'results.jsonl').write_text(''.join(json.dumps(dict(row)) + '\n' for row in report.results))
@@ -147,7 +159,7 @@ def score_folder(out: str | pathlib.Path, detect: Detect) -> Report:
 
 
 def read_results(out: str | pathlib.Path) -> Report:
-  """The report of a folder's `results.jsonl`, be it ours or the official script's."""
+  """The report of a folder's `results.jsonl`, whether pdgen or the official script wrote it."""
   lines = pathlib.Path(out, 'results.jsonl').read_text().splitlines()
   return _report([json.loads(line) for line in lines if line.strip()])
 
@@ -167,7 +179,13 @@ def _by_class(metadata: Mapping[str, Any], detections: Sequence[Found]) -> dict[
 def _broken_clause(
   clause: Mapping[str, Any], found: Sequence[Found], groups: Sequence[Sequence[Found] | None]
 ) -> str | None:
-  """Why an `include` clause does not hold, or None. groups: the objects of the clauses before, None where broken."""
+  """Why an `include` clause does not hold, or None if it holds.
+
+  Args:
+    clause: the clause.
+    found: the best-scored objects of its class.
+    groups: the objects of the clauses before it; None for a clause that does not hold.
+  """
   name, count = clause['class'], clause['count']
   if len(found) < count:
     return f'expected {name}>={count}, found {len(found)}'

@@ -1,8 +1,8 @@
-"""Does the model notice what is wrong in a picture, and does it mend it? Not reported by the paper or anyone (ours).
+"""Inspection metrics (ours): error recall by kind of error, fix rate, and false-alarm rate of a model's inspections.
 
-Every question is a partial trajectory whose last draft is to be inspected; the sampler goes on by one picture. It has
-**found** something when its inspection asks to refine, and **fixed** it when the refined picture shows what the step
-should show. An inspection of a right draft that asks to refine is a **false alarm**.
+Neither the paper nor anyone else reports them. A question is a partial trajectory whose last draft is to be inspected;
+the sampler continues it by one picture. An error is **found** if the inspection asks to refine, and **fixed** if the
+refined picture shows what the step should show. A right draft whose inspection asks to refine is a **false alarm**.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import numpy as np
 from pdgen.core import trajectory as trajectory_lib
 from pdgen.evals import intervals
 
-# (partial trajectories, seed) -> the same trajectories, each gone on by at most one picture.
+# (partial trajectories, seed) -> the same trajectories, each continued by at most one picture.
 Sampler = Callable[[Sequence[trajectory_lib.Trajectory], int], Sequence[trajectory_lib.Trajectory]]
 # (kind of error or None, seed, index) -> a partial trajectory whose last step has a plan and a draft, and whose
 # `expected` is what the step should show. Its provenance names the error.
@@ -25,11 +25,11 @@ Shows = Callable[[np.ndarray, Sequence[trajectory_lib.Content]], bool]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
-  """Rates by name. `found`, `fixed` (of those found) a kind of error; `false alarms` of right drafts."""
+  """Rates with their intervals."""
 
-  found: dict[str, intervals.Rate]
-  fixed: dict[str, intervals.Rate]
-  false_alarms: intervals.Rate
+  found: dict[str, intervals.Rate]  # recall of each kind of error
+  fixed: dict[str, intervals.Rate]  # fix rate of each kind, of the errors found
+  false_alarms: intervals.Rate  # share of right drafts whose inspection asks to refine
 
   def table(self) -> str:
     """One line a kind of error, with 95 % intervals."""
@@ -44,7 +44,16 @@ class Report:
 def injected(
   sample: Sampler, drafts: Drafts, shows: Shows, *, kinds: Iterable[str], per_kind: int, seed: int = 0
 ) -> Report:
-  """Errors made on purpose, `per_kind` of each kind, and as many right drafts."""
+  """Metrics of injected errors, with as many right drafts as drafts of one kind.
+
+  Args:
+    sample: the sampler of the model.
+    drafts: makes the questions.
+    detect: the detector.
+    kinds: kinds of errors.
+    per_kind: questions a kind.
+    seed: seed of the questions and of the sampler.
+  """
   kinds = list(kinds)
   questions = [drafts(kind, seed, index) for kind in (*kinds, None) for index in range(per_kind)]
   answers = sample(questions, seed)
@@ -55,8 +64,15 @@ def injected(
 def own(sample: Sampler, drafts: Drafts, shows: Shows, *, count: int, seed: int = 0) -> Report:
   """Drafts that the model paints itself: `count` steps, right before it, are painted, judged, and inspected.
 
-  The only kind of error is `own`. The steps before and the plan are the world's, and right; the draft is compared with
-  the scene that the plan describes.
+  The only kind of error is `own`. The plan and the steps before it are right and come from the world; a draft is
+  compared with the scene that the plan describes.
+
+  Args:
+    sample: the sampler of the model.
+    drafts: makes the questions; their drafts are replaced.
+    detect: the detector.
+    count: drafts to paint.
+    seed: seed of the questions and of the sampler.
   """
   right = [drafts(None, seed, index) for index in range(count)]
   painted = sample([_without_draft(t) for t in right], seed)

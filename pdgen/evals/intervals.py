@@ -1,22 +1,22 @@
-"""Shares of yes among so many questions, with Wilson's 95 % interval."""
+"""Binomial rates with Wilson 95 % intervals."""
 
 import dataclasses
 import math
 from collections.abc import Iterable
 
-Z = 1.959964  # of 95 %
+Z = 1.959964  # 97.5 % quantile of the normal distribution
 
 
 @dataclasses.dataclass(frozen=True)
 class Rate:
-  """hits out of total. low, high: Wilson's interval, (0, 1) where nothing was asked."""
+  """A number of hits out of a total, and its Wilson interval."""
 
-  hits: int
-  total: int
+  hits: int  # successes
+  total: int  # trials
 
   @property
   def value(self) -> float:
-    """The share; nan where nothing was asked."""
+    """hits / total; nan without trials."""
     return self.hits / self.total if self.total else math.nan
 
   @property
@@ -31,7 +31,7 @@ class Rate:
 
 
 def rate(answers: Iterable[bool]) -> Rate:
-  """Counts.
+  """The rate of true answers.
 
   >>> print(rate([True] * 9 + [False]))
   0.900 (0.596-0.982) of 10
@@ -41,7 +41,7 @@ def rate(answers: Iterable[bool]) -> Rate:
 
 
 def wilson(hits: int, total: int) -> tuple[float, float]:
-  """The score interval: where the true share may lie, never beyond [0, 1], not empty at 0 or at `total` hits.
+  """Wilson's score interval of a rate: inside [0, 1], not empty at 0 or `total` hits; (0, 1) without trials.
 
   >>> [round(x, 3) for x in wilson(0, 10)]
   [0.0, 0.278]
@@ -51,5 +51,5 @@ def wilson(hits: int, total: int) -> tuple[float, float]:
   share, z2 = hits / total, Z * Z / total
   middle = (share + z2 / 2) / (1 + z2)
   reach = Z / (1 + z2) * math.sqrt(share * (1 - share) / total + z2 / (4 * total))
-  # Exact at the ends, where rounding would leave a share of 1 outside of its own interval.
+  # Exact at the ends: rounding would put a rate of 1 outside of its own interval.
   return (middle - reach if hits else 0.0), (middle + reach if hits < total else 1.0)

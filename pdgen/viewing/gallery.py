@@ -13,7 +13,7 @@ from pdgen.core import tags
 from pdgen.core import trajectory as trajectory_lib
 from pdgen.viewing import transcript
 
-# Pictures up to this many pixels a side are shown as pixels, bigger ones smoothed.
+# Pictures up to this many pixels a side are enlarged without smoothing.
 _PIXEL_ART = 64
 _STYLE = (pathlib.Path(__file__).parent / 'gallery.css').read_text()
 # Bars under the pictures of a filmstrip.
@@ -29,13 +29,15 @@ def page(
   notes: str = '',
   verdicts: Sequence[Verdict | None] | None = None,
 ) -> str:
-  """A whole HTML document without a link to anything: styles inline, pictures as data.
+  """A self-contained HTML page: inline styles, pictures as data URLs, no links.
 
   Args:
-    trajectories: shown in their order, partial ones too.
-    title: of the page.
+    trajectories: shown in their order; partial ones are allowed.
+    title: title of the page.
     notes: text under the title; a blank line starts a paragraph.
-    verdicts: one a trajectory: is the final picture right, and in words why; None = not judged.
+    verdicts: for each trajectory whether its final picture is right, and why; None: not judged.
+
+  Returns: the document.
   """
   paragraphs = ''.join(f'<p>{_text(p.strip())}</p>' for p in notes.split('\n\n') if p.strip())
   return (
@@ -50,12 +52,12 @@ def page(
 def fragment(
   trajectories: Sequence[trajectory_lib.Trajectory], *, verdicts: Sequence[Verdict | None] | None = None
 ) -> str:
-  """The trajectories alone, with their style, to stand inside another page (`IPython.display.HTML`)."""
+  """The trajectories with their style, to be embedded in another page (`IPython.display.HTML`). Arguments as `page`."""
   return f'<div class="pdgen"><style>{_STYLE}</style>{_articles(trajectories, verdicts)}</div>'
 
 
 def png(picture: np.ndarray, *, scale: int = 1) -> bytes:
-  """PNG file of uint8[H, W, 3], every pixel `scale` pixels a side."""
+  """Encodes uint8[H, W, 3] as PNG; every pixel becomes `scale` x `scale` pixels."""
   picture = picture.repeat(scale, axis=0).repeat(scale, axis=1)
   file = io.BytesIO()
   Image.fromarray(picture).save(file, format='png', optimize=True)
@@ -65,8 +67,17 @@ def png(picture: np.ndarray, *, scale: int = 1) -> bytes:
 def filmstrip(trajectories: Sequence[trajectory_lib.Trajectory], *, scale: int = 2, gap: int = 4) -> np.ndarray:
   """One row of pictures a trajectory, left to right as painted: uint8[rows, columns, 3].
 
-  A bar under each picture: green where its inspection accepts it, red where it rejects it, blue for a refined
-  picture, grey where nothing was written about it. All pictures must be of one size.
+  The bar under a picture is green if its inspection accepts it, red if it rejects it, blue for a refined picture, grey
+  if nothing was written about it.
+
+  Args:
+    trajectories: all pictures must have the same size.
+    scale: pixels a side of each pixel.
+    gap: pixels between pictures; the bars take half of them.
+
+  Returns: uint8[rows, columns, 3].
+
+  Raises: ValueError without any picture.
   """
   rows = [_bars(t) for t in trajectories]
   pictures = [picture for row in rows for picture, _ in row]

@@ -1,4 +1,4 @@
-"""A trajectory as plain text, for terminals and logs."""
+"""Plain-text transcript of a trajectory, for terminals and logs."""
 
 import textwrap
 from collections.abc import Callable
@@ -25,7 +25,7 @@ STOPS = {
 
 
 def text(trajectory: trajectory_lib.Trajectory, *, describe: Callable[[np.ndarray], str] | None = None) -> str:
-  """Everything the painter wrote, in order; a picture is its number and what `describe` says of it.
+  """The transcript: all texts in order, each picture as its number and the text that `describe` gives for it.
 
   >>> step = trajectory_lib.Step(plan='<ins>Add a ring.</ins><des>A ring.</des>', draft=np.zeros((2, 2, 3), np.uint8))
   >>> print(text(trajectory_lib.Trajectory(prompt='a ring', steps=(step,)), describe=lambda picture: 'all black'))
@@ -51,7 +51,7 @@ def text(trajectory: trajectory_lib.Trajectory, *, describe: Callable[[np.ndarra
 
 
 def stop(trajectory: trajectory_lib.Trajectory) -> str:
-  """How the trajectory ended, in words."""
+  """Describes how the trajectory ended."""
   count = len(trajectory.pictures)
   return f'{STOPS[trajectory.stop]} after {count} picture{"s" * (count != 1)}'
 

@@ -6,11 +6,7 @@ Added tokens are taken out of the file before the `tokenizers` package sees it, 
 Where the ids come from. The five of structure are Qwen2's own added tokens; one that a file lacks is appended, as
 BAGEL's `add_special_tokens` does. The six tags of the paper (`<ins>` ..) are in no Qwen2 vocabulary. They get one id
 each, the first after the last id in use, among the rows by which the embedding is padded (Qwen2.5: ids 151,665 to
-151,670 of 152,064 rows), so that no weight changes its shape (ours). The alternative is several pieces of plain text a
-tag, which is what the paper's authors most likely train, who report no new tokens. But then what a user types and what
-the model opens would look the same, and the grammar (`sampling.grammar`), which allows or forces one id, would have
-to follow strings. What it would save is small: six rows that begin untrained, which whoever fine-tunes on plans trains
-anyway; no public weights know the tags in either form.
+151,670 of 152,064 rows), so that no weight changes its shape (ours; why not plain text: docs/experiments.md#tag-ids).
 """
 
 import json

@@ -1,14 +1,20 @@
-"""A small world that can be sampled, rendered and detected exactly: coloured shapes on a three by three grid.
+"""The shapes world: synthetic scenes of coloured shapes on a 3 x 3 grid, with an exact renderer and an exact detector.
 
-scenes: what a picture is made of. renderer: scene to picture. detector: picture to objects. prompt_space: GenEval's
-tasks over this world and what is held out. stories: from a prompt to beats of painting, without errors. errors (with
-damage and critiques): what goes wrong. language: wording. trajectories: training data. drafts: a model's own drafts,
-and injected errors.
+scenes         objects, colours, silhouettes
+renderer       scene to picture
+detector       picture to detections, by rule
+prompt_space   GenEval's six tasks over these shapes, and which prompts are held out
+stories        prompt to an error-free sequence of scene edits
+faults         injected errors and the diagnosis of drafts; damage: malformed objects; critiques: reasons in words
+comparisons    the sentences that open every inspection
+language       templates of plans and inspections
+trajectories   training trajectories
+drafts         review of drafts that a model painted; injected errors for the inspection metrics
 """
 
 from pdgen.worlds.shapes.detector import Detection, detect
 from pdgen.worlds.shapes.drafts import DraftRequest, draft_request, injected, review, shows
-from pdgen.worlds.shapes.errors import ERROR_KINDS
+from pdgen.worlds.shapes.faults import ERROR_KINDS
 from pdgen.worlds.shapes.prompt_space import TASKS, prompts
 from pdgen.worlds.shapes.scenes import COLORS, SHAPES, SIZE
 from pdgen.worlds.shapes.trajectories import KINDS, corpus, trajectory

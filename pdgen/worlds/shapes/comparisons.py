@@ -1,30 +1,15 @@
-"""What every inspection begins with: what is shown, what was planned and what was asked for, place by place.
+"""Comparison sentences that open every inspection: shown, planned and asked properties, object by object.
 
     At the left: shown ring, planned ring, asked ring: correct; shown blue, planned red, asked red: wrong.
     At the top: shown bar, planned bar, asked bar: correct; ..
     Else: shown nothing: correct. Number: planned three, asked two: wrong. The bar, seen from the ring: planned above,
     asked below: wrong.
 
-The place comes first, then what is read there, with nothing before it to copy; the words that
-are to be compared stand close together, always as far apart, and their verdict right behind them. Whatever is looked
-for has its sentence in every inspection, so that nothing is found by a sentence that is mostly absent. The verdict of
-the step is no more than the sum of these.
+A sentence gives the place first and then the word that is read there: no word before it can be copied. Words that are
+compared are close together, always at the same distance, and their verdict follows directly. Every check has a sentence
+in every inspection, because a sentence that is mostly absent is not learned. The step is right when all checks are.
 
-Whether two words are the same is learned very late otherwise. Measured dead ends, for a model of this size: with the
-verdict of the step first, plans of a wrong colour were told from right ones hardly better than by chance after 2,900
-steps (area under the ROC curve .76); with whole objects described before it, no wrong colour was found after 2,000;
-with one verdict on each whole object (`a red ring is planned as a blue ring: wrong`), three in ten after 1,200. With
-`Asked red, planned red, shown blue: wrong` every conflict was found after 2,000 (16 of 16 of each kind) and no right
-step rejected (of 48), but `shown` repeated the `planned` before it: 10 of 16 wrong colours were found, 6 wrong shapes.
-With `shown` first, 23 of 28 wrong colours were read at step 900, and none of 34 wrong shapes; with drafts of other
-scenes (`errors.OTHER_SCENE`) 78 of 82 and 34 of 87. After 2,300 steps of those, 1 of 96 right drafts was rejected; 26
-and 30 of 32 wrong colours and shapes were found, but 19 extras and 22 wrong counts, where `There is also a red ring:
-wrong.` stood only if there was one; 24 wrong relations with `The bar is above the ring: wrong.`; and where a word stood
-once for all objects alike, a single one of another colour was overlooked. Where it stood for each (`shown bar bar bar`)
-62 and 64 of 100 wrong ones were read, for the word before is repeated: hence a sentence for each object.
-
-What was still overlooked then was hardly ever unreadable. Of the words that differ from the plan 96 in 100 were read
-where most of a draft was another scene, and 77 where all else was as planned: see `errors.OTHER_SCENE`.
+Shown first: 23 of 28 wrong colours read, against 10 of 16 where planned is first (docs/experiments.md#comparisons).
 """
 
 import collections
@@ -43,10 +28,15 @@ def compare(
   *,
   stands_for: Mapping[scenes.Object, scenes.Object] | None = None,
 ) -> str:
-  """The comparisons of a step, as sentences.
+  """The comparison sentences of one step.
 
-  metadata: the prompt. planned: the scene that the plan describes. seen: what the draft shows.
-  stands_for: planned objects that answer to the prompt in place of others, which they contradict.
+  Args:
+    metadata: the prompt, in GenEval's format.
+    planned: the scene that the plan describes.
+    seen: the scene that the draft shows.
+    stands_for: for a plan that contradicts the prompt, the wrong planned objects and the object that each replaces.
+
+  Returns: the sentences, separated by spaces.
   """
   items = {item['class']: item for item in metadata['include']}
   answers = {o: items.get((stands_for or {}).get(o, o).shape) for o in planned}
@@ -56,7 +46,13 @@ def compare(
 
 
 def _properties(planned: scenes.Object, shown: scenes.Object | None, item: prompt_space.Metadata | None) -> str:
-  """Shape and colour of an object. item: of the prompt, that it answers to."""
+  """Compares the shape and the colour of one planned object.
+
+  Args:
+    planned: the object.
+    shown: the object seen in its cell; None if the cell is empty.
+    item: the `include` clause of the prompt that the object satisfies; None if the prompt does not ask for it.
+  """
   asked_shape, asked_color = ('nothing', None) if item is None else (item['class'], item.get('color'))
   shape, color = ('nothing', 'nothing') if shown is None else (shown.shape or 'broken', _color(shown))
   where = language.at((planned,))
@@ -76,13 +72,13 @@ def _property(shown: str, planned: str, asked: str, *, keeps: bool) -> str:
 
 
 def _rest(left: scenes.Scene) -> str:
-  """What is there besides."""
+  """Compares the objects that are seen but not planned, `left`, with none."""
   seen = ' and '.join(f'{language.named((item,))} {language.at((item,))}' for item in left)
   return f'Else: shown {seen or "nothing"}: {_VERDICT[not left]}.'
 
 
 def _counts(answers: Iterable[prompt_space.Metadata | None]) -> list[str]:
-  """How many are planned of what the prompt counts; fewer may become more. answers: the item of each planned object."""
+  """Compares planned with asked numbers; fewer is right, more may follow. answers: each planned object's clause."""
   counted = [item for item in answers if item is not None and item['count'] > 1]
   planned = collections.Counter(item['class'] for item in counted)
   asked = {item['class']: item['count'] for item in counted}
@@ -94,7 +90,7 @@ def _counts(answers: Iterable[prompt_space.Metadata | None]) -> list[str]:
 
 
 def _relation(metadata: prompt_space.Metadata, planned: scenes.Scene) -> list[str]:
-  """How the two objects of a prompt about their position are planned to lie, once both are."""
+  """Compares the planned with the asked spatial relation, once both objects of the prompt are planned."""
   first, *others = metadata['include']
   if not others or 'position' not in others[0]:
     return []

@@ -1,7 +1,7 @@
-"""Why a step is wrong and what to do about it, in words.
+"""Explanations of errors: the reasons why a step is wrong and the corrective instructions, in words.
 
 A conflict (the plan contradicts the prompt) is followed by a corrected plan, a misalignment (the draft does not show
-the plan) by the picture; only a conflict's reason speaks of the prompt.
+the plan) by the refined picture (paper). Only the reason of a conflict mentions the prompt.
 """
 
 import dataclasses
@@ -11,26 +11,21 @@ import numpy as np
 
 from pdgen.worlds.shapes import language, prompt_space, scenes
 
-_MOST = 2  # faults that one inspection speaks of
+_MOST = 2  # faults that one inspection mentions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Fault:
-  """One thing wrong with a draft.
+  """One difference between a draft and its plan."""
 
-  kind: see `errors.MISALIGNMENTS`.
-  wanted: the object that should be there; None for one that should not. seen: what is there.
-  counts: of the objects of that shape and colour, (wanted, seen).
-  """
-
-  kind: str
-  wanted: scenes.Object | None = None
-  seen: scenes.Object | None = None
-  counts: tuple[int, int] = (0, 0)
+  kind: str  # one of `faults.MISALIGNMENTS`
+  wanted: scenes.Object | None = None  # planned object; None for a surplus one
+  seen: scenes.Object | None = None  # object in the draft; None for an absent one
+  counts: tuple[int, int] = (0, 0)  # objects of that shape and colour, (planned, in the draft)
 
 
 def explain(faults: Sequence[Fault], *, rng: np.random.Generator) -> tuple[tuple[str, ...], tuple[str, ...]]:
-  """(reasons, corrections) of a draft that does not show its plan."""
+  """Words the first faults of a draft that does not show its plan. Returns (reasons, corrections), sentences each."""
   reasons, corrections = [], []
   for fault in faults[:_MOST]:
     reason = _reason(fault, rng=rng)
@@ -120,7 +115,13 @@ def _correction(fault: Fault, *, rng: np.random.Generator) -> str:
 
 
 def color_conflict(new: scenes.Object, right: scenes.Object, *, rng: np.random.Generator) -> str:
-  """What a plan paints in a colour that the prompt does not ask for. right: what it asks for."""
+  """The reason against a plan with a colour that the prompt does not ask for.
+
+  Args:
+    new: the planned object, in the wrong colour.
+    right: the object that the prompt asks for.
+    rng: chooses the template.
+  """
   options = (
     'The {shape} is {wrong}, but the prompt asks for {color}.',
     'The {wrong} {shape} contradicts the prompt, which asks for {what}.',
@@ -130,7 +131,13 @@ def color_conflict(new: scenes.Object, right: scenes.Object, *, rng: np.random.G
 
 
 def shape_conflict(new: scenes.Scene, right: scenes.Scene, *, rng: np.random.Generator) -> str:
-  """The prompt may leave the colour open, so only the shapes are named."""
+  """The reason against a plan with a shape that the prompt does not ask for. Names no colours: a prompt may have none.
+
+  Args:
+    new: the planned objects, of the wrong shape.
+    right: the objects that the prompt asks for.
+    rng: chooses the template.
+  """
   count = len(new)
   options = (
     '{There} {wrong}, but the prompt asks for {what}.',
@@ -148,7 +155,14 @@ def shape_conflict(new: scenes.Scene, right: scenes.Scene, *, rng: np.random.Gen
 
 
 def count_conflict(shape: str, have: int, want: int, *, rng: np.random.Generator) -> str:
-  """A plan has more of a shape than the prompt asks for."""
+  """The reason against a plan with more objects of a shape than the prompt asks for.
+
+  Args:
+    shape: name of the shape.
+    have: number of planned objects.
+    want: number that the prompt asks for.
+    rng: chooses the template.
+  """
   options = (
     'There are {have} {shapes}, but the prompt asks for {want}.',
     '{have} {shapes} contradict the prompt, which asks for {want}.',
@@ -161,7 +175,15 @@ def count_conflict(shape: str, have: int, want: int, *, rng: np.random.Generator
 def relation_conflict(
   moved: scenes.Object, other: scenes.Object, wrong: str, relation: str, *, rng: np.random.Generator
 ) -> str:
-  """A plan puts an object on the `wrong` side of another; the prompt asks for `relation`."""
+  """The reason against a plan with a spatial relation that the prompt does not ask for.
+
+  Args:
+    moved: the object in the wrong place.
+    other: the object that it is seen from.
+    wrong: the planned relation.
+    relation: the relation that the prompt asks for.
+    rng: chooses the template.
+  """
   options = (
     'The {a} is {wrong} the {b}, but the prompt asks for {relation}.',
     'The {a} is {wrong} the {b}, which contradicts the prompt. It should be {relation} the {b}.',

@@ -1,14 +1,9 @@
-"""Malformed objects: what a diffusion model's own bad drafts look like.
+"""Malformed objects: corrupts objects of a picture the way a diffusion model's bad drafts do.
 
-Half of an object is not there, a blob stands in its place, two colours or two shapes run into one another, it is washed
-out. Whatever is made here is malformed by the detector too.
+Half of the object is erased, a blob replaces it, two colours or two shapes are merged, or it is washed out. The
+detector reports every object that is corrupted here as malformed.
 
-The shipped model reads as broken, on held-out prompts, 97 % of those that stand alone and 86 % of those beside others;
-by kind 97 % of the blobs and of the half erased, 88 % of two colours, 84 % of two shapes and 85 % of the washed out.
-Before its second stage (configs/shapes_inspect.py) these were 95 and 69 %. Measured with fewer of them in other scenes
-and no more weight on what differs from the plan (SequenceConfig.fault_weight): 89 and 55 %. A dead end: with two
-colours in half of what is broken in other scenes, those were read in 73 %, all others less often, and fewer in all (69
-of 100 found, not 77).
+The shipped model reads 97 % of single ones as broken, 86 % beside others (docs/experiments.md#malformed-objects).
 """
 
 import dataclasses
@@ -23,7 +18,15 @@ from pdgen.worlds.shapes import detector, renderer, scenes
 def paint(
   scene: scenes.Scene, victims: Sequence[scenes.Object], *, rng: np.random.Generator
 ) -> tuple[np.ndarray, scenes.Scene]:
-  """The picture of a scene in which some objects are malformed, uint8[H, W, 3], and the scene as it is seen there."""
+  """Renders a scene with some of its objects malformed.
+
+  Args:
+    scene: the objects to paint.
+    victims: those of them that are malformed.
+    rng: chooses the corruption and its details.
+
+  Returns: (picture uint8[H, W, 3], the scene as the detector sees it).
+  """
   picture = renderer.render(tuple(o for o in scene if o not in victims))
   seen = {}
   for victim in victims:
@@ -45,8 +48,8 @@ def _with_malformed(
         return picture, dataclasses.replace(victim, shape=likeness.shape, color=likeness.color)
 
 
-_TRIES = 12  # of one way, before another is taken
-_CLEARLY = 0.5  # a score under this is malformed beyond doubt; a detector's own doubts begin at 0.53
+_TRIES = 12  # attempts at one kind of corruption before another is chosen
+_CLEARLY = 0.5  # highest score of a clearly malformed object; the score of borderline objects begins at 0.53
 
 
 def _half_erased(picture, victim, rng):
@@ -69,7 +72,7 @@ def _two_colors(picture, victim, rng):
 
 
 def _two_shapes(picture, victim, rng):
-  """The average of two silhouettes, or a patch of one and a patch of the other."""
+  """Blends two silhouettes evenly, or takes one part from each."""
   other = _any(rng, scenes.SHAPES, victim.shape)
   drawn = [picture.copy(), picture.copy()]
   for canvas, shape in zip(drawn, (victim.shape, other), strict=True):
@@ -80,7 +83,7 @@ def _two_shapes(picture, victim, rng):
 
 
 def _washed_out(picture, victim, rng):
-  """Faded, blurred and noisy: what is left of an object after too few denoising steps."""
+  """Fades, blurs and adds noise, as after too few denoising steps."""
   drawn = picture.copy()
   renderer.paint(drawn, scenes.SHAPES[victim.shape], *_at(victim))
   _mix(picture, [drawn, picture.copy()], rng.uniform(0.65, 1), victim, blur=rng.uniform(0.7, 1.6))
@@ -104,7 +107,7 @@ _WAYS = (_half_erased, _blob, _two_colors, _two_shapes, _washed_out)
 
 
 def _half(rng: np.random.Generator, *, offset: float) -> np.ndarray:
-  """One side of a line through the middle, at any angle: bool[EXTENT, EXTENT]."""
+  """One side of a line at a random angle, `offset` pixels from the middle: bool[EXTENT, EXTENT]."""
   angle = rng.uniform(0, 2 * np.pi)
   y, x = np.mgrid[: scenes.EXTENT, : scenes.EXTENT] - scenes.EXTENT // 2
   return np.cos(angle) * x + np.sin(angle) * y > offset

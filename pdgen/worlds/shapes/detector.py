@@ -1,8 +1,8 @@
-"""Finds the objects of any picture by rule: no learning, so a score says what is there and nothing else.
+"""Rule-based object detector for the shapes world. Nothing is learned: a score depends on the picture alone.
 
-Foreground is what, after a 3x3 median, is nearer to one of the ten colours than to the background; a connected piece of
-it is an object; its colour is the palette colour nearest to its median; its shape is the silhouette that fits best.
-Pieces that fit no silhouette, or that are not of one colour, are reported with shape None and a low score.
+Foreground is every pixel that, after a 3 x 3 median, is nearer to one of the ten colours than to the background. A
+connected component of it is an object. Its colour is the palette colour nearest to its median, its shape the silhouette
+of the highest IoU. A component that fits no silhouette, or has several colours, gets shape None and a low score.
 """
 
 import dataclasses
@@ -12,35 +12,29 @@ from scipy import ndimage
 
 from pdgen.worlds.shapes import scenes
 
-MIN_PIXELS = 6  # smaller pieces are specks
-MIN_IOU = 0.62  # with the best silhouette; silhouettes overlap each other by at most 0.55
-MIN_PURITY = 0.72  # share of a piece's pixels that lie between the background and its colour
+MIN_PIXELS = 6  # of a component; smaller ones are ignored
+MIN_IOU = 0.62  # with the best silhouette; two silhouettes have at most 0.55
+MIN_PURITY = 0.72  # share of a component's pixels with a colour between the background and its own
 
 
 @dataclasses.dataclass(frozen=True)
 class Detection:
-  """One object of a picture.
+  """One detected object."""
 
-  shape, color: names; shape is None where the piece is malformed.
-  likeness: the silhouette that fits, whatever the piece's colours; None where none does.
-  box: (x0, y0, x1, y1) in pixels, x1 and y1 exclusive.
-  score: confidence in [0, 1]; more than 0.9, GenEval's threshold for counting, exactly when shape is not None.
-  """
-
-  shape: str | None
-  color: str
-  box: tuple[int, int, int, int]
-  score: float
-  likeness: str | None
+  shape: str | None  # name of the shape; None for a malformed object
+  color: str  # name of the nearest palette colour
+  box: tuple[int, int, int, int]  # (x0, y0, x1, y1) in pixels, x1 and y1 exclusive
+  score: float  # confidence in [0, 1]; above 0.9, GenEval's threshold for counting, exactly when shape is not None
+  likeness: str | None  # shape of the silhouette that fits, whatever the colours; None if none fits
 
   @property
   def name(self) -> str | None:
-    """The class of the object, by the word that scorers use."""
+    """The class name under which GenEval scorers read the shape (`evals.geneval.Found`)."""
     return self.shape
 
   @property
   def cell(self) -> int:
-    """Cell of the grid that the centre lies in, 0 to 8."""
+    """Grid cell of the box's centre, 0 to 8."""
     x0, y0, x1, y1 = self.box
     third = scenes.SIZE / 3
     column, row = (min(max(int((lo + hi) / 2 / third), 0), 2) for lo, hi in ((x0, x1), (y0, y1)))
@@ -48,7 +42,7 @@ class Detection:
 
   @property
   def object(self) -> scenes.Object:
-    """As an object of a scene; malformed ones as `scenes.Object` has them."""
+    """The detection as a scene object; malformed ones in the form of `scenes.Object`."""
     x, y = self.box[:2]
     if self.shape is not None:
       x, y = x - scenes.BOXES[self.shape][0], y - scenes.BOXES[self.shape][1]
@@ -58,7 +52,7 @@ class Detection:
 
 
 def detect(picture: np.ndarray) -> list[Detection]:
-  """The objects of uint8[H, W, 3], best score first, then from top to bottom, left to right.
+  """Detects the objects of uint8[H, W, 3]; sorted by score (descending), then top to bottom, left to right.
 
   Raises: ValueError for anything else than a colour picture of 8 bits.
   """
@@ -88,12 +82,19 @@ def _pieces(picture: np.ndarray, smooth: np.ndarray, foreground: np.ndarray) -> 
 
 
 def _classify(picture: np.ndarray, smooth: np.ndarray, mask: np.ndarray, *, origin: tuple[int, int]) -> Detection:
-  """picture, smooth: [h, w, 3] of the piece's box, whose corner is at `origin` (x, y). mask: bool[h, w]."""
+  """Classifies one connected component by its mask and colours.
+
+  Args:
+    picture: uint8[h, w, 3], the component's box of the picture.
+    smooth: f32[h, w, 3], the same box after the median.
+    mask: bool[h, w], the component's pixels.
+    origin: (x, y) of the box in the picture.
+  """
   median = np.median(picture[mask], axis=0)
   color = int(np.argmin(np.sum((_COLORS - median) ** 2, axis=-1)))
   iou, shape, (dx, dy) = _fit(mask)
   x, y = origin
-  # Distance from the line between the background and the colour: an edge that is blurred stays on it.
+  # Distance from the line between the background and the colour: blurred edges are on that line.
   line = _COLORS[color] - _BACKGROUND
   line = line / np.linalg.norm(line)
   away = smooth[mask] - _BACKGROUND
@@ -108,17 +109,17 @@ def _classify(picture: np.ndarray, smooth: np.ndarray, mask: np.ndarray, *, orig
   return Detection(shape, name, box, 0.9 + 0.1 * (iou - MIN_IOU + 0.01) / (1.01 - MIN_IOU), shape)
 
 
-# --- silhouettes: every shape at every offset that could centre it on a piece, as rows of one matrix ---
+# --- silhouettes: every shape at every offset that could centre it on a component, as rows of one matrix ---
 
-_DIAGONAL = np.ones((3, 3), bool)  # pixels that touch at a corner belong together
-_REACH = 2  # pixels that a silhouette's centre may lie from the piece's
+_DIAGONAL = np.ones((3, 3), bool)  # 8-connectivity: pixels that touch at a corner are connected
+_REACH = 2  # largest offset of a silhouette's centre from the component's, in pixels
 _WINDOW = scenes.EXTENT + 2 * _REACH
 
 
 def _median(picture: np.ndarray, border: tuple[int, ...]) -> np.ndarray:
-  """3x3 median of every channel by Paeth's exchange network; `border` is the colour outside the page.
+  """3 x 3 median of every channel by Paeth's exchange network; `border` is the colour outside the picture.
 
-  Background outside, as around the silhouettes: an object at the edge of the page fits as well as one in the middle.
+  With the background as border, an object at the edge of the picture fits its silhouette as well as one in the middle.
   """
   h, w, channels = picture.shape
   padded = np.empty((h + 2, w + 2, channels), picture.dtype)
@@ -137,7 +138,7 @@ _EXCHANGES = (
 
 
 def _fit(mask: np.ndarray) -> tuple[float, str, tuple[int, int]]:
-  """Best IoU of a piece with a silhouette, its name, and (x, y) of the silhouette's corner in the piece's box."""
+  """The silhouette of the highest IoU with a component: (IoU, name, (x, y) of its corner in the component's box)."""
   h, w = mask.shape
   top, left = (_WINDOW - h) // 2, (_WINDOW - w) // 2
   window = np.zeros((_WINDOW, _WINDOW), np.float32)
@@ -153,7 +154,7 @@ def _fit(mask: np.ndarray) -> tuple[float, str, tuple[int, int]]:
 def _templates() -> tuple[np.ndarray, list[tuple[str, int, int]]]:
   rows, keys = [], []
   for name, mask in scenes.SHAPES.items():
-    # The pieces come from a median-filtered picture, so the silhouettes are filtered too.
+    # Components come from a median-filtered picture, so the silhouettes are filtered too.
     padded = np.pad(mask, _REACH).astype(np.uint8)
     smooth = _median(padded[..., None], (0,))[..., 0]
     for dy in range(-_REACH, _REACH + 1):
@@ -170,7 +171,7 @@ _BACKGROUND = np.array(scenes.BACKGROUND, np.float64)
 
 
 def _foreground(share: float) -> tuple[np.ndarray, np.ndarray]:
-  """Linear scores of the background and of the colours: a pixel is foreground `share` of the way to a colour.
+  """Linear scores of the background and the colours: foreground begins `share` of the way from background to colour.
 
   Nearest of background and colours is argmin |p - c|^2 = argmax p.c - |c|^2 / 2.
   """
@@ -178,6 +179,6 @@ def _foreground(share: float) -> tuple[np.ndarray, np.ndarray]:
   return palette.T, -0.5 * np.sum(palette**2, axis=-1)
 
 
-# Half way first; where a piece is malformed, a stricter one (it may part two objects that touch) and a laxer one (it
-# may mend a thin wall that broke).
+# Half way first. If a component is malformed: a stricter threshold (it may separate two objects that touch), then a
+# laxer one (it may close a gap in a thin wall).
 _FOREGROUNDS = tuple(_foreground(share) for share in (0.5, 0.6, 0.42))

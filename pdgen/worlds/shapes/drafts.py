@@ -1,7 +1,8 @@
-"""Drafts that are not the world's own: requests for a model's, their review, and injected errors to test an inspector.
+"""Self-sampled critique (paper) of a model's drafts, and injected errors that test an inspector.
 
-The paper's self-sampled critique in small: a model paints the next draft of a partial trajectory, the detector compares
-it with the scene of the plan, and the pair becomes a training trajectory, whatever the verdict.
+`draft_request` gives a partial trajectory, a model paints its next draft, and `review` compares the draft with the
+planned scene by the detector and completes the training trajectory, whatever the verdict. `injected` makes the
+questions of the inspection metrics.
 """
 
 import dataclasses
@@ -10,118 +11,113 @@ from collections.abc import Iterable
 import numpy as np
 
 from pdgen.core import rng as rng_lib
-from pdgen.core import trajectory as trajectories
-from pdgen.worlds.shapes import critiques, detector, errors, renderer, scenes, stories
-from pdgen.worlds.shapes import trajectories as making
+from pdgen.core import trajectory as trajectory_lib
+from pdgen.worlds.shapes import critiques, detector, faults, renderer, scenes, stories, trajectories
 
-_REQUEST, _REVIEW, _INJECTED = 101, 102, 103  # numbers of the random streams, apart from those of the kinds
+_REQUEST, _REVIEW, _INJECTED = 101, 102, 103  # random streams, distinct from those of `trajectories.KINDS`
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DraftRequest:
-  """A partial trajectory whose last step has a plan and wants its draft.
+  """A partial trajectory whose last step has a plan and no draft yet."""
 
-  prefix: the partial trajectory (stop None, the last step's draft None). scene: what the draft should show.
-  story, beat: where in which story it stands. seed, index: of the request.
-  """
-
-  prefix: trajectories.Trajectory
-  scene: scenes.Scene
-  story: stories.Story
-  beat: int
-  seed: int
-  index: int
+  prefix: trajectory_lib.Trajectory  # the partial trajectory; stop None, draft of the last step None
+  scene: scenes.Scene  # what the draft should show
+  story: stories.Story  # the story that the prefix is taken from
+  beat: int  # index of the last step's beat in the story
+  seed: int  # seed of the request
+  index: int  # index of the request
 
 
 def draft_request(*, seed: int, index: int) -> DraftRequest:
   """A step of a training story, asked for at random; the steps before it are the world's own and right."""
   rng = rng_lib.numpy_rng(seed, index, _REQUEST)
-  detour = stories.choose(rng, stories.DETOURS) if rng.random() < making.DETOUR_SHARE else None
+  detour = stories.choose(rng, stories.DETOURS) if rng.random() < trajectories.DETOUR_SHARE else None
   story = stories.tell(rng, split='train', detour=detour)
   beat = int(rng.integers(len(story.beats)))
-  made = making.steps(story, rng=rng, stop=beat)
-  made.append(trajectories.Step(plan=making.plan(story.beats[beat], rng=rng)))
+  made = trajectories.steps(story, rng=rng, stop=beat)
+  made.append(trajectory_lib.Step(plan=trajectories.plan(story.beats[beat], rng=rng)))
   scene = story.beats[beat].after
   prefix = _partial(story, made, kind='self_sampled', expected=scene)
   return DraftRequest(prefix=prefix, scene=scene, story=story, beat=beat, seed=seed, index=index)
 
 
-def shows(picture: np.ndarray, expected: Iterable[trajectories.Content]) -> bool:
+def shows(picture: np.ndarray, expected: Iterable[trajectory_lib.Content]) -> bool:
   """Whether uint8[H, W, 3] `picture` shows the expected objects, each in its cell, and nothing else."""
   seen = [(d.shape, d.color, d.cell) for d in detector.detect(picture)]
   return sorted(map(str, seen)) == sorted(str(tuple(item)) for item in expected)
 
 
 def observed(picture: np.ndarray) -> scenes.Scene:
-  """The scene that the detector sees in uint8[H, W, 3]."""
+  """The scene that the detector sees in a picture uint8[H, W, 3]."""
   return tuple(d.object for d in detector.detect(picture))
 
 
-def review(request: DraftRequest, draft: np.ndarray) -> trajectories.Trajectory:
-  """The finished training trajectory in which uint8[H, W, 3] `draft` is the requested draft (draft_is_target False).
+def review(request: DraftRequest, draft: np.ndarray) -> trajectory_lib.Trajectory:
+  """Completes a requested trajectory around the model's draft, uint8[H, W, 3], which is no flow target.
 
   A right draft is approved and painted on, its objects staying where the draft has them to a pixel; a wrong one gets an
   inspection with `<refine>` and the world's right picture. The errors of its provenance are the kinds of the faults
-  (errors.MISALIGNMENTS).
+  (faults.MISALIGNMENTS).
   """
   rng = rng_lib.numpy_rng(request.seed, request.index, _REVIEW)
   seen = observed(draft)
-  faults = errors.faults(request.scene, seen)
+  found = faults.find_faults(request.scene, seen)
   story, beat = request.story, request.story.beats[request.beat]
   *before, asked = request.prefix.steps
-  if faults:
-    reasons, corrections = critiques.explain(faults, rng=rng)
-    error = errors.Wrong(scene=seen, picture=draft, reasons=reasons, corrections=corrections)
-    step = making.rejected(story, beat, error, rng=rng, plan_text=asked.plan, draft_is_target=False)
+  if found:
+    reasons, corrections = critiques.explain(found, rng=rng)
+    error = faults.FaultyStep(scene=seen, picture=draft, reasons=reasons, corrections=corrections)
+    step = trajectories.rejected(story, beat, error, rng=rng, plan_text=asked.plan, draft_is_target=False)
   else:
-    inspection = making.approval(story, beat, rng=rng)
+    inspection = trajectories.approval(story, beat, rng=rng)
     step = dataclasses.replace(asked, draft=draft, inspection=inspection, draft_is_target=False)
     story = _moved(story, seen)
-  rest = making.steps(story, rng=rng, start=request.beat + 1)
-  kinds = tuple(f.kind for f in faults)
-  return making.finished(story, [*before, step, *rest], kind='self_sampled', error_kinds=kinds)
+  rest = trajectories.steps(story, rng=rng, start=request.beat + 1)
+  kinds = tuple(f.kind for f in found)
+  return trajectories.finished(story, [*before, step, *rest], kind='self_sampled', error_kinds=kinds)
 
 
-def injected(kind: str | None, *, seed: int, index: int) -> trajectories.Trajectory:
-  """A partial trajectory on a held-out prompt whose last step has a plan and a draft, to be inspected.
+def injected(kind: str | None, *, seed: int, index: int) -> trajectory_lib.Trajectory:
+  """A partial trajectory on a held-out prompt whose last step has a plan and a draft to be inspected.
 
-  kind: one of errors.ERROR_KINDS, or None for a right draft. Nothing before the last step is wrong.
+  kind: one of faults.ERROR_KINDS, or None for a right draft. Nothing before the last step is wrong.
   The error of its provenance is the kind; `expected` is what a right draft of that step shows.
 
   Raises: ValueError for an unknown kind.
   """
-  if kind is not None and kind not in errors.ERROR_KINDS:
-    raise ValueError(f'Unknown error kind {kind!r}. Known: {errors.ERROR_KINDS}')
-  number = 0 if kind is None else 1 + errors.ERROR_KINDS.index(kind)
+  if kind is not None and kind not in faults.ERROR_KINDS:
+    raise ValueError(f'Unknown error kind {kind!r}. Known: {faults.ERROR_KINDS}')
+  number = 0 if kind is None else 1 + faults.ERROR_KINDS.index(kind)
   rng = rng_lib.numpy_rng(seed, index, _INJECTED, number)
   error = None
-  if kind in errors.CONFLICTS:
-    story, i, error = making.conflict_at(kind, split='heldout', rng=rng)
+  if kind in faults.CONFLICTS:
+    story, i, error = trajectories.conflict_at(kind, split='heldout', rng=rng)
   else:
     while True:
       story = stories.tell(rng, split='heldout')
       i = int(rng.integers(len(story.beats)))
       if kind is None:
         break
-      error = making.misalignment_at(kind, story, i, split='heldout', rng=rng)
+      error = trajectories.misalignment_at(kind, story, i, split='heldout', rng=rng)
       if error is not None:
         break
-  made = making.steps(story, rng=rng, stop=i)
+  made = trajectories.steps(story, rng=rng, stop=i)
   beat = story.beats[i]
   plan_wrong = error is not None and error.instruction is not None
-  text = making.wrong_plan(error, rng=rng) if plan_wrong else making.plan(beat, rng=rng)
+  text = trajectories.wrong_plan(error, rng=rng) if plan_wrong else trajectories.plan(beat, rng=rng)
   picture = renderer.render(beat.after) if error is None else error.picture
-  made.append(trajectories.Step(plan=text, draft=picture))
+  made.append(trajectory_lib.Step(plan=text, draft=picture))
   kinds = () if kind is None else (kind,)
   return _partial(story, made, kind='injected', error_kinds=kinds, expected=beat.after)
 
 
-def _partial(story: stories.Story, made: list[trajectories.Step], **more) -> trajectories.Trajectory:
-  return making.finished(story, made, stop=None, **more)
+def _partial(story: stories.Story, made: list[trajectory_lib.Step], **more) -> trajectory_lib.Trajectory:
+  return trajectories.finished(story, made, stop=None, **more)
 
 
 def _moved(story: stories.Story, seen: scenes.Scene) -> stories.Story:
-  """The story with the objects that were seen where they were seen, as far as the grid's jitter lets them."""
+  """The story with its objects moved to the pixels where they were seen, within the jitter of the grid."""
   at = {(o.shape, o.color, o.cell): o for o in seen}
 
   def move(item: scenes.Object) -> scenes.Object:

@@ -1,9 +1,9 @@
-"""How the world's plans and inspections are worded: several templates for each thing there is to say.
+"""Text templates of plans and inspections, several wordings for each statement.
 
-Text is most of what training costs, so it is kept short: a plan has 15 to 35 words, an inspection 35 to 80, over a
-vocabulary of under 200. An inspection compares (`comparisons`) before it judges, by the paper's two
-templates ("The intermediate step is correct. ... The missing ... is going to be added in the following steps." and
-"The intermediate step is wrong. ... <refine> ... </refine>").
+Text is most of the training cost and is therefore short: 15 to 35 words a plan, 35 to 80 an inspection, a vocabulary
+of under 200 words. An inspection compares (`comparisons`) before it judges, by the paper's two templates: "The
+intermediate step is correct. ... The missing ... is going to be added in the following steps." and "The intermediate
+step is wrong. ... <refine> ... </refine>".
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ _NUMBERS = ('no', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight'
 
 
 def pick(rng: np.random.Generator, options: Sequence[str], **words: str) -> str:
-  """One of the sentences, filled in."""
+  """A random template, filled in."""
   return options[int(rng.integers(len(options)))].format(**words)
 
 
@@ -68,7 +68,14 @@ def groups(scene: scenes.Scene) -> list[scenes.Scene]:
 
 
 def plan(instruction: str, scene: scenes.Scene, *, rng: np.random.Generator, new: scenes.Scene = ()) -> str:
-  """`<ins>instruction</ins><des>the whole scene</des>`. new: objects that may be described as newly added, if last."""
+  """A plan: `<ins>instruction</ins><des>the whole scene</des>`.
+
+  Args:
+    instruction: what to paint now.
+    scene: the whole scene afterwards.
+    rng: chooses the template.
+    new: objects that the description may call new, if they come last.
+  """
   parts = [f'{named(g)} {at(g)}' for g in groups(scene)]
   if len(parts) > 1 and new and set(groups(scene)[-1]) <= set(new) and rng.random() < 0.3:
     words = f'{pick(rng, _OPENERS)} {listed(parts[:-1])}, and now {parts[-1]}.'
@@ -78,31 +85,55 @@ def plan(instruction: str, scene: scenes.Scene, *, rng: np.random.Generator, new
 
 
 def add(group: scenes.Scene, *, rng: np.random.Generator, extra: bool = False) -> str:
-  """Adds objects of one shape and colour. extra: not for the prompt; it says that they will not stay."""
+  """The instruction to add objects of one shape and colour.
+
+  Args:
+    group: the objects.
+    rng: chooses the template.
+    extra: the prompt does not ask for them; the instruction says that they are temporary.
+  """
   end = ' for now.' if extra else '.'
-  if rng.random() < 0.1:  # Less often than any of the verbs: the likeliest plan names the object before its place.
+  if rng.random() < 0.1:  # Rarer than any single verb: the likeliest plan names the object before its place.
     where = at(group)
     return f'{where[0].upper()}{where[1:]}, {pick(rng, _VERBS).lower()} {named(group)}{end}'
   return f'{pick(rng, _VERBS)} {named(group)} {at(group)}{end}'
 
 
 def refine(old: scenes.Scene, color: str, *, rng: np.random.Generator) -> str:
-  """Changes the colour of objects of one shape and colour."""
+  """The instruction to change the colour of objects of one shape and colour.
+
+  Args:
+    old: the objects before the change.
+    color: the new colour.
+    rng: chooses the template.
+  """
   return pick(rng, ('Change the color of {what} to {color}.', 'Make {what} {color}.'), what=_these(old), color=color)
 
 
 def swap(old: scenes.Scene, new: scenes.Scene, *, rng: np.random.Generator) -> str:
-  """Replaces objects by others at the same places."""
+  """The instruction to replace objects by others in the same cells.
+
+  Args:
+    old: the objects, of one shape and colour.
+    new: their replacements, of one shape and colour.
+    rng: chooses the template.
+  """
   return pick(rng, ('Replace {what} with {new}.', 'Swap {what} for {new}.'), what=_these(old), new=named(new))
 
 
 def remove(group: scenes.Scene, *, rng: np.random.Generator) -> str:
-  """Takes away objects of one shape and colour."""
+  """The instruction to remove objects of one shape and colour."""
   return pick(rng, ('Remove {what}.', 'Erase {what}.'), what=_these(group))
 
 
 def move(item: scenes.Object, to: scenes.Object, *, rng: np.random.Generator) -> str:
-  """Paints an object elsewhere. to: the same object in its new place."""
+  """The instruction to move an object.
+
+  Args:
+    item: the object.
+    to: the same object in its new place.
+    rng: chooses the template.
+  """
   return pick(
     rng,
     (*['Move {what} from the {old} to the {new}.'] * 2, 'Remove {what} at the {old}. Add {it} at the {new}.'),
@@ -116,10 +147,13 @@ def move(item: scenes.Object, to: scenes.Object, *, rng: np.random.Generator) ->
 def right(
   compared: str, missing: Sequence[tuple[str, int]], *, rng: np.random.Generator, extra: scenes.Object | None = None
 ) -> str:
-  """Approves of a step, after `comparisons.compare`. missing: what the prompt still asks for, as (words, how many).
+  """The inspection that approves a step. The painting is complete if nothing is missing and nothing is extra.
 
-  extra: an object that the prompt does not ask for and that a later step takes away. Where nothing is missing and
-  nothing extra, the painting is finished.
+  Args:
+    compared: the sentences of `comparisons.compare`.
+    missing: what the prompt still asks for, as (words, number).
+    rng: chooses the template.
+    extra: an object that the prompt does not ask for and that a later step removes.
   """
   parts = [compared, pick(rng, RIGHT)]
   if extra is not None:
@@ -127,7 +161,7 @@ def right(
       pick(
         rng,
         (
-          '{what} though does not mention in the prompt, it does not conflict with the prompt.',  # as the paper has it
+          '{what} though does not mention in the prompt, it does not conflict with the prompt.',  # (paper)
           '{what} is not mentioned in the prompt, but it does not conflict with the prompt.',
         ),
         what=f'The {extra.color} {extra.shape}',
@@ -156,6 +190,13 @@ def _missing(missing: Sequence[tuple[str, int]], *, rng: np.random.Generator) ->
 
 
 def wrong(compared: str, reasons: Sequence[str], corrections: Sequence[str], *, rng: np.random.Generator) -> str:
-  """Rejects a step, after `comparisons.compare`: verdict, reasons, and the corrective instruction."""
+  """The inspection that rejects a step: verdict, reasons, and the corrective instruction in `<refine>`.
+
+  Args:
+    compared: the sentences of `comparisons.compare`.
+    reasons: sentences of `critiques`.
+    corrections: sentences of `critiques`, or instructions.
+    rng: chooses the template.
+  """
   lead = pick(rng, ('', '', '', '', '', 'The corrective instruction is: '))
   return f'{compared} {pick(rng, WRONG)} {" ".join(reasons)} {lead}<refine>{" ".join(corrections)}</refine>'

@@ -1,21 +1,19 @@
-"""The six GenEval tasks over the world's shapes, in GenEval's metadata format, and which of them are held out.
+"""Prompts of the six GenEval tasks over the world's shapes, in GenEval's metadata format, and the held-out split.
 
-A **combination** is what a prompt of a task asks to be put together. The held-out ones are chosen by hash, and no
-training prompt asks for one. Where there are enough of them, no picture that the world makes for training, right or
-wrong, holds one either (a draft that the model paints itself, and is shown again, may).
+A **combination** is what a prompt asks to combine. Held-out combinations are chosen by hash, and no training prompt
+asks for one. Where there are enough of them, no training picture of the world, right or wrong, shows one either; a
+draft that a model paints itself for training may.
 
-| task | combination | all | held out | of |
+| task | combination | all | held out | held out of |
 |---|---|---|---|---|
-| single_object | the shape; nothing is held out, only the index (the noise) is new | 6 | 0 | |
+| single_object | the shape; nothing is held out, only the noise is new | 6 | 0 | |
 | two_object | two shapes | 15 | 3 | prompts of the task |
 | counting | shape x count (2 to 4) | 18 | 4 | prompts of the task |
 | colors | colour x shape | 60 | 12 | prompts of the task |
 | position | shape, relation, shape; of each pair of shapes one of the four | 60 | 15 | prompts of the task |
 | color_attr | (colour, shape), (colour, shape) | 1350 | a fifth | prompts and all scenes |
 
-A measured dead end: with three of the fifteen pairs of shapes and twelve of the sixty coloured shapes kept out of
-every scene, of all tasks, the model learned that those never meet. After 1,800 steps it drew nine of ten planned drafts
-right, yet its plans named another shape or colour than the prompt: position .44, colour attribution .13.
+Pairs kept out of every scene taught that those never meet: position .44 (docs/experiments.md#held-out-pairs).
 """
 
 import functools
@@ -41,9 +39,16 @@ Combination = tuple
 def prompts(split: str, *, per_task: int, seed: int = 0) -> list[Metadata]:
   """GenEval metadata of `per_task` prompts of each task, task after task.
 
-  split: `heldout` or `train`. seed: their order. A task that has fewer distinct prompts gives each of them once, then
-  each of them again; `index` tells them apart. Held out there are 6 (single_object: those of training), 6
-  (two_object), 4 (counting), 12 (colors), 30 (position) and over five hundred (color_attr).
+  A task with fewer distinct prompts repeats them in the same order; `index` distinguishes the repetitions. Distinct
+  held-out prompts: single_object 6 (those of training), two_object 6, counting 4, colors 12, position 30, color_attr
+  over five hundred.
+
+  Args:
+    split: `heldout` or `train`.
+    per_task: prompts a task.
+    seed: determines the order within each task.
+
+  Returns: the metadata, with `tag`, `include`, `exclude` (counting), `prompt` and `index`.
 
   >>> prompts('train', per_task=1)[0]
   {'tag': 'single_object', 'include': [{'class': 'pole', 'count': 1}], 'prompt': 'a photo of a pole', 'index': 0}
@@ -62,7 +67,7 @@ def prompts(split: str, *, per_task: int, seed: int = 0) -> list[Metadata]:
 
 @functools.cache
 def task_prompts(split: str, task: str) -> tuple[Metadata, ...]:
-  """Every prompt of a task and split, once. The dicts are shared: copy before changing one."""
+  """All distinct prompts of a task and split. The dicts are shared between calls: copy before changing one."""
   everything = tuple(_everything(task))
   if task == 'single_object':
     return everything
@@ -75,7 +80,7 @@ def is_held_out(metadata: Metadata) -> bool:
 
 
 def holds_held_out(scene: scenes.Scene) -> bool:
-  """Whether any two objects of a scene make a held-out pair of coloured shapes."""
+  """Whether a scene contains a held-out pair of coloured shapes."""
   return any(
     _hashed_out(_colored_pair((a.color, a.shape), (b.color, b.shape)))
     for a, b in itertools.combinations(scene, 2)
@@ -84,7 +89,12 @@ def holds_held_out(scene: scenes.Scene) -> bool:
 
 
 def noun(shape: str, *, color: str | None = None, count: int = 1) -> str:
-  """`a red ring`, `an orange ring`, `two rings`, `three red crosses`.
+  """A noun phrase: `a red ring`, `an orange ring`, `two rings`, `three red crosses`.
+
+  Args:
+    shape: name of the shape.
+    color: name of the colour, if it is to be named.
+    count: number of objects; up to 5.
 
   >>> noun('ring', color='orange'), noun('cross', count=2)
   ('an orange ring', 'two crosses')
@@ -152,7 +162,7 @@ def _pair(a: str, b: str) -> Combination:
 
 
 def _relation(a: str, relation: str, b: str) -> Combination:
-  """A right of B is B left of A."""
+  """The canonical form of a relation: A right of B is B left of A."""
   return ('relation', a, relation, b) if relation in ('left of', 'above') else ('relation', b, _INVERSE[relation], a)
 
 
@@ -161,7 +171,7 @@ def _colored_pair(a: tuple[str, str], b: tuple[str, str]) -> Combination:
 
 
 def _combination(metadata: Metadata) -> Combination | None:
-  """What the prompt asks to be put together; None for a single object."""
+  """The combination that a prompt asks for; None for a single object."""
   task, include = metadata['tag'], metadata['include']
   if task == 'two_object':
     return _pair(*(i['class'] for i in include))
@@ -186,12 +196,12 @@ def _by_hash(combinations: Iterable[Combination]) -> list[Combination]:
 
 @functools.cache
 def _hashed_out(combination: Combination) -> bool:
-  """Pairs of coloured shapes are too many for a table: a fifth of them, straight by hash."""
+  """Whether a pair of coloured shapes is held out: a fifth of them is, by hash (they are too many for a table)."""
   return combination[0] == 'colored_pair' and _hash(combination) % 5 == 0
 
 
 def _held_out() -> frozenset[Combination]:
-  """Lowest hashes first, passing over those that would take a second from a shape, a colour or a count too many."""
+  """The held-out combinations: lowest hashes first, skipping one whose shape, colour or count has reached its limit."""
   shapes, colors = tuple(scenes.SHAPES), tuple(scenes.COLORS)
   pairs = _spread([_pair(a, b) for a, b in itertools.combinations(shapes, 2)], limit=3)
   counts = _spread([('count', s, n) for s in shapes for n in COUNTS], limit=4, twice=COUNTS)

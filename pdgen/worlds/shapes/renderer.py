@@ -1,15 +1,15 @@
-"""From a scene to its picture, exactly: the same scene is always the same pixels."""
+"""Renders a scene to its picture. Deterministic: equal scenes give equal pixels."""
 
 import numpy as np
 
 from pdgen.worlds.shapes import scenes
 
-# The last row of every silhouette column is a shade darker, so that objects stand on the page (ours).
+# Brightness of the lowest pixel of every silhouette column (ours): objects get a darker lower edge.
 _SHADE = 0.9
 
 
 def render(scene: scenes.Scene) -> np.ndarray:
-  """The picture of a scene: uint8[32, 32, 3]. Later objects cover earlier ones; parts outside the picture are cut."""
+  """The picture of a scene: uint8[32, 32, 3]. Later objects cover earlier ones; parts outside the page are clipped."""
   picture = blank()
   for item in scene:
     paint(picture, scenes.SHAPES[item.shape], item.origin, item.color)
@@ -22,7 +22,14 @@ def blank() -> np.ndarray:
 
 
 def paint(picture: np.ndarray, mask: np.ndarray, origin: tuple[int, int], color: str) -> None:
-  """Paints bool[h, w] `mask` in a colour onto `picture`, its top left pixel at `origin` (x, y). In place."""
+  """Paints a silhouette onto a picture, in place.
+
+  Args:
+    picture: uint8[32, 32, 3].
+    mask: bool[h, w], the silhouette.
+    origin: (x, y) of its top left pixel in the picture.
+    color: key of `scenes.COLORS`.
+  """
   x, y = origin
   top, left = max(-y, 0), max(-x, 0)
   bottom, right = min(mask.shape[0], scenes.SIZE - y), min(mask.shape[1], scenes.SIZE - x)

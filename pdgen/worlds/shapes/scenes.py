@@ -1,7 +1,7 @@
-"""What a picture of the shapes world is made of: coloured objects on a three by three grid.
+"""Scene representation of the shapes world: coloured objects on a 3 x 3 grid.
 
-A scene is a tuple of `Object`s in the order of painting. Everything random about a picture is in its objects, so two
-equal scenes are equal pictures.
+A scene is a tuple of `Object`s in painting order. All randomness of a picture is in its objects: equal scenes are equal
+pictures.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ SIZE = 32  # pixels a side of a picture
 CELLS = 9  # cells of the grid, row-major
 PITCH = 11  # pixels from a cell's corner to the next cell's
 EXTENT = 9  # pixels a side of the square that holds every silhouette
-JITTER = 1  # pixels that a scene may be moved to the right and down, at most; more than PITCH - EXTENT would touch
+JITTER = 1  # largest shift of a scene to the right and down, in pixels; with more than PITCH - EXTENT objects touch
 
 # GenEval's ten colours, in its order. The background is at least 0.48 (of [0, 1] RGB) from each of them.
 COLORS = {
@@ -80,21 +80,17 @@ SHAPES = {
 
 @dataclasses.dataclass(frozen=True)
 class Object:
-  """One object: its shape and colour by name, its cell from 0, and its square's corner in the cell (pixels).
+  """One object. As the detector sees it, it may be malformed: without a shape, or without a single colour."""
 
-  As a detector saw it, it may be malformed: shape None where no silhouette fits it, color None where one does that is
-  not of one colour.
-  """
-
-  shape: str | None
-  color: str | None
-  cell: int
-  dx: int = 0
-  dy: int = 0
+  shape: str | None  # key of SHAPES; None: malformed, no silhouette fits
+  color: str | None  # key of COLORS; None: malformed, not of one colour
+  cell: int  # grid cell, row-major from 0
+  dx: int = 0  # column of its silhouette's square in the cell, in pixels
+  dy: int = 0  # row of that square
 
   @property
   def origin(self) -> tuple[int, int]:
-    """(x, y) of the top left pixel of the square that holds the silhouette."""
+    """(x, y) of the top left pixel of the silhouette's square."""
     return PITCH * (self.cell % 3) + self.dx, PITCH * (self.cell // 3) + self.dy
 
   @property
@@ -106,7 +102,7 @@ class Object:
 
   @property
   def whole(self) -> bool:
-    """Whether it is an object that can be painted, and not malformed."""
+    """Whether the object is not malformed: it can be painted."""
     return self.shape is not None and self.color is not None
 
   @property
@@ -118,7 +114,10 @@ Scene = tuple[Object, ...]
 
 
 def matched(wanted: Scene, seen: Scene) -> tuple[dict[Object, Object], Scene]:
-  """What is seen in the cell of each wanted object, one that looks the same first of all; and what else is seen."""
+  """Matches seen objects to wanted ones by grid cell, preferring one of equal shape and colour.
+
+  Returns: (wanted object to seen object, for those that have one; the other seen objects, ordered by cell).
+  """
   left, found = sorted(seen, key=lambda o: o.cell), {}
   for item in wanted:
     there = [o for o in left if o.cell == item.cell]

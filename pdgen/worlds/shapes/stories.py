@@ -1,7 +1,9 @@
-"""How a right painter gets from an empty page to a scene that keeps the prompt: a story of beats, without errors.
+"""Error-free painting processes: from a prompt to a sequence of scene edits that ends in a scene of the prompt.
 
-A beat is one instruction and the scenes before and after it. Most beats add one object, or two alike; a detour changes
-a colour (refine), replaces an object (swap) or takes one away (remove).
+A **beat** is one edit: its instruction, the scene before and the scene after it. It becomes one step of a trajectory. A
+**story** is the sequence of beats for one prompt (the paper's growing sub-graphs of a scene graph). Most beats add one
+object, or two of one shape and colour. A **detour** changes a colour (refine), replaces an object (swap) or removes one
+(remove), the three rewrites of the paper.
 """
 
 import dataclasses
@@ -13,38 +15,32 @@ from pdgen.core import geometry
 from pdgen.worlds.shapes import language, prompt_space, scenes
 
 MAX_BEATS = 5
-MAX_SHOWN = 12  # objects, over all pictures: an inspection has a sentence for each, and a row must hold them
+MAX_SHOWN = 12  # objects, summed over the pictures of a story: an inspection describes each, and a row must hold all
 DETOURS = ('refine', 'swap', 'remove')
-# Share of each task among the prompts trained on. A single object needs little. Taking colours from the prompt is
-# learned last: only `colors` and `color_attr` ask for it, all other prompts leave them to chance.
+# Share of each task among the training prompts. A single object needs little. Reading colours from the prompt is
+# learned last: only `colors` and `color_attr` ask for it, all other prompts leave the colours open.
 TASK_SHARES = (0.06, 0.13, 0.19, 0.14, 0.22, 0.26)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Beat:
-  """One step of a story.
+  """One scene edit of a story."""
 
-  instruction: what the plan says to paint.
-  before, after: the scenes. new: the objects of `after` that the instruction adds.
-  missing: (words, how many) of what the prompt still asks for afterwards.
-  extra: an object that the prompt does not ask for and that an inspection should speak of.
-  """
-
-  instruction: str
-  before: scenes.Scene
-  after: scenes.Scene
-  new: scenes.Scene = ()
-  missing: tuple[tuple[str, int], ...] = ()
-  extra: scenes.Object | None = None
+  instruction: str  # what the plan says to paint
+  before: scenes.Scene  # scene before the edit
+  after: scenes.Scene  # scene after the edit
+  new: scenes.Scene = ()  # objects of `after` that the instruction adds
+  missing: tuple[tuple[str, int], ...] = ()  # (words, number) of what the prompt still asks for afterwards
+  extra: scenes.Object | None = None  # object that the prompt does not ask for, to be mentioned by the inspection
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Story:
-  """metadata: the prompt in GenEval's format. detour: kind of the story's detour or None."""
+  """The beats that lead from an empty page to a scene that satisfies the prompt."""
 
-  metadata: prompt_space.Metadata
-  beats: tuple[Beat, ...]
-  detour: str | None = None
+  metadata: prompt_space.Metadata  # the prompt, in GenEval's format
+  beats: tuple[Beat, ...]  # scene edits, in order
+  detour: str | None = None  # one of DETOURS, or None
 
   @property
   def prompt(self) -> str:
@@ -58,7 +54,14 @@ class Story:
 def tell(
   rng: np.random.Generator, *, split: str, tasks: tuple[str, ...] = prompt_space.TASKS, detour: str | None = None
 ) -> Story:
-  """A story of a prompt of the split and of one of the tasks. In training none of its scenes holds a held-out pair."""
+  """A random story for a prompt of the split. In training none of its scenes contains a held-out pair.
+
+  Args:
+    rng: draws the prompt, the layout and the order of painting.
+    split: `heldout` or `train`.
+    tasks: the tasks to draw the prompt from, in the proportions of TASK_SHARES.
+    detour: one of DETOURS, or None.
+  """
   if detour == 'refine':
     tasks = tuple(t for t in tasks if t in _REFINABLE)
   shares = np.cumsum([TASK_SHARES[prompt_space.TASKS.index(t)] for t in tasks])
@@ -75,12 +78,12 @@ _REFINABLE = ('two_object', 'counting', 'position')  # several objects, whose co
 
 
 def choose(rng: np.random.Generator, options):
-  """One of a sequence, all alike."""
+  """A uniform choice from a sequence."""
   return options[int(rng.integers(len(options)))]
 
 
 def free_cells(scene: scenes.Scene) -> list[int]:
-  """Cells of the grid where no object of the scene is."""
+  """The grid cells without an object of the scene."""
   taken = {o.cell for o in scene}
   return [c for c in range(scenes.CELLS) if c not in taken]
 
@@ -100,11 +103,19 @@ def _tell(metadata: prompt_space.Metadata, *, rng: np.random.Generator, detour: 
   return Story(metadata=metadata, beats=tuple(_annotated(metadata, beats)), detour=detour)
 
 
-# --- what a prompt leaves open: colours, places, order, how many at a time ---
+# --- what a prompt leaves open: colours, places, order, objects a beat ---
 
 
 def _chunks(metadata: prompt_space.Metadata, *, rng: np.random.Generator, single: bool) -> list[scenes.Scene]:
-  """The scene that keeps a prompt, in groups of objects alike that are painted together, in the order of the prompt."""
+  """Draws a scene that satisfies a prompt, as groups of objects that are painted together, in the order of the prompt.
+
+  Args:
+    metadata: the prompt.
+    rng: draws colours, cells, jitter and the sizes of the groups.
+    single: at least one group has a single object.
+
+  Returns: the groups, objects of one shape and colour each.
+  """
   dx, dy = (int(v) for v in rng.integers(scenes.JITTER + 1, size=2))
   include = metadata['include']
   if metadata['tag'] == 'counting':
@@ -133,11 +144,8 @@ def _chunks(metadata: prompt_space.Metadata, *, rng: np.random.Generator, single
   ]
 
 
-# Where objects stand together: opposite one another, in a line along a side, in a triangle, in the corners. Never in
-# the center, which is painted worst: a diagonal, the likeliest plan for three objects, was 2 of them after 2,300 steps.
-# A measured dead end: with cells drawn at random and objects in any order, a plan's places are nearly unpredictable,
-# the most likely one is the same for every object, and greedy plans put the second object on top of the first (after
-# 1,000 steps GenEval's position was 0 of 10).
+# Cells of several objects: opposite one another, in a line along a side, in a triangle, in the corners. Never in the
+# center, which is painted worst. With cells drawn at random, position was 0 of 10 (docs/experiments.md#layouts).
 LAYOUTS = {
   2: ((3, 5), (1, 7), (0, 8), (2, 6)),
   3: ((0, 2, 7), (6, 8, 1), (0, 6, 5), (2, 8, 3), (0, 1, 2), (6, 7, 8)),
@@ -152,9 +160,9 @@ def _color(rng: np.random.Generator) -> str:
 
 
 def _placements(relation: str) -> tuple[tuple[int, int], ...]:
-  """(cell of the object, cell of the target): the two sides of the picture, mostly half-way along them.
+  """(cell of the object, cell of the target): on opposite sides of the picture, mostly half-way along them.
 
-  A diagonal keeps two relations, by a margin that a pixel can undo; it is left out.
+  Diagonals are left out: they satisfy two relations, by a margin of one pixel.
   """
   left, right = (0, 3, 3, 3, 6), (2, 5, 5, 5, 8)
   top, bottom = (0, 1, 1, 1, 2), (6, 7, 7, 7, 8)
@@ -176,7 +184,7 @@ def _plain(chunks: list[scenes.Scene], *, rng: np.random.Generator, before: scen
 
 
 def _with_refine(chunks: list[scenes.Scene], *, rng: np.random.Generator) -> Iterator[Beat]:
-  """One group is painted in another colour first, and changed before the last group comes. Needs two groups."""
+  """Paints one group in another colour first and recolours it before the last group follows. Needs two groups."""
   if len(chunks) < 2:
     return
   at = int(rng.integers(len(chunks) - 1))
@@ -192,7 +200,7 @@ def _with_refine(chunks: list[scenes.Scene], *, rng: np.random.Generator) -> Ite
 
 
 def _with_swap(chunks: list[scenes.Scene], *, rng: np.random.Generator) -> Iterator[Beat]:
-  """Something else stands where an object of the prompt will be, until it is replaced."""
+  """Paints another shape in the cell of an object of the prompt and replaces it later."""
   at = choose(rng, [i for i, chunk in enumerate(chunks) if len(chunk) == 1])
   start = int(rng.integers(at + 1))
   target = chunks[at][0]
@@ -212,7 +220,7 @@ def _with_swap(chunks: list[scenes.Scene], *, rng: np.random.Generator) -> Itera
 
 
 def _with_remove(chunks: list[scenes.Scene], *, rng: np.random.Generator) -> Iterator[Beat]:
-  """Something that the prompt does not ask for is painted, and taken away later."""
+  """Paints an object that the prompt does not ask for and removes it later."""
   start = int(rng.integers(len(chunks)))
   end = int(rng.integers(start + 1, len(chunks) + 1))
   extra = _extra(chunks, choose(rng, free_cells(sum(chunks, ()))), rng=rng)
@@ -246,7 +254,7 @@ def _other(rng: np.random.Generator, color: str) -> str:
 
 
 def _annotated(metadata: prompt_space.Metadata, beats: list[Beat]) -> Iterator[Beat]:
-  """Adds what is missing after each beat, and names an extra object again where nothing is missing but it is there."""
+  """Fills in `missing`, and `extra` again while such an object is present and nothing is missing."""
   wanted = {i['class'] for i in metadata['include']}
   for beat in beats:
     missing = []

@@ -1,4 +1,4 @@
-"""Training trajectories, made on the fly: the same (kind, seed, index) is always the same trajectory."""
+"""Training trajectories of the shapes world, generated on the fly: a pure function of (kind, seed, index)."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -8,22 +8,21 @@ import numpy as np
 
 from pdgen.core import config
 from pdgen.core import rng as rng_lib
-from pdgen.core import trajectory as trajectories
-from pdgen.worlds.shapes import comparisons, errors, language, prompt_space, renderer, scenes, stories
+from pdgen.core import trajectory as trajectory_lib
+from pdgen.worlds.shapes import comparisons, faults, language, prompt_space, renderer, scenes, stories
 
 KINDS = ('multi_turn', 'conflict', 'misalignment', 'direct')
-DETOUR_SHARE = 0.1  # of the multi-turn trajectories
-# Of the errors of misalignments: whole drafts of another scene. Measured: without them shapes were not read at all at
-# step 900 (0 of 34 wrong ones), colours were (23 of 28). The rest leaves each of the seven kinds in 5 % of the mixture.
+DETOUR_SHARE = 0.1  # share of the multi-turn trajectories that take a detour
+# Share of the misalignments whose draft shows another scene altogether. Without them 0 of 34 wrong shapes were read
+# (docs/experiments.md#other-scenes). The rest leaves each of the seven kinds in 5 % of the mixture.
 OTHER_SCENE_SHARE = 0.45
-# How often each of the others comes, those more that are overlooked longest: with equal shares, 23 of 32 wrong counts
-# and 23 of 32 malformed objects were found after 2,600 steps, 29 to 32 of the others.
+# Weights of the other kinds, 1 by default; higher for errors overlooked longest (docs/experiments.md#error-shares).
 _WEIGHTS = {'wrong_count': 1.5, 'malformed': 2.0, 'extra': 1.3}
-_TRIES = 8  # to find an error whose scene holds nothing held out
+_TRIES = 8  # attempts to draw an error whose scene contains no held-out pair
 
 
-def trajectory(kind: str, *, seed: int, index: int) -> trajectories.Trajectory:
-  """One finished training trajectory; no scene in it holds a held-out combination (see `prompt_space`).
+def trajectory(kind: str, *, seed: int, index: int) -> trajectory_lib.Trajectory:
+  """One finished training trajectory; its prompt is a training prompt, none of its scenes has a held-out pair.
 
   kind: `multi_turn` has no error, one in ten takes a detour (refine, swap, remove); `conflict`: one plan contradicts
   the prompt; `misalignment`: a draft, or two, does not show its plan; `direct`: one picture without words.
@@ -41,13 +40,13 @@ def trajectory(kind: str, *, seed: int, index: int) -> trajectories.Trajectory:
   detour = stories.choose(rng, stories.DETOURS) if kind == 'multi_turn' and rng.random() < DETOUR_SHARE else None
   story = stories.tell(rng, split='train', detour=detour)
   if kind == 'direct':
-    step = trajectories.Step(draft=renderer.render(story.scene))
-    return finished(story, [step], kind=kind, mode=trajectories.DIRECT)
+    step = trajectory_lib.Step(draft=renderer.render(story.scene))
+    return finished(story, [step], kind=kind, mode=trajectory_lib.DIRECT)
   return finished(story, steps(story, rng=rng), kind=kind)
 
 
 def corpus(*, seed: int, count: int) -> Iterator[str]:
-  """Texts to train a tokenizer on: those of `count` trajectories, tags left out and split there; prompts opened."""
+  """Texts of `count` trajectories for training a tokenizer: prompts with their opening words; others split at tags."""
   kinds = ('multi_turn', 'conflict', 'misalignment')
   opening = config.SequenceConfig().opening
   for index in range(count):
@@ -63,13 +62,13 @@ _TAG = re.compile(r'<[/\\]?(?:ins|des|refine)>')
 
 def finished(
   story: stories.Story,
-  made: list[trajectories.Step],
+  made: list[trajectory_lib.Step],
   *,
   kind: str,
   error_kinds: tuple[str, ...] = (),
   expected: scenes.Scene | None = None,
   **more: Any,
-) -> trajectories.Trajectory:
+) -> trajectory_lib.Trajectory:
   """The steps as a trajectory of the story's prompt.
 
   Args:
@@ -81,13 +80,13 @@ def finished(
     more: other fields of the trajectory.
   """
   scene = story.scene if expected is None else expected
-  provenance = trajectories.Provenance(source='shapes', kind=kind, errors=error_kinds, detour=story.detour)
-  return trajectories.Trajectory(
+  provenance = trajectory_lib.Provenance(source='shapes', kind=kind, errors=error_kinds, detour=story.detour)
+  return trajectory_lib.Trajectory(
     prompt=story.prompt,
     steps=tuple(made),
-    spec=trajectories.PromptSpec.from_row(story.metadata),
+    spec=trajectory_lib.PromptSpec.from_row(story.metadata),
     provenance=provenance,
-    expected=tuple(trajectories.Content(name=o.shape, color=o.color, cell=o.cell) for o in scene),
+    expected=tuple(trajectory_lib.Content(name=o.shape, color=o.color, cell=o.cell) for o in scene),
     **more,
   )
 
@@ -96,11 +95,19 @@ def steps(
   story: stories.Story,
   *,
   rng: np.random.Generator,
-  wrong: Mapping[int, errors.Wrong] | None = None,
+  wrong: Mapping[int, faults.FaultyStep] | None = None,
   start: int = 0,
   stop: int | None = None,
-) -> list[trajectories.Step]:
-  """The steps of beats `start` to `stop`, some of which went wrong at first."""
+) -> list[trajectory_lib.Step]:
+  """The steps of the beats `start` to `stop` (exclusive).
+
+  Args:
+    story: the beats.
+    rng: chooses the wording.
+    wrong: index of a beat to its error; the other steps are right at once.
+    start: index of the first beat.
+    stop: index after the last beat; None: all.
+  """
   stop = len(story.beats) if stop is None else stop
   made = []
   for i in range(start, stop):
@@ -110,22 +117,28 @@ def steps(
       continue
     text = plan(beat, rng=rng)
     inspection = approval(story, beat, rng=rng)
-    made.append(trajectories.Step(plan=text, draft=renderer.render(beat.after), inspection=inspection))
+    made.append(trajectory_lib.Step(plan=text, draft=renderer.render(beat.after), inspection=inspection))
   return made
 
 
 def plan(beat: stories.Beat, *, rng: np.random.Generator) -> str:
-  """The right plan of a step."""
+  """The right plan of a beat."""
   return language.plan(beat.instruction, beat.after, new=beat.new, rng=rng)
 
 
-def wrong_plan(error: errors.Wrong, *, rng: np.random.Generator) -> str:
-  """The plan of a step that contradicts the prompt."""
+def wrong_plan(error: faults.FaultyStep, *, rng: np.random.Generator) -> str:
+  """The plan of a conflict, which contradicts the prompt."""
   return language.plan(error.instruction, error.scene, rng=rng)
 
 
 def approval(story: stories.Story, beat: stories.Beat, *, rng: np.random.Generator) -> str:
-  """The inspection of a right draft."""
+  """The inspection that approves a right draft.
+
+  Args:
+    story: the prompt.
+    beat: the step.
+    rng: chooses the wording.
+  """
   compared = comparisons.compare(story.metadata, beat.after, beat.after)
   return language.right(compared, beat.missing, extra=beat.extra, rng=rng)
 
@@ -133,15 +146,21 @@ def approval(story: stories.Story, beat: stories.Beat, *, rng: np.random.Generat
 def rejected(
   story: stories.Story,
   beat: stories.Beat,
-  error: errors.Wrong,
+  error: faults.FaultyStep,
   *,
   rng: np.random.Generator,
   plan_text: str | None = None,
   **more: Any,
-) -> trajectories.Step:
-  """A step whose draft is wrong: its inspection says why, and the refined picture is the beat's.
+) -> trajectory_lib.Step:
+  """A step with an error: its inspection rejects the draft, and the refined picture is the right one of the beat.
 
-  plan_text: the plan, where it is already written. more: other fields of the step.
+  Args:
+    story: the prompt.
+    beat: the right step.
+    error: the draft, and the words of the inspection.
+    rng: chooses the wording.
+    plan_text: the plan, if it is already written.
+    **more: other fields of the step.
   """
   planned, stands_for = beat.after, {}
   if error.instruction is not None:  # The plan is wrong, and the draft shows just that.
@@ -153,7 +172,7 @@ def rejected(
   if error.instruction is not None:
     corrected = language.plan(' '.join(error.corrections), beat.after, rng=rng)
     plan_text = plan_text or wrong_plan(error, rng=rng)
-  return trajectories.Step(
+  return trajectory_lib.Step(
     plan=plan_text or plan(beat, rng=rng),
     draft=error.picture,
     inspection=inspection,
@@ -163,40 +182,54 @@ def rejected(
   )
 
 
-def conflict_at(kind: str, *, split: str, rng: np.random.Generator) -> tuple[stories.Story, int, errors.Wrong]:
-  """A story, a beat of it that a conflict of that kind applies to, and the conflict."""
+def conflict_at(kind: str, *, split: str, rng: np.random.Generator) -> tuple[stories.Story, int, faults.FaultyStep]:
+  """A random story with a conflict of that kind. Returns (story, index of the beat, the conflict).
+
+  Args:
+    kind: one of `faults.CONFLICTS`.
+    split: `heldout` or `train`.
+    rng: draws story and conflict.
+  """
   while True:
-    story = stories.tell(rng, split=split, tasks=errors.CONFLICT_TASKS[kind])
+    story = stories.tell(rng, split=split, tasks=faults.CONFLICT_TASKS[kind])
     for i in (int(i) for i in rng.permutation(len(story.beats))):
-      error = errors.conflict(kind, story.metadata, story.beats[i], rng=rng)
+      error = faults.conflict(kind, story.metadata, story.beats[i], rng=rng)
       if error is not None and may_show(error.scene, split=split):
         return story, i, error
 
 
 def misalignment_at(
   kind: str, story: stories.Story, i: int, *, split: str, rng: np.random.Generator
-) -> errors.Wrong | None:
-  """A draft of beat `i` that is wrong in that way; None where the kind does not apply there."""
+) -> faults.FaultyStep | None:
+  """A draft of beat `i` with a misalignment of that kind; None if the kind does not apply there.
+
+  Args:
+    kind: one of `faults.MISALIGNMENTS`, or `faults.OTHER_SCENE`.
+    story: the story.
+    i: index of the beat.
+    split: `heldout` or `train`.
+    rng: draws the error.
+  """
   for _ in range(_TRIES):
-    error = errors.misalignment(kind, story.beats[i], rng=rng)
+    error = faults.misalignment(kind, story.beats[i], rng=rng)
     if error is not None and may_show(error.scene, split=split):
       return error
   return None
 
 
 def may_show(scene: scenes.Scene, *, split: str) -> bool:
-  """Whether a picture of that split may show the scene: one of training no held-out pair of coloured shapes."""
+  """Whether a picture of that split may show the scene: training pictures may not contain a held-out pair."""
   return split != 'train' or not prompt_space.holds_held_out(tuple(o for o in scene if o.whole))
 
 
-def _conflict(rng: np.random.Generator) -> trajectories.Trajectory:
-  kind = stories.choose(rng, errors.CONFLICTS)
+def _conflict(rng: np.random.Generator) -> trajectory_lib.Trajectory:
+  kind = stories.choose(rng, faults.CONFLICTS)
   story, i, error = conflict_at(kind, split='train', rng=rng)
   return finished(story, steps(story, rng=rng, wrong={i: error}), kind='conflict', error_kinds=(kind,))
 
 
-def _misalignment(rng: np.random.Generator) -> trajectories.Trajectory:
-  """One error, and another one at another step where there is one."""
+def _misalignment(rng: np.random.Generator) -> trajectory_lib.Trajectory:
+  """A trajectory with one misalignment, and a second one at another step if the story has several."""
   kinds = _any_order(rng)
   error = None
   while error is None:
@@ -217,7 +250,7 @@ def _misalignment(rng: np.random.Generator) -> trajectories.Trajectory:
 
 
 def _any_order(rng: np.random.Generator) -> list[str]:
-  weights = np.array([_WEIGHTS.get(kind, 1.0) for kind in errors.MISALIGNMENTS])
+  weights = np.array([_WEIGHTS.get(kind, 1.0) for kind in faults.MISALIGNMENTS])
   order = rng.choice(len(weights), size=len(weights), replace=False, p=weights / weights.sum())
-  kinds = [errors.MISALIGNMENTS[int(k)] for k in order]
-  return [errors.OTHER_SCENE, *kinds] if rng.random() < OTHER_SCENE_SHARE else kinds
+  kinds = [faults.MISALIGNMENTS[int(k)] for k in order]
+  return [faults.OTHER_SCENE, *kinds] if rng.random() < OTHER_SCENE_SHARE else kinds

@@ -1,7 +1,7 @@
-"""What can be wrong with a step: plans that contradict their prompt, drafts that do not show their plan.
+"""Errors of a step: injects conflicts (plan against prompt) and misalignments (draft against plan), diagnoses drafts.
 
-`faults` names what is wrong by comparing a scene with what was seen; the same words come of it for an error that was
-made on purpose and for one that the detector found in a model's own draft.
+`find_faults` diagnoses a draft by comparing the planned scene with the seen one. An injected error and one that the
+detector finds in a model's own draft are therefore described in the same words.
 """
 
 import dataclasses
@@ -14,9 +14,9 @@ from pdgen.worlds.shapes import critiques, damage, language, prompt_space, rende
 CONFLICTS = ('conflict_color', 'conflict_shape', 'conflict_count', 'conflict_relation')
 MISALIGNMENTS = ('wrong_color', 'wrong_shape', 'wrong_place', 'wrong_count', 'missing', 'extra', 'malformed')
 ERROR_KINDS = CONFLICTS + MISALIGNMENTS
-OTHER_SCENE = 'other_scene'  # many of them at once: a kind to train on, not one to test
+OTHER_SCENE = 'other_scene'  # several misalignments at once; for training, not for evaluation
 
-# The tasks whose prompts a plan can contradict in that way.
+# Tasks whose prompts a plan can contradict by a conflict of that kind.
 CONFLICT_TASKS = {
   'conflict_color': ('colors', 'color_attr'),
   'conflict_shape': prompt_space.TASKS,
@@ -26,25 +26,29 @@ CONFLICT_TASKS = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Wrong:
-  """A step gone wrong.
+class FaultyStep:
+  """A step with an error: its draft, the instruction of its plan if that is wrong, and the words of its inspection."""
 
-  scene: what the draft shows, as a detector sees it. picture: uint8[H, W, 3], the draft.
-  instruction: what the wrong plan says; None where the plan is right.
-  reasons, corrections: sentences of the inspection.
-  """
-
-  scene: scenes.Scene
-  picture: np.ndarray
-  instruction: str | None = None
-  reasons: tuple[str, ...] = ()
-  corrections: tuple[str, ...] = ()
+  scene: scenes.Scene  # what the draft shows, as the detector sees it
+  picture: np.ndarray  # uint8[H, W, 3], the draft
+  instruction: str | None = None  # instruction of a wrong plan; None if the plan is right
+  reasons: tuple[str, ...] = ()  # sentences before `<refine>`
+  corrections: tuple[str, ...] = ()  # sentences inside `<refine>`
 
 
 def conflict(
   kind: str, metadata: prompt_space.Metadata, beat: stories.Beat, *, rng: np.random.Generator
-) -> Wrong | None:
-  """A plan in place of the beat's that contradicts the prompt, and its draft; None where the kind does not apply."""
+) -> FaultyStep | None:
+  """Replaces the plan of a beat by one that contradicts the prompt; the draft shows the wrong plan.
+
+  Args:
+    kind: one of CONFLICTS.
+    metadata: the prompt, in GenEval's format.
+    beat: the right step.
+    rng: chooses the error and its wording.
+
+  Returns: the faulty step, or None if the kind does not apply to the beat.
+  """
   made = {
     'conflict_color': _conflict_color,
     'conflict_shape': _conflict_shape,
@@ -55,7 +59,7 @@ def conflict(
     return None
   new, reason, correction = made
   scene = beat.before + new
-  return Wrong(
+  return FaultyStep(
     scene=scene,
     picture=renderer.render(scene),
     instruction=language.add(new, rng=rng),
@@ -64,10 +68,17 @@ def conflict(
   )
 
 
-def misalignment(kind: str, beat: stories.Beat, *, rng: np.random.Generator) -> Wrong | None:
-  """A draft that does not show the beat's plan; None where the kind does not apply.
+def misalignment(kind: str, beat: stories.Beat, *, rng: np.random.Generator) -> FaultyStep | None:
+  """Replaces the draft of a beat by one that does not show the plan.
 
-  Mostly what the beat adds is wrong, at times something that was right before.
+  The error is mostly in an object that the beat adds, sometimes in one that was right before.
+
+  Args:
+    kind: one of MISALIGNMENTS, or OTHER_SCENE.
+    beat: the right step.
+    rng: chooses the error and its wording.
+
+  Returns: the faulty step, or None if the kind does not apply to the beat.
   """
   if not beat.after:
     return None
@@ -83,18 +94,18 @@ def misalignment(kind: str, beat: stories.Beat, *, rng: np.random.Generator) -> 
       if scene is None:
         return None
       picture = renderer.render(scene)
-  reasons, corrections = critiques.explain(faults(beat.after, scene), rng=rng)
-  return Wrong(scene=scene, picture=picture, reasons=reasons, corrections=corrections)
+  reasons, corrections = critiques.explain(find_faults(beat.after, scene), rng=rng)
+  return FaultyStep(scene=scene, picture=picture, reasons=reasons, corrections=corrections)
 
 
-def faults(scene: scenes.Scene, seen: scenes.Scene) -> list[critiques.Fault]:
-  """What is wrong with a picture that should show `scene` and shows `seen`; [] if nothing.
+def find_faults(scene: scenes.Scene, seen: scenes.Scene) -> list[critiques.Fault]:
+  """The differences between the scene that a picture should show and the scene that it shows; [] if there are none.
 
-  Kinds are those of MISALIGNMENTS. An object that is gone, or one too many, is a `wrong_count` where the scene has
-  others of its shape and colour, and `missing` or `extra` where it has not.
+  Kinds are those of MISALIGNMENTS. An absent or surplus object is a `wrong_count` if the scene has others of its shape
+  and colour, otherwise `missing` or `extra`.
 
   >>> ring, square = scenes.Object('ring', 'red', 0), scenes.Object('square', 'blue', 5)
-  >>> [f.kind for f in faults((ring, square), (ring, scenes.Object('square', 'blue', 8)))]
+  >>> [f.kind for f in find_faults((ring, square), (ring, scenes.Object('square', 'blue', 8)))]
   ['wrong_place']
   """
   matched, rest = scenes.matched(scene, seen)
@@ -156,14 +167,13 @@ def _misdrawn(
 
 
 def _others(scene: scenes.Scene, rng: np.random.Generator) -> tuple[scenes.Scene, scenes.Scene]:
-  """Each object as planned, or of another shape, of another colour, broken or gone; at times one too many.
+  """Redraws a scene as another one: each object is kept, changed, malformed or removed; sometimes one is added.
 
-  In a draft with one error, all words but one that an inspection reads from it are those of the plan, and a small model
-  copies them; here it has to look. How much is as planned differs from draft to draft, so that what is read of one
-  object says little of the next: with all of them redrawn alike, words that differ were read in 96 % of such drafts of
-  two objects, but in 77 % of those where the other object was right.
+  In a draft with a single error, all words but one of the inspection are those of the plan, and a small model copies
+  them. Here it has to read the picture. The share of kept objects varies between drafts, so that one object says little
+  about the next (docs/experiments.md#other-scenes).
 
-  Returns the scene, and those of its objects that are broken.
+  Returns: (the scene, those of its objects that are malformed).
   """
   while True:
     kept, drawn, broken = rng.uniform(0, 0.8), (), ()
@@ -183,7 +193,7 @@ def _others(scene: scenes.Scene, rng: np.random.Generator) -> tuple[scenes.Scene
 
 
 def _redrawn(item: scenes.Object, rng: np.random.Generator) -> scenes.Object:
-  """Of another shape, of another colour, or both."""
+  """Changes the shape, the colour, or both."""
   which = int(rng.integers(3))
   shape = stories.choose(rng, [s for s in scenes.SHAPES if s != item.shape]) if which != 0 else item.shape
   color = stories.choose(rng, [c for c in scenes.COLORS if c != item.color]) if which != 1 else item.color
@@ -194,7 +204,7 @@ def _put(scene: scenes.Scene, old: scenes.Object, new: scenes.Object) -> scenes.
   return tuple(new if o == old else o for o in scene)
 
 
-# --- plans that contradict the prompt: (the wrong new objects, why, what to do), or None ---
+# --- plans that contradict the prompt: (wrong new objects, reason, correction), or None ---
 
 
 def _conflict_color(metadata, beat, rng):
