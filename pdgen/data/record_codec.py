@@ -1,0 +1,172 @@
+"""Encodes a trajectory as the bytes of one record, and back: typed fields as JSON, pictures as PNG, a content hash.
+
+A record is the length of a header (uint32, little endian), the header (JSON) and the picture files. The header holds
+the schema version, the content hash, the lengths of the files and the fields of the trajectory.
+"""
+
+import dataclasses
+import hashlib
+import io
+import itertools
+import json
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pdgen.core import trajectory as trajectory_lib
+
+SCHEMA = 1
+
+_PNG = b'\x89PNG\r\n\x1a\n'  # The first bytes of every PNG.
+
+
+def encode(
+  trajectory: trajectory_lib.Trajectory, *, name: str, picture_files: Sequence[bytes | None] = ()
+) -> tuple[bytes, str]:
+  """Encodes a trajectory.
+
+  Args:
+    trajectory: to encode. Tuples in its metadata come back as lists.
+    name: of the trajectory in errors.
+    picture_files: file contents (JPEG, PNG, ...) of `trajectory.pictures`, in order, to store as they are; they must
+      decode to exactly these pictures. A picture whose file is None, or all without any, are stored as PNG.
+
+  Returns: the record, and its content hash.
+
+  Raises: ValueError for pictures that are not uint8[H, W, 3], fields that are not JSON, and files of other pictures.
+  """
+  pictures, rows = [], []
+  for step in trajectory.steps:
+    row = {field.name: getattr(step, field.name) for field in dataclasses.fields(step)}
+    for part in trajectory_lib.PICTURES:
+      if row[part] is not None:
+        _check_picture(row[part], name)
+        pictures.append(row[part])
+        row[part] = len(pictures) - 1
+    rows.append(row)
+  content = dict(
+    prompt=trajectory.prompt,
+    mode=trajectory.mode,
+    stop=trajectory.stop,
+    steps=rows,
+    spec=trajectory.spec and trajectory.spec.to_row(trajectory.prompt),
+    provenance=trajectory.provenance and dataclasses.asdict(trajectory.provenance),
+    expected=trajectory.expected,
+    metadata=_metadata(trajectory, name),
+  )
+  try:
+    canonical_json(content)
+  except (TypeError, ValueError) as error:
+    raise ValueError(f'A field of {name} is not JSON: {error}. Use texts and numbers of Python.') from error
+  files = _files(pictures, picture_files, name)
+  digest = _content_hash(content, pictures, files)
+  header = canonical_json(dict(schema=SCHEMA, sha256=digest, lengths=[len(file) for file in files], content=content))
+  return b''.join([struct.pack('<I', len(header)), header, *files]), digest
+
+
+def decode(record: bytes) -> trajectory_lib.Trajectory:
+  """Decodes a record. Raises: ValueError for another schema or content hash, any exception for a damaged record."""
+  start = 4 + struct.unpack_from('<I', record)[0]
+  header = json.loads(record[4:start])
+  if header['schema'] != SCHEMA:
+    raise ValueError(f'its schema is {header["schema"]}, this version of pdgen reads {SCHEMA}')
+  ends = itertools.accumulate(header['lengths'], initial=start)
+  files = [record[a:b] for a, b in itertools.pairwise(ends)]
+  pictures, content = [_decode_picture(file) for file in files], header['content']
+  if _content_hash(content, pictures, files) != header['sha256']:
+    raise ValueError('its content does not match its content hash')
+  spec, provenance, expected = content['spec'], content['provenance'], content['expected']
+  return trajectory_lib.Trajectory(
+    prompt=content['prompt'],
+    steps=steps_of(content['steps'], pictures),
+    mode=content['mode'],
+    stop=content['stop'],
+    spec=spec and trajectory_lib.PromptSpec.from_row(spec),
+    provenance=provenance and trajectory_lib.Provenance(**{**provenance, 'errors': tuple(provenance['errors'])}),
+    expected=None if expected is None else tuple(trajectory_lib.Content(*row) for row in expected),
+    metadata=content['metadata'],
+  )
+
+
+def steps_of(rows: Sequence[Mapping[str, Any]], pictures: Sequence[np.ndarray]) -> tuple[trajectory_lib.Step, ...]:
+  """Steps from rows of their fields, where a picture is its index in `pictures`."""
+  steps = []
+  for row in rows:
+    shown = {part: pictures[row[part]] for part in trajectory_lib.PICTURES if row[part] is not None}
+    steps.append(trajectory_lib.Step(**{**row, **shown}))
+  return tuple(steps)
+
+
+def canonical_json(value: Any) -> bytes:
+  """JSON that is equal for equal values. Raises: TypeError or ValueError for what is not JSON, as NaN is not.
+
+  >>> canonical_json({'b': (1, 2), 'a': None})
+  b'{"a":null,"b":[1,2]}'
+  """
+  return json.dumps(value, sort_keys=True, allow_nan=False, separators=(',', ':')).encode()
+
+
+def _content_hash(content: Mapping[str, Any], pictures: Sequence[np.ndarray], files: Sequence[bytes]) -> str:
+  """SHA-256 of the fields and the pictures.
+
+  A PNG counts as its pixels, however it is compressed. Other files count as they are: decoders of JPEG differ in last
+  bits, and a record must not seem damaged on another machine.
+  """
+  digest = hashlib.sha256(canonical_json(content))
+  for picture, file in zip(pictures, files, strict=True):
+    digest.update(f' {picture.shape} '.encode())
+    digest.update(picture.ravel() if file.startswith(_PNG) else file)
+  return digest.hexdigest()
+
+
+def _metadata(trajectory: trajectory_lib.Trajectory, name: str) -> dict[str, Any]:
+  try:
+    metadata = _plain(trajectory.metadata)
+    canonical_json(metadata)
+  except (TypeError, ValueError, RecursionError) as error:
+    raise ValueError(f'Metadata of {name} is not JSON: {error}. Use texts, finite numbers, lists and dicts.') from error
+  return metadata
+
+
+def _plain(value: Any) -> Any:
+  """The value as it comes back from JSON. Raises: TypeError for a key that JSON would turn into a text."""
+  if isinstance(value, Mapping):
+    for key in value:
+      if not isinstance(key, str):
+        raise TypeError(f'the key {key!r} is not a text')
+    return {key: _plain(item) for key, item in value.items()}
+  return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _check_picture(picture: Any, name: str):
+  if not isinstance(picture, np.ndarray):
+    raise ValueError(f'A picture of {name} is of type {type(picture).__name__}; pictures are uint8[H, W, 3] arrays.')
+  if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3 or not picture.size:
+    raise ValueError(f'A picture of {name} is {picture.dtype}{list(picture.shape)}; pictures are uint8[H, W, 3].')
+
+
+def _files(pictures: Sequence[np.ndarray], given: Sequence[bytes | None], name: str) -> list[bytes]:
+  """The file of each picture: the given one where there is one."""
+  if given and len(given) != len(pictures):
+    raise ValueError(f'{name} has {len(pictures)} pictures, but {len(given)} picture files were given.')
+  files = []
+  for number, (picture, file) in enumerate(zip(pictures, given or [None] * len(pictures), strict=True)):
+    if file is not None and not np.array_equal(_decode_picture(file), picture):
+      raise ValueError(f'Picture file {number} of {name} is of another picture. Decode the file to RGB with Pillow.')
+    files.append(_png(picture) if file is None else file)
+  return files
+
+
+def _png(picture: np.ndarray) -> bytes:
+  file = io.BytesIO()
+  Image.fromarray(picture).save(file, 'PNG')
+  return file.getvalue()
+
+
+def _decode_picture(file: bytes) -> np.ndarray:
+  """uint8[H, W, 3] of any format that Pillow reads."""
+  with Image.open(io.BytesIO(file)) as image:
+    return np.array(image.convert('RGB'))
