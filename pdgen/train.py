@@ -14,7 +14,7 @@ import fcntl
 import json
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import grain
@@ -27,9 +27,10 @@ from pdgen import worlds
 from pdgen.core import config as config_lib
 from pdgen.core import mesh as mesh_lib
 from pdgen.core import rng as rng_lib
+from pdgen.core import trajectory as trajectory_lib
 from pdgen.core import trees
 from pdgen.cost import training_flops
-from pdgen.data import pipeline, store, tokenizers
+from pdgen.data import legacy_store, pipeline, records, tokenizers
 from pdgen.inference import painter as painter_lib
 from pdgen.models import interleaved
 from pdgen.models import params as params_lib
@@ -170,7 +171,7 @@ class _Data:
 
   def _open(self, before: int, position: Any) -> grain.DatasetIterator:
     steps = sorted(s for s in self._config.train.self_sample_steps if s < before)
-    sources = [store.load(_self_sampled_file(self._workdir, s)) for s in steps]
+    sources = [_self_sampled(self._workdir, s) for s in steps]
     options = dict(process_index=self._share[0], process_count=self._share[1])
     batches = pipeline.batches(self._config, sources=sources, **options)
     if position is not None:
@@ -260,7 +261,7 @@ def _self_sample(config: config_lib.Config, state: state_lib.TrainState, step: i
   from pdgen.construction import self_sampled
 
   file = _self_sampled_file(workdir, step)
-  exists = file.is_file()
+  exists = records.exists(file) or file.with_suffix('.npz').is_file()
   distributed.barrier(f'drafts of step {step} were looked for')
   if exists:
     return
@@ -269,8 +270,7 @@ def _self_sample(config: config_lib.Config, state: state_lib.TrainState, step: i
   collected = self_sampled.collect(painter, worlds.get(config.data.world), count=config.train.self_samples, seed=seed)
   if distributed.is_main_process():  # All have painted the same.
     trajectories = [t for t in collected if pipeline.fits(config, t)]
-    file.parent.mkdir(exist_ok=True)
-    store.save(file, trajectories)
+    records.write(file, trajectories)
     wrong = sum(t.provenance is not None and t.provenance.error is not None for t in trajectories)
     print(f'step {step}  of {config.train.self_samples} drafts of its own {wrong} are wrong: {file}', flush=True)
     if len(trajectories) < len(collected):
@@ -307,7 +307,13 @@ def _weights(config: config_lib.Config, mesh: jax.sharding.Mesh) -> Any:
 
 
 def _self_sampled_file(workdir: pathlib.Path, step: int) -> pathlib.Path:
-  return workdir / 'self_sampled' / f'{step:07d}.npz'
+  return workdir / 'self_sampled' / f'{step:07d}'
+
+
+def _self_sampled(workdir: pathlib.Path, step: int) -> Sequence[trajectory_lib.Trajectory]:
+  file = _self_sampled_file(workdir, step)
+  older = file.with_suffix('.npz')  # Of a run that began with an earlier version.
+  return legacy_store.read_npz(older) if older.is_file() else records.Reader(file)
 
 
 def _tokenizer_file(name_or_path: str) -> pathlib.Path:

@@ -15,7 +15,7 @@ import pytest
 from pdgen.core import config as config_lib
 from pdgen.core import packed
 from pdgen.core import trajectory as trajectory_lib
-from pdgen.data import pipeline, store, tokenizers
+from pdgen.data import pipeline, records, tokenizers
 from pdgen.worlds import shapes
 from pdgen.worlds.shapes import prompt_space, stories, trajectories
 
@@ -206,9 +206,9 @@ def test_what_fits_a_row_is_what_the_packer_takes(opened):
 def test_self_sampled_trajectories_take_their_share(opened, tmp_path):
   # The packer keeps samples waiting, awkward ones longer: few wait here, and many are counted.
   own = [dataclasses.replace(shapes.trajectory('multi_turn', seed=9, index=i), prompt=f'own {i}') for i in range(5)]
-  store.save(tmp_path / 'own.npz', own)
+  records.write(tmp_path / 'own', own)
   cfg = _config(self_share=0.5, packing_bins=4)
-  iterator = opened(cfg, sources=[store.load(tmp_path / 'own.npz'), []])
+  iterator = opened(cfg, sources=[records.read(tmp_path / 'own'), []])
   prompts = [prompt for batch in _take(iterator, 25) for prompt in _prompts(batch)]
   mine = [prompt.removeprefix(cfg.data.sequence.opening) for prompt in prompts if ': own ' in prompt]
   assert set(mine) == {f'own {i}' for i in range(5)}

@@ -16,7 +16,7 @@ import pytest
 from pdgen import train
 from pdgen.core import config as config_lib
 from pdgen.core import mesh as mesh_lib
-from pdgen.data import store
+from pdgen.data import records
 from pdgen.training import checkpoints
 from pdgen.training import state as state_lib
 from pdgen.weights import exported, run_checkpoints
@@ -80,7 +80,7 @@ def test_a_run_writes_metrics_checkpoints_drafts_and_a_model(finished, tiny, cap
   assert list(written) == [2, 4, 6, 8]
   assert written[8]['loss'] < written[2]['loss'] and written[8]['skipped_steps'] == 0
   assert sorted(p.name for p in (workdir / 'checkpoints').iterdir()) == ['6', '8']
-  drafts = store.load(workdir / 'self_sampled' / '0000004.npz')
+  drafts = records.read(workdir / 'self_sampled' / '0000004')
   assert len(drafts) == tiny.train.self_samples and all(t.provenance.kind == 'self_sampled' for t in drafts)
   stored = exported.load_export(workdir / 'final')
   jax.tree.map(
@@ -108,7 +108,7 @@ def test_a_run_may_begin_with_given_weights(finished, tiny, tmp_path, capsys):
 def test_resumed_equals_never_stopped(finished, tiny, tmp_path, monkeypatch, stop, capsys):
   # Drafts of an earlier run that never came to a checkpoint are not taken for this run's.
   (tmp_path / 'self_sampled').mkdir()
-  (tmp_path / 'self_sampled' / '0000004.npz').write_bytes(b'stale')
+  (tmp_path / 'self_sampled' / '0000004').write_bytes(b'stale')
   with monkeypatch.context() as patch:
     at_batch(patch, stop, terminate)
     before = signal.getsignal(signal.SIGTERM)
@@ -147,7 +147,7 @@ def test_a_finished_run_is_only_exported_again(finished, tiny, capsys):
 
 def test_self_sampled_drafts_reach_the_batches(finished, tiny):
   workdir, _ = finished
-  noise = store.load(workdir / 'self_sampled' / '0000004.npz')[0].pictures
+  noise = records.read(workdir / 'self_sampled' / '0000004')[0].pictures
   counts = []
   for before in (4, 5):
     data = train._Data(tiny, workdir, before=before)
@@ -221,5 +221,5 @@ def test_the_command_line_trains_scores_and_exports(tmp_path):
   assert [line['step'] for line in scores] == [1, 2]
   assert set(scores[0]) >= {'geneval/overall', 'geneval/position', 'eval/finished'}
   # A model of random weights paints nothing right.
-  drafts = store.load(tmp_path / 'self_sampled' / '0000001.npz')
+  drafts = records.read(tmp_path / 'self_sampled' / '0000001')
   assert len(drafts) == 4 and all(t.provenance.error for t in drafts)
