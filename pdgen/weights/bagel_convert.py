@@ -69,7 +69,7 @@ def import_bagel(
   config = config_lib.Config(
     name=source.resolve().name,
     model=model,
-    data=config_lib.DataConfig(world='', tokenizer=exported.SOURCE),
+    data=config_lib.DataConfig(sources=(), tokenizer=exported.SOURCE),
     sampling=presets.bagel_sampling(model),
   )
   with exported.atomic_directory(to) as partial:
