@@ -249,11 +249,11 @@ def velocities(
   model's own.
   """
   active = state.status == WAITING
-  branches = [(spans.FULL, state.order - 1, state.position)]
+  branches = [spans.Branch(spans.FULL, state.order - 1, state.position)]
   if spec.text_branch:
-    branches.append((spans.FULL, state.picture_order, state.picture_position))
+    branches.append(spans.Branch(spans.FULL, state.picture_order, state.picture_position))
   if spec.image_branch:
-    branches.append((spans.TEXT_ONLY, state.order - 1, state.text_position))
+    branches.append(spans.Branch(spans.TEXT_ONLY, state.order - 1, state.text_position))
 
   def forward(z: jax.Array, t: jax.Array, count: int) -> list[jax.Array]:
     und, gen = spans.noised_copies(model.cfg, spec.specials, active, branches[:count], state.order, grid)
@@ -280,7 +280,7 @@ def velocities(
 
 def max_tokens_per_round(cfg: config_lib.ModelConfig, sampling: config_lib.SamplingConfig) -> int:
   """The most tokens that a trajectory takes until it has looked at its next picture: two texts, two picture copies."""
-  return 2 * (sampling.max_text_tokens + 2) + cfg.latent_tokens + 2 + (cfg.vit_tokens + 2 if cfg.vit else 0)
+  return 2 * (sampling.max_text_tokens + 2) + cfg.picture_tokens
 
 
 def choose_next(
