@@ -65,7 +65,7 @@ def spec(name: str) -> P:
   return found[0]
 
 
-def gather_params(params: Any, *, dtype: jnp.dtype, layer_of: str = '') -> Any:
+def gather_params(params: Any, *, dtype: jax.typing.DTypeLike, layer_of: str = '') -> Any:
   """Weights as matmuls take them, matrices in the compute dtype: whole along `fsdp`. Their gradients go back to shards.
 
   params: one layer of the scanned ones at that path (`trunk/layers`), its leading axis gone; with layer_of '', the

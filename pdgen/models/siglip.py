@@ -39,6 +39,8 @@ class Siglip(nnx.Module):
 
   def __init__(self, cfg: config_lib.ModelConfig, *, rngs: nnx.Rngs):
     vit, dtype = cfg.vit, jnp.dtype(cfg.dtype)
+    if vit is None:
+      raise ValueError('The model has no ViT: config.model.vit is None.')
     # The released checkpoint holds the patch embedding as a linear layer over (row, column, channel) vectors (BAGEL).
     self.patch_embedding = layers.Linear(3 * vit.patch**2, vit.width, dtype=dtype, rngs=rngs)
     self.position = layers.Embedding(vit.max_patches**2, vit.width, dtype=dtype, rngs=rngs)
@@ -52,7 +54,7 @@ class Siglip(nnx.Module):
     self.post_norm = layers.LayerNorm(vit.width, eps=_EPS)
     self.connector1 = layers.Linear(vit.width, cfg.width, dtype=dtype, rngs=rngs)
     self.connector2 = layers.Linear(cfg.width, cfg.width, dtype=dtype, rngs=rngs)
-    self.cfg, self.dtype = cfg, dtype
+    self.cfg, self.vit, self.dtype = cfg, vit, dtype
 
   def __call__(self, patches: jax.Array, position: jax.Array, image: jax.Array) -> jax.Array:
     """Features of packed patches: [R, T, D].
@@ -63,7 +65,7 @@ class Siglip(nnx.Module):
     crosses pictures.
     """
     hidden = self.encode(patches, position, image)
-    rows, columns = jnp.divmod(position, self.cfg.vit.max_patches)
+    rows, columns = jnp.divmod(position, self.vit.max_patches)
     return self.connect(hidden) + layers.sincos_2d(rows, columns, self.cfg.width).astype(self.dtype)
 
   def encode(self, patches: jax.Array, position: jax.Array, image: jax.Array) -> jax.Array:

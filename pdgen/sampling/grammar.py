@@ -35,7 +35,7 @@ class GrammarState(struct.PyTreeNode):
   length: jax.Array  # int32; tokens of that text so far.
   texts_since_picture: jax.Array  # int32; texts written since the last picture.
   refining: jax.Array  # bool; an inspection asked for the next picture, so it will be a refined one.
-  direct: bool | jax.Array  # bool; direct mode: one picture, no words.
+  direct: jax.Array  # bool; direct mode: one picture, no words.
 
 
 class Grammar(NamedTuple):
