@@ -26,21 +26,17 @@ _STATIC_FIELDS = ('max_pictures', 'max_text_tokens', 'max_tokens', 'grammar', 'r
 
 
 class SamplerSpec(NamedTuple):
-  """What shapes the compiled program. Hashable, a static argument.
+  """What shapes the compiled program. Hashable, a static argument."""
 
-  vocab_size: ids of the tokenizer; the language head may have more rows, which are never chosen.
-  text_branch, image_branch: whether guidance by texts (by pictures) is on; each is one more branch of a denoising step.
-  """
-
-  sampling: config_lib.SamplingConfig
-  specials: config_lib.Specials
-  vocab_size: int
-  text_branch: bool
-  image_branch: bool
+  sampling: config_lib.SamplingConfig  # Static options; the dynamic ones (`flow.SamplerParams`) are at their defaults.
+  specials: config_lib.Specials  # Ids of the structure tokens and tags.
+  vocab_size: int  # Ids of the tokenizer; the language head may have more rows, which are never chosen.
+  text_branch: bool  # Guidance by texts is on: one more branch of a denoising step.
+  image_branch: bool  # Guidance by pictures is on: one more branch, and a text-only cache.
 
   @classmethod
   def of(cls, sampling: config_lib.SamplingConfig, specials: config_lib.Specials, vocab_size: int) -> 'SamplerSpec':
-    """The static part of a config. The dynamic part (`flow.SamplerParams`) is set to its default."""
+    """The static part of a config."""
     return cls(
       sampling=config_lib.SamplingConfig(**{name: getattr(sampling, name) for name in _STATIC_FIELDS}),
       specials=specials,
@@ -83,7 +79,7 @@ class State(struct.PyTreeNode):
   output_count: jax.Array  # int32[B]
   pictures: jax.Array  # uint8[B, M, H, W, 3]
   picture_count: jax.Array  # int32[B]
-  text_steps: jax.Array  # int32[]; steps of all text phases.
+  text_steps: jax.Array  # int32[]; decode steps of all text phases.
   rounds: jax.Array  # int32[]; picture phases.
 
 

@@ -76,7 +76,7 @@ def after_token(state: GrammarState, token: jax.Array, rules: Grammar) -> Gramma
 
 
 def after_picture(state: GrammarState, active: jax.Array) -> GrammarState:
-  """The state after its picture was after_picture and looked at again. active: bool[B]."""
+  """The state after the next picture was painted and looked at. active: bool[B], trajectories that painted it."""
   item = jnp.where(state.refining, REFINED, DRAFT)
   return state.replace(
     last_item=jnp.where(active, item, state.last_item),
