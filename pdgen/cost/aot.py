@@ -140,7 +140,7 @@ def train_program(config: config_lib.Config, mesh: Mesh) -> Program:
 
 
 def sample_program(config: config_lib.Config, mesh: Mesh, batch_size: int) -> Program:
-  """The sampler of `pdgen.sampling.cycle` for prompts of PREFIX tokens. Matrices are in the compute dtype."""
+  """The sampler (`pdgen.sampling.cycle`) for prompts of PREFIX tokens. Matrices are in the compute dtype."""
   cfg, sampling = config.model, config.sampling
   params = interleaved.abstract_params(cfg)
   dtype = lambda name, leaf: cfg.dtype if params_lib.is_matrix(name) else leaf.dtype

@@ -58,8 +58,12 @@ class Interleaved(nnx.Module):
   def hidden(self, batch: packed.PackedBatch, z: jax.Array, t: jax.Array) -> mot.PerExpert:
     """Final hidden states of a packed batch.
 
-    z: f32[B, G, C] latents as the model is fed them, noised where batch.gen.copy > 0. t: f32[B, G], 1 = noise,
-    0 = picture. Returns und [B, U, D] and gen [B, G, D].
+    Args:
+      batch: packed rows.
+      z: f32[B, G, C], latents that the model is fed, noised where batch.gen.copy > 0.
+      t: f32[B, G], 1 = noise, 0 = picture.
+
+    Returns: und [B, U, D] and gen [B, G, D].
     """
     x = mot.PerExpert(self.embed_und(batch.und, batch.pictures, batch.vit), self.embed_latents(z, t, batch.gen.patch))
     return self.trunk.forward(x, batch.und.tokens, batch.gen.tokens)
@@ -74,7 +78,10 @@ class Interleaved(nnx.Module):
   def embed_und(self, und: packed.UndStream, pictures: jax.Array, vit: packed.VitStream | None = None) -> jax.Array:
     """Input vectors of the und stream: [B, U, D]. Boundary tokens get neither time nor patch position (BAGEL).
 
-    vit: the pictures as the ViT sees them; None: it sees `pictures`, all of one size, at `cfg.vit_size`.
+    Args:
+      und: tokens.
+      pictures: [B, P, H, W, 3], uint8 or f32 in [-1, 1].
+      vit: the pictures as the ViT sees them; None: it sees `pictures`, all of one size, at `cfg.vit_size`.
     """
     x = self.embed(und.token_id)
     if self.vit is None or not (pictures if vit is None else vit.pixels).shape[1]:

@@ -66,10 +66,15 @@ def spec(name: str) -> P:
 
 
 def gather_params(params: Any, *, dtype: jax.typing.DTypeLike, layer_of: str = '') -> Any:
-  """Weights as matmuls take them, matrices in the compute dtype: whole along `fsdp`. Their gradients go back to shards.
+  """All-gathers weights along `fsdp`, matrices in the compute dtype; their gradients go back to shards.
 
-  params: one layer of the scanned ones at that path (`trunk/layers`), its leading axis gone; with layer_of '', the
-  parameters of the whole model, of which the scanned layers and the codec stay as they are. Unchanged without a mesh.
+  Unchanged without a mesh.
+
+  Args:
+    params: one of the scanned layers, its leading axis gone; or, without layer_of, the parameters of the whole model,
+      of which the scanned layers and the codec stay as they are.
+    dtype: compute dtype.
+    layer_of: path of the scanned layers (`trunk/layers`).
   """
   if mesh_lib.current_mesh() is None:
     return params

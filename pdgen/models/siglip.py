@@ -1,6 +1,6 @@
 """The understanding encoder: SigLIP NaViT on packed patches, and the connector into the und stream (BAGEL).
 
-Pictures of any size stand one after the other in a row of patches; each patch knows its picture and its place in it.
+A row of patches holds pictures of any size, one after the other; each patch knows its picture and its place in it.
 """
 
 import jax
@@ -57,12 +57,13 @@ class Siglip(nnx.Module):
     self.cfg, self.vit, self.dtype = cfg, vit, dtype
 
   def __call__(self, patches: jax.Array, position: jax.Array, image: jax.Array) -> jax.Array:
-    """Features of packed patches: [R, T, D].
+    """Features of packed patches: [R, T, D]. Attention is full inside a picture and never crosses pictures.
 
-    patches: [R, T, 3 p p] ordered (row, column, channel). position: int32[R, T], row * max_patches + column (BAGEL),
-    the id of the learned table and of the fixed sin-cos one that is added after the connector. image: int32[R, T],
-    the picture of each patch, from 1 in each row; 0 is padding. Attention is full inside a picture and never
-    crosses pictures.
+    Args:
+      patches: [R, T, 3 p p], ordered (row, column, channel).
+      position: int32[R, T], row * max_patches + column (BAGEL): the id in the learned table and in the fixed sin-cos
+        one that is added after the connector.
+      image: int32[R, T], picture of each patch, from 1 in each row; 0 is padding.
     """
     hidden = self.encode(patches, position, image)
     rows, columns = jnp.divmod(position, self.vit.max_patches)

@@ -87,7 +87,17 @@ class State(struct.PyTreeNode):
 def run(
   graphdef: nnx.GraphDef, params: nnx.State, batch_in: SampleBatch, sampler: flow.SamplerParams, spec: SamplerSpec
 ) -> State:
-  """Samples a batch of trajectories to their ends. One call, one program, no host in the loop."""
+  """Samples a batch of trajectories to their ends. One call, one program, no host in the loop.
+
+  Args:
+    graphdef: structure of the model (`interleaved.graphdef`).
+    params: its parameters.
+    batch_in: what to continue from.
+    sampler: numbers that may change without a new compilation.
+    spec: what the program is compiled for.
+
+  Returns: the final state, on the device.
+  """
   model = nnx.merge(graphdef, params)
 
   def writing(state: State) -> jax.Array:
@@ -239,10 +249,16 @@ def velocities(
   *,
   grid: tuple[int, int] | None = None,
 ) -> Callable[[jax.Array, jax.Array], jax.Array]:
-  """The guided velocity of the pictures that are waited for, as a function of z: f32[B, Q, C] and t: f32[].
+  """The guided velocity of the next pictures, as a function of z: f32[B, Q, C] and t: f32[].
 
-  One forward a call for all branches of guidance. grid: rows and columns of the pictures' latent patches; None: of the
-  model's own.
+  One forward a call for all branches of guidance.
+
+  Args:
+    model: with its parameters.
+    state: of the loop; trajectories that do not wait for a picture get padding.
+    sampler: scales and interval of guidance.
+    spec: which branches there are.
+    grid: rows and columns of the pictures' latent patches; None: of the model's own.
   """
   active = state.status == WAITING
   branches = [spans.Branch(spans.FULL, state.order - 1, state.position)]
@@ -287,7 +303,16 @@ def choose_next(
   sampler: flow.SamplerParams,
   spec: SamplerSpec,
 ) -> State:
-  """Chooses what each active trajectory does next: a token, a picture, or the end. hidden: [B, D]."""
+  """Chooses what each active trajectory does next: a token, a picture, or the end.
+
+  Args:
+    model: with its parameters.
+    state: of the loop.
+    hidden: [B, D], final hidden state of the last token of each trajectory.
+    active: bool[B], trajectories that choose.
+    sampler: temperature.
+    spec: grammar and caps.
+  """
   logits = model.logits(hidden)[:, : spec.vocab_size]
   allowed = grammar_lib.allowed_tokens(state.grammar, spec.grammar)
   token = next_token.sample(logits, allowed, state.key, state.output_count, sampler.temperature)

@@ -32,7 +32,15 @@ def concatenate(und: packed.TokenMeta, gen: packed.TokenMeta) -> packed.TokenMet
 def text_tokens(
   token: jax.Array, active: jax.Array, order: jax.Array, position: jax.Array, text_position: jax.Array | None
 ) -> packed.UndStream:
-  """One text token a trajectory, twice (in both segments) with the position in the text-only one. Arguments [B]."""
+  """One text token a trajectory: [B, 1]; with the text-only branch [B, 2], the token once in each segment.
+
+  Args:
+    token: int32[B], ids.
+    active: bool[B], trajectories that read their token; the others get padding.
+    order: int32[B].
+    position: int32[B], RoPE position.
+    text_position: int32[B], RoPE position in the text-only branch; None without that branch.
+  """
   zeros = jnp.zeros_like(order)
   tokens = packed.TokenMeta(jnp.where(active, FULL, 0), order, order, zeros, zeros, position)
   und = packed.UndStream(tokens, token, token, jnp.zeros(token.shape), zeros - 1, zeros)
