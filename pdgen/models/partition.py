@@ -60,7 +60,7 @@ def spec(name: str) -> P:
   found = [partition for pattern, partition in RULES if re.fullmatch(rf'(.*/)?{pattern}', name)]
   if len(found) != 1:
     raise ValueError(
-      f'{len(found)} rules of models.partition.RULES match {name!r}; exactly one must. Add or mend a rule.'
+      f'{len(found)} rules of models.partition.RULES match {name!r}; exactly one must. Add or correct a rule.'
     )
   return found[0]
 

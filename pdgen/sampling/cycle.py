@@ -210,7 +210,7 @@ def picture_phase(
   hidden, kv = model.extend(seen, z, jnp.zeros(z.shape[:2]), state.cache)
 
   tokens_ = spans.concatenate(und.tokens, gen.tokens)
-  count, copies = tokens_.order.shape[1], 2 if model.vit is not None else 1
+  count, copies = model.cfg.picture_tokens, 2 if model.vit is not None else 1
   order, position = state.order + active * count, state.position + active * copies
   index = jnp.where(active, state.picture_count, state.pictures.shape[1])
   state = state.replace(

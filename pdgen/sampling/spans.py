@@ -125,7 +125,7 @@ def context_copies(
   order: jax.Array,
   position: jax.Array,
 ) -> tuple[packed.UndStream, packed.GenStream]:
-  """The clean copy of a painted picture and, where the model has a ViT, its ViT copy.
+  """The clean copy of a painted picture and, where the model has a ViT, its ViT copy: `cfg.picture_tokens` in all.
 
   Args:
     cfg: of the model.

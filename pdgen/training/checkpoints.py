@@ -1,7 +1,7 @@
 """Saving and resuming a run: state, data position and configuration in one step directory, each leaf with a digest.
 
-Orbax's v1 interface is used here and nowhere else. It does not notice a flipped byte, so that every leaf is checked
-against the digest that was taken of the arrays in memory when they were saved.
+Orbax's v1 interface is used here and in `weights.run_checkpoints` alone. It does not notice a flipped byte: every leaf
+is checked against the digest that was taken of the arrays in memory when they were saved.
 """
 
 import dataclasses
