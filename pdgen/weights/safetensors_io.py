@@ -1,7 +1,7 @@
 """Streaming safetensors: read slices from a memory map, write front to back, bounded memory.
 
-The safetensors package reads a tensor as a whole, into memory of its own. A process that holds a 256th of a weight
-should read a 256th of it, and a file that is converted should never be in memory at all.
+The safetensors package reads whole tensors into memory. Here a process that holds a 256th of a weight reads a 256th of
+it, and a file that is converted is never in memory as a whole.
 """
 
 import hashlib
@@ -56,12 +56,12 @@ class Reader:
     self.infos, self._starts = _parse(self.header, path)
     end = max((start + self.infos[name].bytes for name, start in self._starts.items()), default=len(self.header))
     if end != size:
-      raise ValueError(f'{path} has {size} bytes, but its header tells of {end}. Fetch it again.')
+      raise ValueError(f'{path} has {size} bytes, but its header says {end}. Fetch it again.')
 
   def read(self, name: str, index: Index = ()) -> np.ndarray:
-    """`tensor[index]` as an array of its own. index: integers first, then slices without step; missing ones are whole.
+    """`tensor[index]` as a new array. No more than that and `BLOCK` bytes are ever in memory.
 
-    No more than that and `BLOCK` bytes are ever in memory.
+    index: integers first, then slices without step; missing ones are whole. Raises ValueError for another order.
     """
     info, start = self.infos[name], self._starts[name]
     shape = info.shape
@@ -104,7 +104,7 @@ def write(path: str | os.PathLike, header: bytes, blocks: Iterable[np.ndarray]) 
 
   Returns: the file's SHA-256.
 
-  Raises: ValueError when the blocks are not as many bytes as the header tells of.
+  Raises: ValueError when the blocks are not as many bytes as the header says.
   """
   digest = hashlib.sha256(header)
   with open(path, 'wb') as file:
@@ -116,7 +116,7 @@ def write(path: str | os.PathLike, header: bytes, blocks: Iterable[np.ndarray]) 
     infos, starts = _parse(header, path)
     end = max((starts[name] + info.bytes for name, info in infos.items()), default=len(header))
     if file.tell() != end:
-      raise ValueError(f'{path}: {file.tell()} bytes were written, but its header tells of {end}.')
+      raise ValueError(f'{path}: {file.tell()} bytes were written, but its header says {end}.')
   return digest.hexdigest()
 
 
@@ -133,7 +133,7 @@ def header(infos: Mapping[str, TensorInfo]) -> bytes:
 
 
 def tensor_infos(header_bytes: bytes) -> dict[str, TensorInfo]:
-  """What a header tells of its tensors, in its order."""
+  """Dtypes and shapes of the tensors of a header, in its order."""
   return _parse(header_bytes, 'the file')[0]
 
 
