@@ -32,7 +32,7 @@ def _coerce(hint: Any, value: Any, *, path: str) -> Any:
     if value is None:
       return None
     hint = next(a for a in typing.get_args(hint) if a is not type(None))
-  if dataclasses.is_dataclass(hint):
+  if isinstance(hint, type) and dataclasses.is_dataclass(hint):
     if not isinstance(value, dict):
       raise ValueError(f'{path} must be a mapping of {[f.name for f in dataclasses.fields(hint)]}, not {value!r}.')
     return from_dict(hint, value, path=path)
