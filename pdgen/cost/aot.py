@@ -240,15 +240,10 @@ def _abstract_prompts(cfg: config_lib.ModelConfig, batch_size: int) -> cycle.Sam
 
 
 def _prefix(cfg: config_lib.ModelConfig, batch_size: int) -> packed.PackedBatch:
-  """Rows of PREFIX und tokens without pictures, all zeros."""
-  u, g = (jnp.zeros((batch_size, tokens), jnp.int32) for tokens in (PREFIX, 0))
-  und = packed.TokenMeta(segment=u, order=u, reach=u, span=u, noised=u, position=u)
-  gen = packed.TokenMeta(segment=g, order=g, reach=g, span=g, noised=g, position=g)
-  return packed.PackedBatch(
-    und=packed.UndStream(und, token_id=u, label=u, weight=u.astype(jnp.float32), picture=u, patch=u),
-    gen=packed.GenStream(gen, picture=g, patch=g, copy=g, weight=g.astype(jnp.float32)),
-    pictures=jnp.zeros((batch_size, 0, cfg.image_size, cfg.image_size, 3), jnp.uint8),
-  )
+  """Prompts of PREFIX und tokens, without pictures, all zeros."""
+  side = (cfg.image_size, cfg.image_size)
+  fields = packed.spec(packed.RowBudget(PREFIX, 0, 0), canvas=side, rows=(batch_size,))
+  return packed.map_fields(lambda name, field: jnp.zeros(field.shape, field.dtype), fields)
 
 
 def _placed(tree: Any, sharding: Sharding) -> Any:
