@@ -2,7 +2,7 @@
 
     python -m pdgen.train --config=configs/shapes.py --workdir=out/shapes --config.train.steps=1000
 
-The same command on every host makes one run of them all (`core.distributed`; scripts in launch/); the workdir is then
+The same command on every host makes one run of them all (`training.distributed`; scripts in launch/); the workdir is then
 a folder that all of them see.
 
 The workdir afterwards: `final/` (the exported model), `checkpoints/`, `metrics.jsonl`, `tensorboard/`, `strips/` (what

@@ -191,12 +191,12 @@ def test_comparisons_of_counts_and_of_plans_that_contradict_the_prompt():
 def test_verdicts_and_what_is_shown_are_decisive():
   rings = tuple(OBJECT('ring', 'red', i) for i in range(2))
   text = comparisons.compare(ABOVE, (*rings, BAR), (rings[0], BAR)) + ' This step is wrong. It is shown.'
-  found = {m for pattern in config.SequenceConfig().decisive for m in re.findall(pattern, text)}
+  found = {m for pattern in language.DECISIVE for m in re.findall(pattern, text)}
   assert found == {'correct', 'wrong', 'ring', 'red', 'bar', 'blue', 'nothing'}
 
 
 def test_what_is_shown_and_not_planned_tells_of_a_fault():
-  (pattern,) = config.SequenceConfig().faults
+  (pattern,) = language.FAULTS
   seen = (scenes.Malformed(None, RING.cell), OBJECT('bar', 'pink', BAR.cell), OBJECT('pole', 'red', 0))
   text = comparisons.compare(ABOVE, (RING, BAR, OBJECT('ring', 'red', 8)), seen)
   found = [m.group() for m in re.finditer(pattern, text)]

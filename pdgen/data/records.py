@@ -236,7 +236,7 @@ class Reader:
     parts = [_Part(str(self._folder / shard.file), 0, shard.count, shard.count) for shard in self._index.shards]
     # It opens a shard when it is first read, and leaves open files out of a pickle.
     paths: Any = parts  # grain documents the protocol that _Part has, and types it as its own class.
-    self._source: Sequence[bytes] = grain.sources.ArrayRecordDataSource(paths) if parts else ()
+    self._source: Any = grain.sources.ArrayRecordDataSource(paths) if parts else ()
 
   def __len__(self) -> int:
     return self._index.count
