@@ -6,7 +6,12 @@ import re
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-DOCUMENTS = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md')), *sorted((ROOT / 'launch').glob('*.md'))]
+DOCUMENTS = [
+  ROOT / 'README.md',
+  ROOT / 'CONTRIBUTING.md',
+  *sorted((ROOT / 'docs').glob('*.md')),
+  *sorted((ROOT / 'launch').glob('*.md')),
+]
 SOURCES = [file for folder in ('pdgen', 'configs', 'launch', 'tests') for file in sorted((ROOT / folder).rglob('*.py'))]
 
 
