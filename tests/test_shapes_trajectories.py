@@ -9,7 +9,7 @@ import runpy
 import numpy as np
 import pytest
 
-from pdgen.core import config, tags
+from pdgen.core import tags
 from pdgen.core import trajectory as trajectory_lib
 from pdgen.evals import geneval
 from pdgen.worlds import shapes
