@@ -25,7 +25,7 @@ MAY_IMPORT = {
   'services': set(),
   'judges': {'core', 'services'},
   'construction': {'core', 'data', 'worlds', 'services', 'judges'},
-  'evals': {'core', 'worlds', 'services', 'judges'},
+  'evals': {'core', 'worlds', 'services', 'judges', 'viewing'},
   'inference': {'core', 'models', 'weights', 'data', 'sampling'},
   'cost': {'core', 'models', 'sampling'},
   'viewing': {'core'},
@@ -38,7 +38,7 @@ NUMPY_ONLY = {'data', 'worlds', 'services', 'judges', 'construction', 'evals', '
 JAX_IN_CORE = {'core/masks.py', 'core/mesh.py', 'core/trees.py'}
 # An optional package is imported by the modules that need it alone. Extra of setup.cfg: modules.
 OPTIONAL: dict[str, set[str]] = {}
-ACCELERATOR = {'jax', 'jaxlib', 'flax', 'optax', 'orbax'}
+ACCELERATOR = {'jax', 'jaxlib', 'flax', 'optax', 'orbax', 'clu'}
 
 
 def imports(source: str) -> set[str]:
