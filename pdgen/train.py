@@ -45,15 +45,16 @@ def train(
       if distributed.is_main_process():
         feed.forget_self_sampled(workdir)
       distributed.barrier('nothing is left of an earlier run')
-    options = dict(share=share, state=state, all_gather_text=distributed.all_gather_text)
-    return feed.DataFeed(config, workdir, before=step, **options)
+    gather = distributed.all_gather_text
+    return feed.DataFeed(config, workdir, before=step, share=share, state=state, all_gather_text=gather)
 
   def self_sample(step: int, state: state_lib.TrainState, data: feed.DataFeed):
+    world: Any = worlds.get(config.data.world)
     self_sampled.write_drafts(
       config,
       workdir,
       step,
-      world=worlds.get(config.data.world),
+      world=world,
       make_painter=lambda: make_painter(config, state),
       is_main_process=distributed.is_main_process(),
       barrier=distributed.barrier,
@@ -98,9 +99,9 @@ def make_painter(config: config_lib.Config, state: state_lib.TrainState) -> pain
 def main():
   """The command line."""
   config_flag = config_flags.DEFINE_config_file('config', None, 'File with get_config().')
-  workdir_flag = flags.DEFINE_string('workdir', None, 'Folder of the run: what is written, and what is resumed from.')
+  workdir_flag = flags.DEFINE_string('workdir', None, 'Folder of the run: written, and resumed from.', required=True)
   profile_flag = flags.DEFINE_string('profile_steps', '', 'A:B: a trace of steps A to B - 1, into WORKDIR/profile.')
-  flags.mark_flags_as_required(['config', 'workdir'])
+  flags.mark_flag_as_required('config')
 
   def run(_):
     logging.set_verbosity(logging.ERROR)  # Orbax tells of every file of every save.

@@ -23,7 +23,7 @@ print(float(jax.jit(lambda x: jnp.sort(jnp.sin(x)).sum())(jnp.arange(100.0))))
 def cache_config():
   """JAX's configuration is as it was afterwards."""
   names = ('jax_compilation_cache_dir', 'jax_persistent_cache_min_compile_time_secs')
-  before = {name: getattr(jax.config, name) for name in names}
+  before = {name: jax.config.values[name] for name in names}
   yield
   for name, value in before.items():
     jax.config.update(name, value)
@@ -33,15 +33,15 @@ def test_the_folder_is_that_of_jax_else_one_of_pdgen(monkeypatch, tmp_path, cach
   monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(tmp_path / 'given'))
   assert flags.enable_compilation_cache() == str(tmp_path / 'given')
   monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', '')
-  assert flags.enable_compilation_cache() is None and jax.config.jax_compilation_cache_dir is None
+  assert flags.enable_compilation_cache() is None and jax.config.values['jax_compilation_cache_dir'] is None
   monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR')
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'xdg'))
   assert flags.enable_compilation_cache() == str(tmp_path / 'xdg' / 'pdgen' / 'xla')
   monkeypatch.delenv('XDG_CACHE_HOME')
   monkeypatch.setenv('HOME', str(tmp_path / 'home'))
   assert flags.enable_compilation_cache() == str(tmp_path / 'home' / '.cache' / 'pdgen' / 'xla')
-  assert jax.config.jax_compilation_cache_dir == str(tmp_path / 'home' / '.cache' / 'pdgen' / 'xla')
-  assert jax.config.jax_persistent_cache_min_compile_time_secs == 1.0
+  assert jax.config.values['jax_compilation_cache_dir'] == str(tmp_path / 'home' / '.cache' / 'pdgen' / 'xla')
+  assert jax.config.values['jax_persistent_cache_min_compile_time_secs'] == 1.0
 
 
 def test_a_folder_that_cannot_be_written_is_a_warning(monkeypatch, tmp_path, cache_config):
@@ -49,7 +49,7 @@ def test_a_folder_that_cannot_be_written_is_a_warning(monkeypatch, tmp_path, cac
   monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(tmp_path / 'file' / 'folder'))
   with pytest.warns(UserWarning, match='Compiled programs are not kept'):
     assert flags.enable_compilation_cache() is None
-  assert jax.config.jax_compilation_cache_dir is None
+  assert jax.config.values['jax_compilation_cache_dir'] is None
 
 
 def test_an_entry_that_is_damaged_is_compiled_again(tmp_path):

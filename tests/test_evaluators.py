@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-import types
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -18,6 +18,14 @@ EXACT = judges.judge('exact', shapes)
 KINDS = ('wrong_color', 'missing')
 
 
+@dataclasses.dataclass(frozen=True)
+class Painted:
+  """What a painter returns."""
+
+  trajectories: list[Trajectory]
+  timings: dict[str, float]
+
+
 class Paints:
   """A painter whose work is a function of prompt and seed. It is killed in the call of a number, counted from 0."""
 
@@ -26,13 +34,13 @@ class Paints:
   def __init__(self, *, killed_in=None):
     self.calls, self.killed_in = 0, killed_in
 
-  def sample(self, prompts, *, mode=None, seed=0, batch_size=None, pictures=None):
+  def sample(self, prompts, *, mode=None, seed: int | Sequence[int] = 0, batch_size=None, pictures=None):
     if self.calls == self.killed_in:
       raise KeyboardInterrupt
     self.calls += 1
     seeds = range(seed, seed + len(prompts)) if isinstance(seed, int) else seed
     painted = [self.paint(p, s) for p, s in zip(prompts, seeds, strict=True)]
-    return types.SimpleNamespace(trajectories=painted, timings={'seconds': 0.5, 'pictures': len(painted)})
+    return Painted(painted, {'seconds': 0.5, 'pictures': len(painted)})
 
   def paint(self, prompt, seed):
     if isinstance(prompt, str):
@@ -125,12 +133,16 @@ def test_a_folder_is_of_one_run(make, tmp_path):
 
 def test_a_strip_shows_the_first_of_each_task():
   strip = make_geneval().run(Paints(), None).strip
+  assert strip is not None
   rows = 6 * (2 * 32 + 8)
   assert strip.dtype == np.uint8 and strip.shape[0] == rows
+
   # Nothing to see, nothing to show.
-  painter = Paints()
-  painter.paint = lambda prompt, seed: Trajectory(prompt=prompt, steps=(), stop='token_cap')
-  scores = make_geneval().run(painter, None)
+  class PaintsNothing(Paints):
+    def paint(self, prompt, seed):
+      return Trajectory(prompt=prompt, steps=(), stop='token_cap')
+
+  scores = make_geneval().run(PaintsNothing(), None)
   assert scores.strip is None and scores.details == {'eval/finished': 0.0, 'eval/pictures': 0.0}
   assert scores.values['overall'].value == 0
 

@@ -30,14 +30,14 @@ def answer(trajectory, **fields):
   return dataclasses.replace(trajectory, steps=(*before, dataclasses.replace(last, **fields)))
 
 
-def judged(judge):
-  """A sampler that paints missing drafts as `judge.paint(index)` and inspects the others by `judge(trajectory)`."""
+def judged(judge, paint=lambda index, t: None):
+  """A sampler that paints missing drafts by `paint(index, trajectory)`, inspects the others by `judge(trajectory)`."""
 
   def sample(trajectories, seed):
     answers = []
     for index, t in enumerate(trajectories):
       if t.steps[-1].draft is None:
-        answers.append(answer(t, draft=judge.paint(index, t)))
+        answers.append(answer(t, draft=paint(index, t)))
         continue
       found, refined = judge(t)
       answers.append(answer(t, inspection=REFINE if found else KEEP, refined=refined))
@@ -83,8 +83,8 @@ def test_own_drafts_are_judged_by_the_detector_before_they_are_inspected():
     wrong = not np.array_equal(t.steps[-1].draft, right_picture(t))
     return wrong, right_picture(t)
 
-  judge.paint = lambda index, t: renderer.blank() if index % 4 == 0 else right_picture(t)
-  report = inspection.own(judged(judge), drafts, JUDGE, count=12)
+  paint = lambda index, t: renderer.blank() if index % 4 == 0 else right_picture(t)
+  report = inspection.own(judged(judge, paint), drafts, JUDGE, count=12)
   assert report.found == report.fixed == {'own': intervals.Rate(3, 3)}
   assert report.false_alarms == intervals.Rate(0, 9)
 

@@ -46,8 +46,10 @@ def test_the_exact_judge_agrees_with_the_world(index):
   right = shapes.injected(None, seed=0, index=index)
   wrong = shapes.injected('missing', seed=0, index=index)
   for t in (right, wrong):
-    verdict = EXACT.judge(base.Question(prompt=t.prompt, picture=t.steps[-1].draft, expected=t.expected))
-    assert verdict.ok == shapes.shows(t.steps[-1].draft, t.expected) == (t is right)
+    draft, expected = t.steps[-1].draft, t.expected
+    assert draft is not None and expected is not None
+    verdict = EXACT.judge(base.Question(prompt=t.prompt, picture=draft, expected=expected))
+    assert verdict.ok == shapes.shows(draft, expected) == (t is right)
     assert bool(verdict.reason) != verdict.ok
 
 

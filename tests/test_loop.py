@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import json
 import pathlib
-import types
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ import pytest
 
 from pdgen.core import trees
 from pdgen.data import tokenizers
+from pdgen.evals import base, intervals
 from pdgen.training import distributed, loop, profiling
 
 TOKENIZER = tokenizers.files('shapes')
@@ -48,7 +48,8 @@ class CountsCalls:
     assert out is None
     self.painters.append(painter)
     strip = np.full((4, 4, 3), 200, np.uint8)
-    return types.SimpleNamespace(name=self.name, strip=strip, scalars=lambda: {f'{self.name}/painter': float(painter)})
+    score = intervals.Estimate(float(painter), 0.0, 9.0, 1)
+    return base.Scores(name=self.name, values={'painter': score}, asked=1, answered=1, strip=strip)
 
 
 def shrink(model, batch, key, config):
@@ -67,15 +68,16 @@ def config(tiny):
 @pytest.fixture
 def opened(batch):
   """Opens `Repeats`, and the list of what was opened."""
-  made = []
 
-  def open_data(*, step, share, state):
-    assert share == (0, 1) and step == (state or 0)
-    made.append(Repeats(batch, state))
-    return made[-1]
+  class Opens:
+    made: list[Repeats] = []
 
-  open_data.made = made
-  return open_data
+    def __call__(self, *, step, share, state):
+      assert share == (0, 1) and step == (state or 0)
+      self.made.append(Repeats(batch, state))
+      return self.made[-1]
+
+  return Opens()
 
 
 def lines(workdir):

@@ -81,7 +81,8 @@ def test_a_run_writes_metrics_checkpoints_drafts_and_a_model(finished, tiny, cap
   assert written[8]['loss'] < written[2]['loss'] and written[8]['skipped_steps'] == 0
   assert sorted(p.name for p in (workdir / 'checkpoints').iterdir()) == ['6', '8']
   drafts = records.read(workdir / 'self_sampled' / '0000004')
-  assert len(drafts) == tiny.train.self_samples and all(t.provenance.kind == 'self_sampled' for t in drafts)
+  assert len(drafts) == tiny.train.self_samples
+  assert all(t.provenance and t.provenance.kind == 'self_sampled' for t in drafts)
   stored = exported.load_export(workdir / 'final')
   jax.tree.map(
     lambda have, want: np.testing.assert_array_equal(have, want.astype(np.float16)), stored.params, state.ema
@@ -226,4 +227,4 @@ def test_the_command_line_trains_scores_and_exports(tmp_path):
   assert set(scores[0]) >= {'geneval/overall', 'geneval/position', 'eval/finished'}
   # A model of random weights paints nothing right.
   drafts = records.read(tmp_path / 'self_sampled' / '0000001')
-  assert len(drafts) == 4 and all(t.provenance.error for t in drafts)
+  assert len(drafts) == 4 and all(t.provenance and t.provenance.error for t in drafts)

@@ -3,7 +3,7 @@
 import json
 import pathlib
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import grain
@@ -93,7 +93,7 @@ def has_self_sampled(workdir: pathlib.Path, step: int) -> bool:
   return records.exists(path) or path.with_suffix('.npz').is_file()
 
 
-def read_self_sampled(workdir: pathlib.Path, step: int) -> Sequence[trajectory_lib.Trajectory]:
+def read_self_sampled(workdir: pathlib.Path, step: int) -> list[trajectory_lib.Trajectory] | records.Reader:
   """The drafts of that step. Raises: FileNotFoundError when there are none."""
   path = self_sampled_path(workdir, step)
   older = path.with_suffix('.npz')  # Of a run that began with an earlier version.

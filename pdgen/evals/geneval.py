@@ -88,8 +88,10 @@ class GenEval:
       result = painter.sample(texts, mode=self.mode, seed=seeds, batch_size=self.batch_size)
       seconds += result.timings['seconds']
       painted |= dict(zip(numbers, result.trajectories, strict=True))
-      for i in numbers if out is not None else ():
-        write_prompt(out, i, self.prompts.rows[i], last_pictures([painted[i]], size=painter.config.model.image_size))
+      if out is not None:
+        pictures = last_pictures(result.trajectories, size=painter.config.model.image_size)
+        for i, picture in zip(numbers, pictures, strict=True):
+          write_prompt(out, i, self.prompts.rows[i], [picture])
     if out is not None:
       report = score_folder(out, self.detector)
     else:
