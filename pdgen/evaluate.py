@@ -13,13 +13,14 @@ A command that is stopped goes on when it is given again with the same --out.
 import argparse
 import json
 import pathlib
-import types
 from collections.abc import Sequence
+from typing import Any
 
 from pdgen import flags as flags_lib
-from pdgen import judges
+from pdgen import judges, worlds
 from pdgen.core import trajectory as trajectory_lib
 from pdgen.evals import base, geneval, inspection
+from pdgen.worlds import base as world_base
 
 
 def main(arguments: Sequence[str] | None = None):
@@ -29,8 +30,11 @@ def main(arguments: Sequence[str] | None = None):
   painter, world = flags_lib.load(parser, flags)
   if world is None:
     parser.error(f'{flags.checkpoint} has no world that could ask and judge.')
-  evaluator: base.Evaluator = flags.evaluator(world, flags)
   out = pathlib.Path(flags.out) if flags.out else None
+  try:
+    evaluator: base.Evaluator = flags.evaluator(world, flags)
+  except ValueError as error:
+    parser.error(str(error))
   try:
     scores = evaluator.run(painter, out)
   except base.AnotherRunError as error:
@@ -41,9 +45,9 @@ def main(arguments: Sequence[str] | None = None):
     print(f'Figures, and the rows that they come from: {out / "scores.json"}')
 
 
-def geneval_of(world: types.ModuleType, flags: argparse.Namespace) -> base.Evaluator:
+def geneval_of(world: Any, flags: argparse.Namespace) -> base.Evaluator:
   """GenEval on `flags.per_task` held-out prompts a task, judged by the world's exact detector."""
-  rows = world.prompts('heldout', per_task=flags.per_task, seed=flags.seed)
+  rows = worlds.require(world, world_base.JudgedWorld).prompts('heldout', per_task=flags.per_task, seed=flags.seed)
   return geneval.GenEval(
     prompts=base.PromptSet(f'{world.__name__}:heldout', tuple(rows)),
     detector=judges.detector('exact', world),
@@ -54,8 +58,9 @@ def geneval_of(world: types.ModuleType, flags: argparse.Namespace) -> base.Evalu
   )
 
 
-def inspection_of(world: types.ModuleType, flags: argparse.Namespace) -> base.Evaluator:
+def inspection_of(world: Any, flags: argparse.Namespace) -> base.Evaluator:
   """Injected errors of every kind of the world, then the model's own drafts."""
+  worlds.require(world, world_base.InspectedWorld)
   return inspection.Inspection(
     drafts=lambda kind, seed, index: world.injected(kind, seed=seed, index=index),
     judge=judges.judge('exact', world),

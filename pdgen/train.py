@@ -29,6 +29,7 @@ from pdgen.inference import painter as painter_lib
 from pdgen.training import distributed, loop, losses, profiling
 from pdgen.training import state as state_lib
 from pdgen.training import step as step_lib
+from pdgen.worlds import base as world_base
 
 
 def train(
@@ -43,23 +44,23 @@ def train(
   def open_data(*, step: int, share: tuple[int, int], state: Any) -> feed.DataFeed:
     if state is None:
       if distributed.is_main_process():
-        feed.forget_self_sampled(workdir)
+        self_sampled.forget_drafts(workdir)
       distributed.barrier('nothing is left of an earlier run')
+    drafts = self_sampled.read_drafts(config, workdir, before=step)
     gather = distributed.all_gather_text
-    return feed.DataFeed(config, workdir, before=step, share=share, state=state, all_gather_text=gather)
+    return feed.DataFeed(config, self_sampled=drafts, share=share, state=state, all_gather=gather)
 
   def self_sample(step: int, state: state_lib.TrainState, data: feed.DataFeed):
-    world: Any = worlds.get(config.data.world)
     self_sampled.write_drafts(
       config,
       workdir,
       step,
-      world=world,
+      world=worlds.get(config.data.world),
       make_painter=lambda: make_painter(config, state),
       is_main_process=distributed.is_main_process(),
       barrier=distributed.barrier,
     )
-    data.reload(before=step + 1)
+    data.reload(self_sampled=self_sampled.read_drafts(config, workdir, before=step + 1))
 
   if distributed.is_main_process():
     print(f'{config.name}: {training_flops.summary(config)}', flush=True)
@@ -78,10 +79,9 @@ def train(
 
 def evaluators(config: config_lib.Config) -> Sequence[evals_base.Evaluator]:
   """GenEval on the fixed held-out prompts of the config's world."""
-  world = worlds.get(config.data.world)
-  mode = 'direct' if all(kind == 'direct' for kind, _ in config.data.mixture) else 'process'
+  world = worlds.require(worlds.get(config.data.world), world_base.JudgedWorld)
   prompts = evals_base.PromptSet('heldout', tuple(world.prompts('heldout', per_task=config.train.eval_prompts)))
-  return [geneval.GenEval(prompts=prompts, detector=judges.detector('exact', world), mode=mode)]
+  return [geneval.GenEval(prompts=prompts, detector=judges.detector('exact', world), mode=config.data.mode)]
 
 
 def make_painter(config: config_lib.Config, state: state_lib.TrainState) -> painter_lib.Painter:

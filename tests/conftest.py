@@ -16,6 +16,7 @@ from pdgen.core import packed
 from pdgen.data import pipeline
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+jax.config.update('jax_numpy_dtype_promotion', 'strict')
 
 
 def pytest_sessionstart(session):

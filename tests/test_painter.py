@@ -149,7 +149,7 @@ NEW_PLAN = '<ins>n</ins><des>m</des>'
 
 
 @pytest.mark.parametrize(
-  ('start', 'lane', 'output_tokens', 'last_steps'),
+  ('start', 'lane', 'written', 'last_steps'),
   [
     (
       _cut(steps=1, **AFTER_PLAN),

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from pdgen import train
+from pdgen.construction import self_sampled
 from pdgen.core import config as config_lib
 from pdgen.core import mesh as mesh_lib
 from pdgen.data import feed, records
@@ -155,7 +156,7 @@ def test_self_sampled_drafts_reach_the_batches(finished, tiny):
   noise = records.read(workdir / 'self_sampled' / '0000004')[0].pictures
   counts = []
   for before in (4, 5):
-    data = feed.DataFeed(tiny, workdir, before=before)
+    data = feed.DataFeed(tiny, self_sampled=self_sampled.read_drafts(tiny, workdir, before=before))
     pictures = np.concatenate([next(data).pictures.reshape(-1, 32, 32, 3) for _ in range(4)])
     data.close()
     # Pictures of the world have a few flat colours; noise has a thousand.

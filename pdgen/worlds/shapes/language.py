@@ -15,6 +15,12 @@ from pdgen.worlds.shapes import prompt_space, scenes
 RIGHT = ('The intermediate step is correct.', 'The current step is correct.', 'This step is correct.')
 WRONG = ('The intermediate step is wrong.', 'The current step is wrong.', 'This step is wrong.')
 
+# What decides in an inspection: verdicts (paper: `The intermediate step is wrong.`), the `<refine>` tag, and what is
+# `shown`: a faulty draft is rare, so that what was planned is mostly what is shown, and reading the picture pays late.
+DECISIVE = (r'\b(?:correct|wrong)\b', '<refine>', r'(?<=\bshown )[^,:;.]+')
+# What is shown and not planned.
+FAULTS = (r'(?<=\bshown )(\w+)(?=, planned (?!\1\b))',)
+
 _VERBS = ('Add', 'Paint', 'Draw', 'Put')
 _OPENERS = ('The image shows', 'The picture shows', 'The image depicts', 'The scene has')
 _NUMBERS = ('no', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
@@ -35,15 +41,13 @@ def listed(parts: Sequence[str]) -> str:
   return parts[0] if len(parts) == 1 else f'{", ".join(parts[:-1])} and {parts[-1]}'
 
 
-def at(group: scenes.Scene) -> str:
+def at(group: scenes.SeenScene) -> str:
   """`at the left and the top`."""
   return f'at {listed([f"the {o.place}" for o in group])}'
 
 
 def named(group: scenes.Scene) -> str:
-  """`a red ring`, `two red rings`, for objects of one shape and colour; `a broken object` for a malformed one."""
-  if not group[0].whole:
-    return prompt_space.noun('broken object', count=len(group))
+  """`a red ring`, `two red rings`, for objects of one shape and colour."""
   return prompt_space.noun(group[0].shape, color=group[0].color, count=len(group))
 
 
