@@ -21,6 +21,7 @@ from pdgen.core.trajectory import Step, Trajectory
 from pdgen.data import tokenizers
 from pdgen.evals import geneval
 from pdgen.inference import painter as painter_lib
+from pdgen.inference import timing
 from pdgen.weights import exported
 from pdgen.worlds import shapes
 from pdgen.worlds.shapes import renderer, scenes
@@ -227,13 +228,13 @@ def test_benchmark_splits_the_time_and_compiles_once(checkpoint, tmp_path, capsy
   assert [r['batch_size'] for r in rows] == [r['trajectories'] for r in rows] == [1, 3]
   for row in rows:
     assert row['compiled_again'] == 0 and row['text'] > 0 and row['denoising'] > 0
-    assert sum(row[part] for part in (*benchmark.PHASES, 'other')) == pytest.approx(row['seconds'])
+    assert sum(row[part] for part in (*timing.PHASES, 'other')) == pytest.approx(row['seconds'])
     assert row['rounds'] >= 1 and row['pictures'] >= row['batch_size']
   assert len(printed.read().splitlines()) == 4
 
 
 def test_a_painter_that_compiles_every_time_is_told():
-  row = dict.fromkeys((*benchmark.PHASES, 'other'), 0.2)
+  row = dict.fromkeys((*timing.PHASES, 'other'), 0.2)
   row |= dict(batch_size=1, trajectories=1, pictures=1, seconds=1.0, compile=2.0)
   assert 'COMPILED AGAIN: 2' in benchmark._line({**row, 'compiled_again': 2})
   assert 'AGAIN' not in benchmark._line({**row, 'compiled_again': 0})
