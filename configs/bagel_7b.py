@@ -3,8 +3,8 @@
 python -m pdgen.convert import --from=BAGEL-7B-MoT --to=checkpoints/bagel --image_size=512
 python -m pdgen.train --config=configs/bagel_7b.py --workdir=out/bagel_7b
 
-Its data are trajectories of 512-pixel pictures, which no world of pdgen makes yet: until one does, this says what the
-recipe is, and what the sizes are that it must be compiled for.
+Its data are a record set of trajectories of 512-pixel pictures (`pdgen/data/records.py`) in data/trajectories, or
+wherever --config.data.sources="('records:FOLDER',)" says.
 """
 
 from pdgen.core import config
@@ -18,6 +18,7 @@ def get_config():
       name='bagel_7b',
       model=model,
       data=config.DataConfig(
+        sources=(config.SourceConfig(kind='records', name='data/trajectories'),),
         tokenizer='checkpoints/bagel/source',
         batch_size=8,
         # Together 33,000 tokens a row (paper). A picture takes 2 x 1,024 gen tokens and 1,375 und tokens, and its words

@@ -4,6 +4,7 @@ python -m pdgen.train --config=configs/shapes.py --workdir=out/shapes
 """
 
 from pdgen.core import config
+from pdgen.worlds import shapes
 
 
 def get_config():
@@ -12,13 +13,23 @@ def get_config():
     drop_text=0.1,
     verdict_weight=4.0,  # A handful of tokens decides whether a fault is found.
     fault_weight=3.0,
+    decisive=shapes.DECISIVE,
+    faults=shapes.FAULTS,
   )
   return config.to_config_dict(
     config.Config(
       name='shapes',
       model=config.ModelConfig(prediction='x', min_t=0.2, attention='blockwise', scan_layers=False),
       data=config.DataConfig(
-        mixture=(('multi_turn', 0.33), ('conflict', 0.21), ('misalignment', 0.42), ('direct', 0.04)),
+        sources=(
+          config.SourceConfig(
+            kind='world',
+            name='shapes',
+            weight=0.75,
+            mixture=(('multi_turn', 0.33), ('conflict', 0.21), ('misalignment', 0.42), ('direct', 0.04)),
+          ),
+          config.SourceConfig(kind='self_sampled', weight=0.25),
+        ),
         sequence=sequence,
         batch_size=4,
         und_tokens=768,

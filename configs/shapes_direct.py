@@ -11,7 +11,7 @@ def get_config():
   shapes = runpy.run_path(str(pathlib.Path(__file__).with_name('shapes.py')))
   config = shapes['get_config']()
   config.name = 'shapes_direct'
-  config.data.mixture = (('direct', 1.0),)
+  config.data.sources = ({'kind': 'world', 'name': 'shapes', 'mixture': (('direct', 1.0),)},)
   # A direct trajectory is 17 und and 64 gen tokens: other budgets fill the rows. 8 x 656 tokens are about 4 x 1,168.
   config.data.batch_size = 8
   config.data.und_tokens = 144

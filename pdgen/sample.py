@@ -17,8 +17,6 @@ from pdgen.core import trajectory as trajectory_lib
 from pdgen.evals import geneval
 from pdgen.viewing import gallery, report
 
-_ALL_PROMPTS = 3000  # a task; more than any task has
-
 
 def main(arguments: Sequence[str] | None = None):
   """The command line."""
@@ -59,9 +57,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _row(prompt: str, world: types.ModuleType | None) -> dict[str, Any]:
   """GenEval's row of a typed prompt, if it is one of the world's own; else the prompt alone, which cannot be judged."""
-  splits = ('train', 'heldout') if world else ()
-  known = (m for split in splits for m in world.prompts(split, per_task=_ALL_PROMPTS))
-  return next((m for m in known if m['prompt'] == prompt), {'prompt': prompt})
+  spec = world.parse(prompt) if world else None
+  return {'prompt': prompt} if spec is None else spec.to_row(prompt)
 
 
 def _asked(row: dict[str, Any]) -> trajectory_lib.Trajectory:

@@ -29,7 +29,9 @@ def tiny_config() -> config_lib.Config:
     codec=config_lib.CodecConfig(patch=16),
     max_latent_size=2,
   )
-  sequence = config_lib.SequenceConfig(noised_copies=2, verdict_weight=4.0)
+  sequence = config_lib.SequenceConfig(
+    noised_copies=2, verdict_weight=4.0, decisive=(r'\b(?:correct|wrong)\b', '<refine>')
+  )
   data = config_lib.DataConfig(
     sequence=sequence, batch_size=8, und_tokens=640, gen_tokens=128, pictures=16, packing_bins=2, prefetch=1
   )

@@ -14,10 +14,9 @@ import fcntl
 import json
 import pathlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
-import grain
 import jax
 import numpy as np
 from absl import app, flags, logging
@@ -27,10 +26,9 @@ from pdgen import worlds
 from pdgen.core import config as config_lib
 from pdgen.core import mesh as mesh_lib
 from pdgen.core import rng as rng_lib
-from pdgen.core import trajectory as trajectory_lib
 from pdgen.core import trees
 from pdgen.cost import training_flops
-from pdgen.data import legacy_store, pipeline, records, tokenizers
+from pdgen.data import feed, legacy_store, pipeline, records, sources, tokenizers
 from pdgen.inference import painter as painter_lib
 from pdgen.models import interleaved
 from pdgen.models import params as params_lib
@@ -61,20 +59,26 @@ def train(config: config_lib.Config, workdir: pathlib.Path) -> state_lib.TrainSt
       checkpoints.Checkpointer(workdir / run_checkpoints.CHECKPOINTS, keep=cfg.keep_checkpoints)
     )
     if saved.latest is None:
-      state, start, position = state_lib.init_state(config, mesh, _weights(config, mesh)), 0, None
+      state, start, data_state = state_lib.init_state(config, mesh, _weights(config, mesh)), 0, None
       # Left by a run that ended before its first checkpoint, maybe of another configuration.
       if distributed.is_main_process():
         shutil.rmtree(_self_sampled_file(workdir, 0).parent, ignore_errors=True)
       distributed.barrier('nothing is left of an earlier run')
     else:
       restored = saved.restore(state_lib.abstract_on_mesh(config, mesh), config=config)
-      state, start, position = restored.state, restored.step, restored.data
+      state, start, data_state = restored.state, restored.step, restored.data
       print(f'Resuming from step {start} of {workdir}.', flush=True)
     if distributed.is_main_process():
       (workdir / 'config.json').write_text(json.dumps(exported.as_json(config), indent=2) + '\n')
 
     # 3. Data, with the self-sampled sources that the run had before this step.
-    data = _Data(config, workdir, share=mesh_lib.data_shard(mesh), before=start, position=position)
+    data = feed.DataFeed(
+      config,
+      self_sampled=_own_drafts(config, workdir, before=start),
+      share=mesh_lib.data_shard(mesh),
+      state=data_state,
+      all_gather=distributed.all_gather_text,
+    )
     stack.callback(lambda: data.close())
 
     # 4. What is written.
@@ -91,14 +95,14 @@ def train(config: config_lib.Config, workdir: pathlib.Path) -> state_lib.TrainSt
       stop = stopping(step)
       if step > start and _due(step, cfg.checkpoint_every) or stop:
         with reports.paused():
-          saved.save(state, data=data.position(), config=config)
+          saved.save(state, data=data.state(), config=config)
       if stop:
         print(f'SIGTERM: saved step {step}. The same command goes on from there.', flush=True)
         return state
       if step in cfg.self_sample_steps:
         with reports.paused():
           _self_sample(config, state, step, workdir)
-          data.reload(before=step + 1)
+          data.reload(self_sampled=_own_drafts(config, workdir, before=step + 1))
       state, step_metrics = train_step(state, mesh_lib.put_batch(next(data), mesh))
       reports.step(step_metrics)
 
@@ -106,7 +110,7 @@ def train(config: config_lib.Config, workdir: pathlib.Path) -> state_lib.TrainSt
     with reports.paused():
       if cfg.eval_every and start < cfg.steps:
         reports.evaluation(cfg.steps, *_evaluate(config, state, cfg.steps))
-      saved.save(state, data=data.position(), config=config)
+      saved.save(state, data=data.state(), config=config)
     averaged = jax.tree.map(distributed.fully_gathered, state.averaged())
     if distributed.is_main_process():
       tokenizer = _tokenizer_file(config.data.tokenizer)
@@ -134,49 +138,10 @@ def _alone_in(workdir: pathlib.Path) -> Iterator[None]:
     yield
 
 
-class _Data:
-  """The batches, from the world and from what the model has painted itself so far."""
-
-  def __init__(
-    self,
-    config: config_lib.Config,
-    workdir: pathlib.Path,
-    *,
-    before: int,
-    share: tuple[int, int] = (0, 1),
-    position: Any = None,
-  ):
-    """before: self-sampled files of earlier steps are sources. share: of the rows that this process makes, and how many
-    there are. position: to go on from, of the data of all processes, however many they were."""
-    self._config, self._workdir, self._share = config, workdir, share
-    self._batches = self._open(before, position)
-
-  def __next__(self):
-    return next(self._batches)
-
-  def position(self) -> Any:
-    """JSON; where the next batch of all processes stands. All of them must call it."""
-    mine = json.dumps({'share': self._share[0], 'position': self._batches.get_state()})
-    everyone = {one['share']: one['position'] for one in map(json.loads, distributed.all_gather_text(mine))}
-    return pipeline.merge_states([everyone[share] for share in sorted(everyone)])
-
-  def reload(self, *, before: int):
-    """Goes on at the same place with the sources of all steps before that one."""
-    position = self.position()
-    self.close()
-    self._batches = self._open(before, position)
-
-  def close(self):
-    self._batches.close()
-
-  def _open(self, before: int, position: Any) -> grain.DatasetIterator:
-    steps = sorted(s for s in self._config.train.self_sample_steps if s < before)
-    sources = [_self_sampled(self._workdir, s) for s in steps]
-    options = dict(process_index=self._share[0], process_count=self._share[1])
-    batches = pipeline.batches(self._config, sources=sources, **options)
-    if position is not None:
-      batches.set_state(pipeline.split_state(position, **options))
-    return batches
+def _own_drafts(config: config_lib.Config, workdir: pathlib.Path, *, before: int) -> list[sources.Source]:
+  """The self-sampled trajectories of the steps before that one."""
+  steps = sorted(step for step in config.train.self_sample_steps if step < before)
+  return [_self_sampled(workdir, step) for step in steps]
 
 
 class _Reports:
@@ -239,9 +204,8 @@ def _evaluate(config: config_lib.Config, state: state_lib.TrainState, step: int)
   from pdgen.viewing import gallery
 
   world = worlds.get(config.data.world)
-  mode = 'direct' if all(kind == 'direct' for kind, _ in config.data.mixture) else 'process'
   prompts = world.prompts('heldout', per_task=config.train.eval_prompts)
-  result = _painter(config, state).sample([p['prompt'] for p in prompts], mode=mode, seed=0)
+  result = _painter(config, state).sample([p['prompt'] for p in prompts], mode=config.data.mode, seed=0)
   pictures = geneval.last_pictures(result.trajectories, size=config.model.image_size)
   report = geneval.score(prompts, pictures, world.detect)
   scalars = {f'geneval/{task}': r.value for task, r in report.tasks.items()}
@@ -310,10 +274,10 @@ def _self_sampled_file(workdir: pathlib.Path, step: int) -> pathlib.Path:
   return workdir / 'self_sampled' / f'{step:07d}'
 
 
-def _self_sampled(workdir: pathlib.Path, step: int) -> Sequence[trajectory_lib.Trajectory]:
+def _self_sampled(workdir: pathlib.Path, step: int) -> sources.Source:
   file = _self_sampled_file(workdir, step)
   older = file.with_suffix('.npz')  # Of a run that began with an earlier version.
-  return legacy_store.read_npz(older) if older.is_file() else records.Reader(file)
+  return sources.ListSource(legacy_store.read_npz(older)) if older.is_file() else sources.RecordSource(str(file))
 
 
 def _tokenizer_file(name_or_path: str) -> pathlib.Path:

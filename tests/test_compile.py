@@ -16,12 +16,11 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from support import toy
 
-from pdgen import compile as compile_lib
 from pdgen import testing
 from pdgen.core import config as config_lib
 from pdgen.core import mesh as mesh_lib
 from pdgen.core import trees
-from pdgen.cost import accelerators, hlo
+from pdgen.cost import accelerators, aot, hlo
 from pdgen.models import interleaved, partition
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -42,7 +41,7 @@ def small(tiny):
 
 @pytest.fixture(scope='module')
 def reports(small):
-  return {program: compile_lib.report(small, EIGHT, program=program) for program in ('train', 'sample')}
+  return {program: aot.report(small, EIGHT, program=program) for program in ('train', 'sample')}
 
 
 def test_bytes_are_those_of_the_arrays(reports, small):
@@ -78,15 +77,15 @@ def test_reports_are_those_of_the_files(reports, program):
 def test_depth_does_not_change_the_size_of_the_programs(small):
   deeper = dataclasses.replace(small, model=dataclasses.replace(small.model, depth=5))
   mesh = mesh_lib.make_mesh(small.mesh)
-  for lowering in (compile_lib._train, lambda config, mesh: compile_lib._sample(config, mesh, 8)):
-    sizes = [lowering(config, mesh)[0]().as_text().count('\n') for config in (small, deeper)]
+  for lowering in (aot.train_program, lambda config, mesh: aot.sample_program(config, mesh, 8)):
+    sizes = [lowering(config, mesh).lower().as_text().count('\n') for config in (small, deeper)]
     assert sizes[0] == sizes[1]
 
 
 def test_copies_of_a_model_sample_apart(tiny):
   """Each device paints its own trajectories; all that they tell each other is whether a loop goes on."""
   apart = dataclasses.replace(tiny, model=toy.WITH_VAE, mesh=config_lib.MeshConfig(data=8))
-  sent = compile_lib.report(apart, EIGHT, program='sample')['collectives']
+  sent = aot.report(apart, EIGHT, program='sample')['collectives']
   assert sent.keys() == {'all-reduce'} and sent['all-reduce']['bytes'] < 16
 
 
@@ -201,15 +200,15 @@ def test_targets():
 def test_without_the_compiler_it_says_what_to_install(monkeypatch, target, extra):
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
   with pytest.raises(ModuleNotFoundError, match=rf"pip install 'pdgen\[{extra}\]'"):
-    compile_lib.devices(accelerators.parse(target))
+    aot.devices(accelerators.parse(target))
 
 
 def test_what_does_not_fit_is_told_what_to_change(small):
   h100 = accelerators.parse('h100:8')
   large = {'parameters': 70 * 2**30, 'optimizer': 0, 'ema': 0}
-  assert 'freeze' in compile_lib.advice(small, large, h100, 'train')[0]
+  assert 'freeze' in aot.advice(small, large, h100, 'train')[0]
   plain = dataclasses.replace(small, model=dataclasses.replace(small.model, attention='reference', remat='none'))
-  first = compile_lib.advice(plain, {'parameters': 2**30}, h100, 'train')[:2]
+  first = aot.advice(plain, {'parameters': 2**30}, h100, 'train')[:2]
   assert 'attention=blockwise' in first[0] and 'remat=full' in first[1]
 
 
@@ -222,5 +221,5 @@ def test_the_command_line_names_what_is_wrong():
 if __name__ == '__main__':
   GOLDEN.mkdir(exist_ok=True)
   for name in ('train', 'sample'):
-    written = json.dumps(compile_lib.report(smallest(testing.tiny_config()), EIGHT, program=name), indent=1)
+    written = json.dumps(aot.report(smallest(testing.tiny_config()), EIGHT, program=name), indent=1)
     (GOLDEN / f'tiny-cpu-8-{name}.json').write_text(written + '\n')

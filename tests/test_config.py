@@ -1,5 +1,7 @@
 """Values of a config that cannot be are named when it is made, not in the middle of a run."""
 
+import json
+import pathlib
 import re
 
 import pytest
@@ -23,7 +25,7 @@ from pdgen.core import config
     (config.TrainConfig, 'learning_rate', float('nan'), 'config.train.learning_rate=nan is too small'),
     (config.TrainConfig, 'ema_decay', 1.0, 'config.train.ema_decay=1.0 is not in [0, 1)'),
     (config.DataConfig, 'batch_size', 0, 'config.data.batch_size=0 is too small'),
-    (config.DataConfig, 'self_share', 1.5, 'config.data.self_share=1.5 is not in [0, 1]'),
+    (config.DataConfig, 'too_long', 'cut', "config.data.too_long='cut'. Known: ['raise', 'skip']"),
   ],
 )
 def test_what_cannot_be_is_named(kind, field, value, words):
@@ -43,6 +45,58 @@ def test_what_cannot_be_is_named(kind, field, value, words):
 def test_keys_and_types_that_are_not_the_configs_are_named(values, error, words):
   with pytest.raises(error, match=re.escape(words)):
     config.from_config_dict(values)
+
+
+@pytest.mark.parametrize(
+  ('text', 'words'),
+  [
+    (
+      'wrold:shapes',
+      "Unknown kind of source 'wrold' in config.data.sources. Known: ['world', 'records', 'self_sampled']",
+    ),
+    ('records', 'a world or a record set needs a name, self_sampled has none'),
+    ('self_sampled:x', 'a world or a record set needs a name, self_sampled has none'),
+    ('world:shapes*0', 'the weight must be above 0'),
+  ],
+)
+def test_sources_that_cannot_be_are_named(text, words):
+  with pytest.raises(ValueError, match=re.escape(words)):
+    config.SourceConfig.parse(text)
+
+
+@pytest.mark.parametrize(
+  ('sizes', 'vit', 'words'),
+  [
+    (((24, 30),), None, 'sides are multiples of 8 pixels'),
+    (((24, 64),), None, 'at most 32 (model.max_latent_size patches)'),
+    (((24, 32),), config.VitConfig(), 'need a budget for the ViT: data.vit_tokens'),
+  ],
+)
+def test_picture_sizes_that_do_not_fit_the_model_are_named(sizes, vit, words):
+  with pytest.raises(ValueError, match=re.escape(words)):
+    config.Config(model=config.ModelConfig(vit=vit), data=config.DataConfig(picture_sizes=sizes))
+
+
+def test_the_canvas_is_the_largest_of_each_side():
+  assert config.Config().canvas is None
+  sizes = ((16, 40), (24, 8))
+  model = config.ModelConfig(image_size=16, max_latent_size=5)
+  assert config.Config(model=model, data=config.DataConfig(picture_sizes=sizes)).canvas == (24, 40)
+
+
+def test_configs_of_the_first_format_are_read():
+  """The file is the config.json of a model that version dbb0ef8 exported."""
+  manifest = json.loads((pathlib.Path(__file__).parent / 'data' / 'config_format1.json').read_text())
+  assert manifest['format'] == 1
+  read = config.from_config_dict(config.upgrade(manifest['config'], 1))
+  assert read.sampling.contiguous_positions and read.data.sequence.verdict_weight == 4.0
+  assert read.data.sequence.decisive[1] == '<refine>' and len(read.data.sequence.faults) == 2
+  own, made = read.data.sources[1], read.data.sources[0]
+  assert (own.kind, own.weight) == ('self_sampled', 0.25)
+  assert (made.kind, made.name, made.weight, made.mixture[0]) == ('world', 'shapes', 0.75, ('multi_turn', 0.33))
+  assert config.from_config_dict(config.upgrade(config.to_config_dict(read).to_dict(), config.FORMAT)) == read
+  with pytest.raises(ValueError, match='this version of pdgen reads 1 to'):
+    config.upgrade(manifest['config'], config.FORMAT + 1)
 
 
 @pytest.mark.parametrize('name', ['', 'shape', 'shapes.scenes', 'os'])

@@ -118,7 +118,7 @@ def test_two_processes_train_as_one_and_each_goes_on_from_the_others_checkpoint(
 def test_processes_that_were_started_differently_say_who_and_in_what(tmp_path):
   for code, output in two(tmp_path, second={'train.learning_rate': '2e-3'}):
     assert code != 0
-    assert f"process 1 ({socket.gethostname()}) has config/train/learning_rate '0.002', process 0 has '0.001'" in output
+    assert f"config/train/learning_rate: '0.002' in process 1 ({socket.gethostname()}), '0.001' in 0" in output
   assert not (tmp_path / 'checkpoints').exists() or not list((tmp_path / 'checkpoints').iterdir())
 
 
@@ -162,10 +162,8 @@ def test_half_an_address_is_an_error():
 
 def test_differences_name_the_few_that_are_not_as_most():
   everyone = [('a', {'code': '1', 'data': 'x'}), ('b', {'code': '2', 'data': 'x'}), ('c', {'code': '1', 'data': 'x'})]
-  assert distributed.disagreements(everyone) == ["process 1 (b) has code '2', processes 0, 2 have '1'"]
-  assert distributed.disagreements([('a', {'n': '1'}), ('b', {})]) == [
-    "process 1 (b) has n 'absent', process 0 has '1'"
-  ]
+  assert distributed.disagreements(everyone) == ["code: '2' in process 1 (b), '1' in 0, 2"]
+  assert distributed.disagreements([('a', {'n': '1'}), ('b', {})]) == ["n: 'absent' in process 1 (b), '1' in 0"]
   assert distributed.disagreements(everyone[:1]) == []
 
 

@@ -126,7 +126,7 @@ def test_chunks_that_nobody_sees_are_not_read():
   ones = np.ones((2, 1), np.int32)
   query = packed.TokenMeta(ones, ones, ones, 0 * ones, 0 * ones, ones)
   chunks = decode.prepare(query, cache)
-  assert chunks.order[: int(chunks.count)].tolist() == [1, 4]
+  assert chunks.order[: int(chunks.num_visible)].tolist() == [1, 4]
 
   rng = np.random.default_rng(0)
   q, k, v = (jnp.asarray(rng.normal(size=(2, 1, *heads)), jnp.float32) for _ in range(3))

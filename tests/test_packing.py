@@ -29,7 +29,7 @@ def _sample(seed, *, words=12):
 
 
 def _dataset(count, *, bins=4, budgets=BUDGETS, make=_sample):
-  return packing.PackIterDataset(grain.MapDataset.range(count).map(make), budgets=budgets, bins=bins)
+  return packing.PackIterDataset(grain.MapDataset.range(count).map(make), budget=budgets, bins=bins)
 
 
 def _unpack(row):

@@ -71,9 +71,9 @@ def test_where_a_noised_copy_stands():
   state, cfg = _state(), golden_folder.model_config()
   start = int(state.order[0])
   branches = [
-    (spans.FULL, state.order - 1, state.position),
-    (spans.FULL, state.picture_order, state.picture_position),
-    (spans.TEXT_ONLY, state.order - 1, state.text_position),
+    spans.Branch(spans.FULL, state.order - 1, state.position),
+    spans.Branch(spans.FULL, state.picture_order, state.picture_position),
+    spans.Branch(spans.TEXT_ONLY, state.order - 1, state.text_position),
   ]
   und, gen = spans.noised_copies(cfg, golden_folder.specials(), jnp.array([True]), branches, state.order, _grid(FLOW))
   q = gen.patch.shape[1] // 3

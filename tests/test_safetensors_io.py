@@ -63,7 +63,7 @@ def test_what_is_written_is_a_safetensors_file(tensors, tmp_path):
   assert all(read[n].tobytes() == np.asarray(x).tobytes() for n, x in tensors.items())
   assert len(header) % 8 == 0 and safetensors_io.tensor_infos(header) == kinds
   assert safetensors_io.names_in_order(header) == list(tensors)
-  with pytest.raises(ValueError, match='its header tells of'):
+  with pytest.raises(ValueError, match='its header says'):
     safetensors_io.write(tmp_path / 'x', header, [tensors['a']])
 
 
@@ -72,7 +72,7 @@ def test_a_damaged_or_foreign_file_is_named(tensors, tmp_path):
   safetensors.numpy.save_file({'a': tensors['a']}, path)
   good = path.read_bytes()
   for bad, words in (
-    (good[:-1], 'its header tells of'),
+    (good[:-1], 'its header says'),
     (good[:20], 'cut short'),
     (good.replace(b'"shape"', b'"sharp"', 1), 'is damaged'),
     (good.replace(b'[3,40,24]', b'[3,40,25]', 1), 'does not fit its place'),

@@ -266,7 +266,7 @@ def test_conflicting_plans_contradict_the_prompt():
 def test_shares_of_errors_detours_tasks_and_pictures():
   made = _made(4000)
   share = collections.Counter(e for t in made for e in set(t.provenance.errors))
-  mixture = runpy.run_path(str(ROOT / 'configs' / 'shapes.py'))['get_config']().data.mixture
+  mixture = runpy.run_path(str(ROOT / 'configs' / 'shapes.py'))['get_config']().data.sources[0]['mixture']
   with_error = collections.Counter((t.provenance.kind, e) for t in made for e in set(t.provenance.errors))
   of_kind = collections.Counter(t.provenance.kind for t in made)
   for error in shapes.ERROR_KINDS:

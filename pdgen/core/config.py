@@ -5,34 +5,22 @@ Frozen dataclasses: hashable, so that they can be static arguments of compiled f
 """
 
 import dataclasses
-import re
 from typing import Any
 
 import ml_collections
 
 from pdgen.core import dataclass_io, packed
+from pdgen.core.data_config import DataConfig as DataConfig
+from pdgen.core.data_config import SequenceConfig as SequenceConfig
+from pdgen.core.data_config import SourceConfig as SourceConfig
 from pdgen.core.model_config import CodecConfig as CodecConfig
 from pdgen.core.model_config import LoraConfig as LoraConfig
 from pdgen.core.model_config import ModelConfig as ModelConfig
 from pdgen.core.model_config import VaeConfig as VaeConfig
 from pdgen.core.model_config import VitConfig as VitConfig
 
-_FROZEN = dict(frozen=True, kw_only=True)
 
-
-def _at_least(section: Any, name: str, **least: float):
-  """Raises ValueError naming the first field that is less than it must be."""
-  for field, bound in least.items():
-    if not getattr(section, field) >= bound:
-      raise ValueError(f'config.{name}.{field}={getattr(section, field)} is too small: it is at least {bound}.')
-
-
-def _positive(section: Any, name: str, field: str):
-  if not getattr(section, field) > 0:
-    raise ValueError(f'config.{name}.{field}={getattr(section, field)}: it must be more than 0.')
-
-
-@dataclasses.dataclass(**_FROZEN)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Specials:
   """Ids of the tokens that structure the sequence. Text typed by a user is never parsed into them.
 
@@ -52,107 +40,7 @@ class Specials:
   refine_end: int
 
 
-@dataclasses.dataclass(**_FROZEN)
-class SequenceConfig:
-  """How a trajectory becomes tokens (design: "The sequence").
-
-  Attributes:
-    opening: words before the prompt in process mode (paper).
-    direct_opening: words before the prompt in direct mode.
-    noised_copies: noised copies of one target picture that share one context, each with its own timestep.
-    drop_text: probability, for each noised copy, of not seeing the texts since the picture before (for the first
-      picture: the prompt too), as the text-dropped branch of guidance does.
-    drop_clean, drop_vit: probability, for each sample, that its clean (its ViT) copies are left out. Where a
-      picture keeps neither, the texts after it carry no cross-entropy: they would teach to write unseen.
-    plan_weight, inspection_weight: cross-entropy weight of the tokens of plans and of inspections.
-    verdict_weight: of what decides: the decisive words of an inspection, and whether a draft ends the trajectory.
-    decisive: regular expressions; what they match in an inspection is decisive. As they stand: verdicts (paper: `The
-      intermediate step is wrong.`), the `<refine>` tag, and what is `shown`: a faulty draft is rare, so that what was
-      planned is mostly what is shown, and reading the picture pays late.
-    fault_weight: factor on the weight of what `faults` match in an inspection. As they stand: what is shown and not
-      planned. Most words are shown as planned, so that a model in doubt repeats the plan; this makes the odds for that
-      so many times smaller, at the price of false alarms.
-    faults: regular expressions.
-    boundary_weight: of the boundary labels (what comes after a text or a picture).
-    length_weighting: divide the weights of a text by sqrt(its tokens) (BAGEL's ce_loss_reweighting).
-    learn_rejected_drafts: flow loss on drafts that their own inspection rejects (ours: no).
-    learn_rejected_plans: cross-entropy on plans that their own inspection rejects (ours: no).
-  """
-
-  opening: str = 'Please create the image step-by-step: '
-  direct_opening: str = ''
-  noised_copies: int = 1
-  drop_text: float = 0.1
-  drop_clean: float = 0.0
-  drop_vit: float = 0.0
-  plan_weight: float = 1.0
-  inspection_weight: float = 1.0
-  verdict_weight: float = 1.0
-  decisive: tuple[str, ...] = (r'\b(?:correct|wrong)\b', '<refine>', r'(?<=\bshown )[^,:;.]+')
-  fault_weight: float = 1.0
-  faults: tuple[str, ...] = (r'(?<=\bshown )(\w+)(?=, planned (?!\1\b))',)
-  boundary_weight: float = 1.0
-  length_weighting: bool = False
-  learn_rejected_drafts: bool = False
-  learn_rejected_plans: bool = False
-
-  def __post_init__(self):
-    for name in ('decisive', 'faults'):
-      for pattern in getattr(self, name):
-        try:
-          re.compile(pattern)
-        except re.error as e:
-          raise ValueError(f'{pattern!r} in config.data.sequence.{name} is no regular expression: {e}.') from e
-
-
-@dataclasses.dataclass(**_FROZEN)
-class DataConfig:
-  """Which trajectories, and how they are packed.
-
-  Attributes:
-    world: name of the world that makes trajectories (`shapes`); empty: none, the model can only be sampled.
-    tokenizer: name of a shipped tokenizer, or a path that `data.tokenizer.load` takes.
-    mixture: (kind, share) of the world's trajectory kinds; shares are normalised.
-    sequence: see SequenceConfig.
-    batch_size: packed rows a step, over all processes.
-    und_tokens, gen_tokens, pictures: budgets of a row. Both token budgets fill up only when their ratio is that of the
-      data: `python -m pdgen.data.pipeline` prints it.
-    picture_sizes: (height, width) in pixels that pictures may have besides the model's own size: multiples of the
-      codec's patch, within the position table. A batch's canvas is the largest of each side, and costs memory and
-      encoding for every picture. Empty: all are of the model's own size.
-    vit_tokens: budget of ViT patches of a row where pictures have other sizes and the model has a ViT.
-    packing_bins: rows' worth of samples that wait for the packer; more, fuller rows, more latency on the first batch.
-    shards: packers that the rows of a batch are dealt out to, and that the processes of a run share out: it may go on
-      with any number of processes that divides them. Another number of shards makes other batches.
-    workers: worker processes; 0 makes the data in a thread of the main process.
-    prefetch: batches made ahead.
-    self_share: share of self-sampled trajectories once there are some (see TrainConfig.self_sample_steps).
-  """
-
-  world: str = 'shapes'
-  tokenizer: str = 'shapes'
-  mixture: tuple[tuple[str, float], ...] = (('multi_turn', 0.5), ('conflict', 0.25), ('misalignment', 0.25))
-  sequence: SequenceConfig = SequenceConfig()
-  batch_size: int = 4
-  und_tokens: int = 768
-  gen_tokens: int = 232
-  pictures: int = 20
-  picture_sizes: tuple[tuple[int, int], ...] = ()
-  vit_tokens: int = 0
-  packing_bins: int = 16
-  shards: int = 1
-  workers: int = 0
-  prefetch: int = 4
-  self_share: float = 0.25
-
-  def __post_init__(self):
-    _at_least(self, 'data', batch_size=1, und_tokens=1, gen_tokens=0, pictures=0, vit_tokens=0, packing_bins=1)
-    _at_least(self, 'data', shards=1, workers=0, prefetch=0)
-    if not 0 <= self.self_share <= 1:
-      raise ValueError(f'config.data.self_share={self.self_share} is not in [0, 1].')
-
-
-@dataclasses.dataclass(**_FROZEN)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
   """Optimisation and what is written on the way.
 
@@ -203,14 +91,16 @@ class TrainConfig:
   max_bad_steps: int = 10
 
   def __post_init__(self):
-    _at_least(self, 'train', steps=1, log_every=0, eval_every=0, checkpoint_every=0, keep_checkpoints=1, eval_prompts=1)
-    _at_least(self, 'train', warmup_steps=0, loss_chunk=0, self_samples=1, max_bad_steps=1, learning_rate=0)
-    _positive(self, 'train', 'timestep_shift')
+    dataclass_io.at_least(
+      self, 'train', steps=1, log_every=0, eval_every=0, checkpoint_every=0, keep_checkpoints=1, eval_prompts=1
+    )
+    dataclass_io.at_least(self, 'train', warmup_steps=0, loss_chunk=0, self_samples=1, max_bad_steps=1, learning_rate=0)
+    dataclass_io.positive(self, 'train', 'timestep_shift')
     if not 0 <= self.ema_decay < 1:
       raise ValueError(f'config.train.ema_decay={self.ema_decay} is not in [0, 1).')
 
 
-@dataclasses.dataclass(**_FROZEN)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
   """How trajectories are sampled.
 
@@ -250,15 +140,17 @@ class SamplingConfig:
   def __post_init__(self):
     if self.renorm not in ('none', 'global', 'channel', 'text_channel'):
       raise ValueError(f"Unknown renorm {self.renorm!r}. Known: ['none', 'global', 'channel', 'text_channel']")
-    _at_least(self, 'sampling', max_pictures=1, max_text_tokens=1, max_tokens=1, flow_steps=1, temperature=0)
-    _positive(self, 'sampling', 'timestep_shift')
+    dataclass_io.at_least(
+      self, 'sampling', max_pictures=1, max_text_tokens=1, max_tokens=1, flow_steps=1, temperature=0
+    )
+    dataclass_io.positive(self, 'sampling', 'timestep_shift')
     if len(self.guidance_interval) != 2 or self.guidance_interval[0] > self.guidance_interval[1]:
       raise ValueError(
         f'config.sampling.guidance_interval={self.guidance_interval}: give two times, the lower one first.'
       )
 
 
-@dataclasses.dataclass(**_FROZEN)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
   """Devices along each mesh axis; -1 once: all that remain.
 
@@ -275,7 +167,7 @@ class MeshConfig:
   cpu_devices: int = 1
 
 
-@dataclasses.dataclass(**_FROZEN)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
   """One experiment: everything that a run is made of."""
 
@@ -346,10 +238,14 @@ def upgrade(values: dict[str, Any], format: int) -> dict[str, Any]:
 
 
 def _upgrade_1(values: dict[str, Any]) -> dict[str, Any]:
-  sampling = dict(values.get('sampling', {}))
+  sampling, data = dict(values.get('sampling', {})), dict(values.get('data', {}))
   if 'closed_positions' in sampling:
     sampling['contiguous_positions'] = sampling.pop('closed_positions')
-  return {**values, 'sampling': sampling}
+  world, mixture, share = data.pop('world', ''), data.pop('mixture', ()), data.pop('self_share', 0.25)
+  own = [{'kind': 'self_sampled', 'name': '', 'weight': share, 'mixture': []}] if share else []
+  made = [{'kind': 'world', 'name': world, 'weight': 1 - share, 'mixture': mixture}] if share < 1 else []
+  data['sources'] = made + own if world else []
+  return {**values, 'sampling': sampling, 'data': data}
 
 
 def to_config_dict(config: Config) -> ml_collections.ConfigDict:

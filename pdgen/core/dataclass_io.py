@@ -1,4 +1,4 @@
-"""Frozen dataclasses to nested dicts and back, with types checked on the way in."""
+"""Frozen dataclasses to nested dicts and back, types checked on the way in; bounds of their fields."""
 
 import dataclasses
 import types
@@ -7,9 +7,11 @@ from typing import Any
 
 
 def to_dict(value: Any) -> Any:
-  """Dataclasses to dicts, at every depth; all else stays as it is."""
+  """Dataclasses to dicts, at every depth and in tuples; all else stays as it is."""
   if dataclasses.is_dataclass(value):
     return {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
+  if isinstance(value, tuple):
+    return tuple(map(to_dict, value))
   return value
 
 
@@ -30,11 +32,14 @@ def _coerce(hint: Any, value: Any, *, path: str) -> Any:
     if value is None:
       return None
     hint = next(a for a in typing.get_args(hint) if a is not type(None))
-  if dataclasses.is_dataclass(hint):
+  if isinstance(hint, type) and dataclasses.is_dataclass(hint):
     if not isinstance(value, dict):
       raise ValueError(f'{path} must be a mapping of {[f.name for f in dataclasses.fields(hint)]}, not {value!r}.')
     return from_dict(hint, value, path=path)
   if typing.get_origin(hint) is tuple:
+    part = typing.get_args(hint)[0]
+    if dataclasses.is_dataclass(part):
+      return _as_dataclasses(part, value, path=path)
     return _as_tuple(value)
   if hint is float and isinstance(value, int) and not isinstance(value, bool):
     return float(value)
@@ -43,5 +48,28 @@ def _coerce(hint: Any, value: Any, *, path: str) -> Any:
   return value
 
 
+def _as_dataclasses(part: Any, values: Any, *, path: str) -> tuple[Any, ...]:
+  """A tuple of dataclasses, of their dicts, or of the texts that their `parse` reads."""
+  if not isinstance(values, (list, tuple)):
+    raise ValueError(f'{path} must be a tuple, not {values!r}.')
+  parse = getattr(part, 'parse', None)
+  return tuple(
+    parse(value) if parse and isinstance(value, str) else _coerce(part, value, path=f'{path}[{number}]')
+    for number, value in enumerate(values)
+  )
+
+
 def _as_tuple(value: Any) -> Any:
   return tuple(_as_tuple(v) for v in value) if isinstance(value, (list, tuple)) else value
+
+
+def at_least(section: Any, name: str, **least: float):
+  """Raises ValueError naming the first field that is less than it must be."""
+  for field, bound in least.items():
+    if not getattr(section, field) >= bound:
+      raise ValueError(f'config.{name}.{field}={getattr(section, field)} is too small: it is at least {bound}.')
+
+
+def positive(section: Any, name: str, field: str):
+  if not getattr(section, field) > 0:
+    raise ValueError(f'config.{name}.{field}={getattr(section, field)}: it must be more than 0.')

@@ -1,4 +1,4 @@
-"""Boxes and how they lie to each other: GenEval's rule, for the scorer and for the world that lays scenes out by it."""
+"""Spatial relations between bounding boxes (GenEval's `relative_position`)."""
 
 import math
 
@@ -6,7 +6,7 @@ RELATIONS = ('left of', 'right of', 'above', 'below')
 
 
 def spatial_relations(a: tuple[float, ...], b: tuple[float, ...]) -> set[str]:
-  """Where box `a` is relative to box `b`, by GenEval's rule: {'left of', 'right of', 'above', 'below'} or a part of it.
+  """Where box `a` is relative to box `b`: a subset of RELATIONS. The scorer and the shapes world share this rule.
 
   Boxes are (x0, y0, x1, y1). The offset of the centres is shortened by a tenth of the summed sizes and divided by its
   length; more than a half along an axis is a relation (GenEval, `relative_position`).

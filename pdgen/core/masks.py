@@ -1,4 +1,7 @@
-"""Who sees whom: one pure function over token metadata, for training, prefill, decoding and denoising alike."""
+"""Attention visibility ("who sees whom") as one pure function of token metadata.
+
+Training, prefill, decoding and denoising all use it.
+"""
 
 import jax
 

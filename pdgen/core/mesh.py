@@ -8,13 +8,13 @@ mesh, which is set while it is traced (`jax.sharding.use_abstract_mesh`, `jax.se
 """
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 
 from pdgen.core import config as config_lib
@@ -24,7 +24,11 @@ AXES = ('data', 'fsdp', 'tensor', 'sequence')
 ROWS = ('data', 'fsdp')  # The axes that the rows of a batch are split over.
 
 
-def make_mesh(cfg: config_lib.MeshConfig, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(
+  cfg: config_lib.MeshConfig,
+  *,
+  devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]: an unannotated alias of jax
+) -> Mesh:
   """The mesh over all devices, or over the first ones when the config gives every axis and their product is smaller.
 
   Raises: ValueError when the axes do not fit the devices.
@@ -103,9 +107,17 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
       local = blocks.index(start * ways // total) * (total // ways)
       return x[(slice(local, local + stop - start), *index[1:])]
 
-    return jax.make_array_from_callback((total, *x.shape[1:]), sharding, piece)
+    return array_from_callback((total, *x.shape[1:]), sharding, piece)
 
   return jax.tree_util.tree_map_with_path(put, batch)
+
+
+def array_from_callback(
+  shape: tuple[int, ...], sharding: Sharding, read: Callable[[tuple[slice, ...]], np.ndarray]
+) -> jax.Array:
+  """A sharded array of which `read` gives the slices that this process holds."""
+  # Any: the stub says that the callback may be given None, which it never is.
+  return jax.make_array_from_callback(shape, sharding, cast(Any, read))
 
 
 def current_mesh() -> AbstractMesh | None:
@@ -127,8 +139,7 @@ def constrain(x: jax.Array, *partition: Any) -> jax.Array:
 
 def drop_indivisible(shape: tuple[int, ...], *partition: Any) -> P:
   """The partition without the axes of the current mesh that do not divide their dimension of the shape."""
-  mesh = current_mesh()
-  fits = lambda size, axes: size % math.prod(mesh.shape[axis] for axis in axis_names(axes)) == 0
+  fits = lambda size, axes: size % math.prod(axis_size(axis) for axis in axis_names(axes)) == 0
   return P(*(axes if fits(size, axes) else None for size, axes in zip(shape, partition, strict=False)))
 
 

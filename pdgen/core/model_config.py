@@ -2,10 +2,8 @@
 
 import dataclasses
 
-_FROZEN = dict(frozen=True, kw_only=True)
 
-
-@dataclasses.dataclass(**_FROZEN)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class VitConfig:
   """The understanding encoder (SigLIP in BAGEL): pixels to tokens of the und stream.
 
@@ -25,7 +23,7 @@ class VitConfig:
   image_size: int = 0
 
 
-@dataclasses.dataclass(**_FROZEN)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class VaeConfig:
   """The FLUX autoencoder; defaults are those of the released one (BAGEL's `load_ae`).
 
@@ -52,12 +50,12 @@ class VaeConfig:
     return 2 ** (len(self.multipliers) - 1)
 
 
-@dataclasses.dataclass(**_FROZEN)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class CodecConfig:
   """Between pixels and latents.
 
   Attributes:
-    kind: name in `models.latents.CODECS`. `pixel`: patches of pixels scaled to [-1, 1], the small world's "VAE".
+    kind: name in `models.codecs.CODECS`. `pixel`: patches of pixels scaled to [-1, 1], the small world's "VAE".
       `flux`: the autoencoder `vae`, frozen; patch / downsample latents a side make one gen token (BAGEL: 2).
     patch, vae: pixels a side that make one gen token; the autoencoder of `flux`.
   """
@@ -78,7 +76,7 @@ class CodecConfig:
       raise ValueError(f'{self.patch=} must be a multiple of the {self.vae.downsample} pixels a side of one latent.')
 
 
-@dataclasses.dataclass(**_FROZEN)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class LoraConfig:
   """Low-rank adapters: y = x W + (alpha / rank) (x A) B (Hu et al., arXiv 2106.09685). Freeze W with train.freeze.
 
@@ -93,7 +91,7 @@ class LoraConfig:
   kernels: str = '(und|gen)/(q|k|v|o)'
 
 
-@dataclasses.dataclass(**_FROZEN)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
   """The mixture of transformers.
 
@@ -153,6 +151,11 @@ class ModelConfig:
   def vit_tokens(self) -> int:
     """ViT tokens of a picture."""
     return self.vit_grid**2 if self.vit else 0
+
+  @property
+  def picture_tokens(self) -> int:
+    """Tokens of a picture in the context: its clean copy and, with a ViT, its ViT copy, each with two boundaries."""
+    return self.latent_tokens + 2 + (self.vit_tokens + 2 if self.vit else 0)
 
   @property
   def vit_size(self) -> int:

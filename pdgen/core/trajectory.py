@@ -27,7 +27,9 @@ class Step:
   """One cycle of the process. Pictures are uint8[H, W, 3]."""
 
   plan: str | None = None  # None in direct mode, and where a model painted without a plan.
-  draft: np.ndarray | None = None  # None only in the last step of a partial trajectory, which a sampler continues.
+  # None in the last step of a partial trajectory, which a sampler continues; elsewhere only where a model without the
+  # grammar wrote two plans.
+  draft: np.ndarray | None = None
   inspection: str | None = None  # None where the draft ended the trajectory without a word, or it is still to come.
   corrected_plan: str | None = None  # Written after the inspection of a conflict: the plan contradicted the prompt.
   refined: np.ndarray | None = None  # The picture painted after an inspection that holds `<refine>`.
@@ -173,11 +175,8 @@ class Trajectory:
       where = f'Step {number} of the trajectory of {self.prompt!r}'
       if self.mode == DIRECT and any(getattr(step, part) is not None for part in PARTS if part != DRAFT):
         raise ValueError(f'{where} has words or a refined picture, but mode {DIRECT!r} has one picture alone.')
-      if step.draft is None:
-        if number + 1 < len(self.steps):
-          raise ValueError(f'{where} has no draft. Only the last step of a partial trajectory may lack one.')
-        if step.inspection is not None or step.refined is not None:
-          raise ValueError(f'{where} has an inspection or a refined picture, but no draft that it could be about.')
+      if step.draft is None and (step.inspection is not None or step.refined is not None):
+        raise ValueError(f'{where} has an inspection or a refined picture, but no draft that it could be about.')
       if step.inspection is None and (step.refined is not None or step.corrected_plan is not None):
         raise ValueError(f'{where} has a corrected plan or a refined picture, but no inspection that asks for it.')
 
@@ -214,7 +213,7 @@ class Trajectory:
     return dataclasses.replace(self, steps=(*self.steps, Step(plan=text)))
 
   def with_picture(self, picture: np.ndarray) -> 'Trajectory':
-    """The trajectory with one more picture, uint8[H, W, 3]: the draft of a plan, or the refined one of a rejected draft.
+    """The trajectory with one more picture, uint8[H, W, 3]: a draft, or the refined one of a rejected draft.
 
     One that follows neither begins a step without a plan: direct mode, or a model without the grammar.
     """

@@ -32,9 +32,12 @@ def unflatten(named: dict[str, Any]) -> dict[str, Any]:
 
 
 def diff_shapes(have: Mapping[str, Any], want: Mapping[str, Any], *, dtypes: bool = False) -> list[str]:
-  """What keeps leaves from being those that are wanted: a line for each name that is absent, in excess or mis-shaped.
+  """Differences between two sets of named arrays: a line for each name that is absent, in excess or of another shape.
 
-  have, want: by name, anything with a shape and a dtype. dtypes: they have to be equal, too.
+  Args:
+    have: by name, anything with a shape and a dtype.
+    want: what it should be.
+    dtypes: whether dtypes have to be equal, too.
 
   >>> import numpy as np
   >>> diff_shapes({'k': np.zeros(2), 'b': np.zeros(1)}, {'k': np.zeros((2, 1)), 'b': np.zeros(1)})

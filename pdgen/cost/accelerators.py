@@ -1,4 +1,4 @@
-"""Machines that pdgen is compiled for without having them: what a device holds and how fast it is, by its maker."""
+"""Accelerator specifications (memory, peak FLOP/s, bandwidths; vendor figures) for AOT compilation and rooflines."""
 
 import dataclasses
 import math
@@ -9,28 +9,18 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Accelerator:
-  """One device, and how devices are joined.
+  """One device, and how devices are connected."""
 
-  Attributes:
-    platform: of JAX: `tpu`, `cuda` or `cpu`.
-    memory: bytes a program may use on a device; None: as much as the host has.
-    flops: bfloat16 multiply-adds, two a pair, a second.
-    memory_bandwidth: bytes a second.
-    link_bandwidth: bytes a second that a device sends to others of its host (of its slice on TPU).
-    network_bandwidth: bytes a second that a device sends to other hosts.
-    host_devices: devices of a host.
-  """
-
-  platform: str
-  memory: int | None
-  flops: float
-  memory_bandwidth: float
-  link_bandwidth: float
-  network_bandwidth: float
-  host_devices: int
+  platform: str  # Of JAX: `tpu`, `cuda` or `cpu`.
+  memory: int | None  # Bytes that a program may use on a device; None: as much as the host has.
+  flops: float  # Peak bfloat16 FLOP/s, two a multiply-add.
+  memory_bandwidth: float  # Bytes a second.
+  link_bandwidth: float  # Bytes a second that a device sends to others of its host (of its slice on TPU).
+  network_bandwidth: float  # Bytes a second that a device sends to other hosts.
+  host_devices: int  # Devices of a host.
 
 
-MACHINES = {
+ACCELERATORS = {
   # 80 GB HBM3, of which CUDA, NCCL and XLA's own reserve leave 94 %; NVLink 4 one way; 400 Gbit/s InfiniBand a GPU.
   'h100': Accelerator(
     platform='cuda',
@@ -72,7 +62,7 @@ MACHINES = {
   ),
 }
 
-# An H100 SXM5 in the terms of XLA (GpuTargetConfigProto): what it must know to compile for one that is not there.
+# An H100 SXM5 as a GpuTargetConfigProto of XLA: what it must know to compile for one that is not there.
 H100_TARGET = """
 gpu_device_info {
   threads_per_block_limit: 1024
@@ -103,11 +93,11 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Topology:
-  """So many devices of a machine, as `--target` names them. shape: of a TPU slice, or (devices,)."""
+  """Devices of one kind, as `--target` names them."""
 
-  name: str
-  kind: str
-  shape: tuple[int, ...]
+  name: str  # h100:8
+  kind: str  # Of ACCELERATORS.
+  shape: tuple[int, ...]  # Of a TPU slice, or (devices,).
 
   @property
   def devices(self) -> int:
@@ -115,7 +105,7 @@ class Topology:
 
   @property
   def machine(self) -> Accelerator:
-    return MACHINES[self.kind]
+    return ACCELERATORS[self.kind]
 
 
 def parse(name: str) -> Topology:
@@ -126,7 +116,7 @@ def parse(name: str) -> Topology:
   """
   kind, _, shape = name.partition(':')
   axes = {'v5p': 3, 'v6e': 2}.get(kind, 1)
-  if kind not in MACHINES or not re.fullmatch('x'.join([r'[1-9]\d*'] * axes), shape):
+  if kind not in ACCELERATORS or not re.fullmatch('x'.join([r'[1-9]\d*'] * axes), shape):
     raise ValueError(f'Unknown target {name!r}. Targets read like h100:8, h100:64, v5p:4x4x4, v6e:16x16, cpu:8.')
   target = Topology(name=name, kind=kind, shape=tuple(int(n) for n in shape.split('x')))
   if target.devices > target.machine.host_devices and target.devices % target.machine.host_devices:

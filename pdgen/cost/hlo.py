@@ -1,4 +1,4 @@
-"""What a compiled program says in XLA's text form: the collectives in it and how often each of them runs."""
+"""Parses optimized HLO text: collectives, bytes sent, executions per call."""
 
 import math
 import re
@@ -17,16 +17,12 @@ _SHAPE = re.compile(r'\b(pred|bf16|c64|c128|[suf]\d+[a-z0-9]*)\[([\d,]*)\]')
 
 
 class Collective(NamedTuple):
-  """One collective instruction.
+  """One collective instruction."""
 
-  kind: one of KINDS. bytes: that each device sends each time, in a ring. times: it runs in one call of the program, as
-  far as loops have a known count (others count once). groups: int[groups, devices]; logical devices that exchange.
-  """
-
-  kind: str
-  bytes: float
-  times: int
-  groups: np.ndarray
+  kind: str  # One of KINDS.
+  bytes: float  # That each device sends each time, in a ring.
+  times: int  # Executions in one call of the program; a loop without a known trip count counts once.
+  groups: np.ndarray  # int[groups, devices], logical devices that exchange.
 
 
 def collectives(text: str, *, devices: int) -> list[Collective]:
@@ -75,7 +71,8 @@ def _trips(line: str, computations: dict[str, list[str]]) -> int:
   """How often a `while` runs; 1 where that is not known. TPU programs do not say: their conditions are read."""
   if found := _TRIPS.search(line):
     return int(found[1])
-  condition = computations.get(re.search(r'condition=%?([\w.\-]+)', line)[1], [''])
+  named = re.search(r'condition=%?([\w.\-]+)', line)
+  condition = computations.get(named[1], ['']) if named else ['']
   ends = [found[1] for line in condition if (found := re.match(r's32\[\]\S* constant\((\d+)\)', line))]
   counted = re.match(r'pred\[\]\S* compare\(%?[\w.\-]+, %?constant[\w.\-]*\), direction=LT', condition[-1])
   return int(ends[0]) if counted and len(ends) == 1 else 1
@@ -105,7 +102,7 @@ def _sent(kind: str, operation: str, shape: str, group: int) -> float:
 
 
 def _bytes(kind: str, dims: str) -> float:
-  bits = _BITS.get(kind) or int(re.search(r'\d+', kind)[0])
+  bits = _BITS.get(kind) or int(re.findall(r'\d+', kind)[0])  # s32, u8, f8e4m3fn
   return math.prod(int(n) for n in dims.split(',') if n) * bits / 8
 
 
@@ -124,11 +121,11 @@ def _groups(line: str, devices: int) -> np.ndarray:
   if found := re.search(r'replica_groups=\[([\d,]+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)', line):
     return _iota(found[2]).reshape(_numbers(found[1]))
   if found := re.search(r'replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((.*?\)?)\))? \{([^}]*)\}', line):
-    return _along(*found.groups(), devices)
+    return _along(found[1], found[2], found[3], devices)
   if found := re.search(r'(?:replica_groups|source_target_pairs)=\{(\{[\d,{} ]*\})\}', line):
     return np.array([_numbers(group) for group in re.findall(r'\{([\d, ]+)\}', found[1])])
   if found := re.search(r'replica_groups=(?!\{\}).{0,80}', line):
-    raise ValueError(f'Unknown form of a collective: {found[0]!r}. pdgen.core.hlo must learn to read it.')
+    raise ValueError(f'Unknown form of a collective: {found[0]!r}. Teach pdgen.cost.hlo to read it.')
   return np.arange(devices)[None]
 
 
@@ -145,9 +142,13 @@ def _iota(text: str) -> np.ndarray:
 
 
 def _along(axes: str, ids: str | None, over: str, devices: int) -> np.ndarray:
-  """Groups along axes of a mesh. axes: `'a'=2,'b'=4`. ids: of its devices in order, a list or as `_iota` reads them.
+  """Groups along axes of a mesh: int[groups, devices].
 
-  over: the axes along which devices exchange, whole ones or parts, `'b':(2)2` the minor 2 of 4 for example.
+  Args:
+    axes: of the mesh and their sizes, `'a'=2,'b'=4`.
+    ids: of its devices in order, a list or as `_iota` reads them; None: 0, 1, ..
+    over: axes along which devices exchange, whole ones or parts: `'b':(2)2` is the minor 2 of 4.
+    devices: of the program.
   """
   sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", axes)}
   found = np.arange(devices) if not ids else _iota(ids) if ids.startswith('[') else np.array(_numbers(ids))

@@ -1,4 +1,4 @@
-"""How many floating point operations sampling takes, counted by hand from the configuration, and what must be read.
+"""Analytic FLOPs of sampling and the memory traffic of its forward passes, from the configuration alone.
 
 Of the longest trajectories that the caps allow: every text and every picture. Two operations a multiply-add; attention
 looks at half of the cache on average.
@@ -6,6 +6,7 @@ looks at half of the cache on average.
 
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from pdgen.core import config as config_lib
@@ -13,25 +14,30 @@ from pdgen.sampling import flow
 
 
 class Phase(NamedTuple):
-  """calls: of a forward pass in one batch. flops: of one call, whole batch. weights: parameters that it must read.
-  cache: keys and values that it must read (numbers, not bytes), whole batch."""
+  """Forward passes of one kind in the sampling of a batch."""
 
-  calls: int
-  flops: float
-  weights: float
-  cache: float
+  calls: int  # Forward passes.
+  flops: float  # Of one call, whole batch.
+  weights: float  # Parameters that a call reads: a number, not bytes.
+  cache: float  # Keys and values that a call reads, whole batch: a number, not bytes.
 
 
 def sample_flops(config: config_lib.Config, *, batch_size: int, prefix: int) -> dict[str, Phase]:
-  """The phases `text`, `denoise` and `look`. prefix: und tokens of a prompt."""
+  """The phases by name: `text` (decode steps), `denoise` (Euler steps), `look` (the picture enters the cache).
+
+  Args:
+    config: of the model and the sampler.
+    batch_size: trajectories.
+    prefix: und tokens of a prompt.
+  """
   cfg, sampling = config.model, config.sampling
   inner, kv = cfg.num_heads * cfg.head_dim, cfg.num_kv_heads * cfg.head_dim
   expert = cfg.depth * (cfg.width * 2 * (inner + kv) + 3 * cfg.width * cfg.mlp_dim)
   head = cfg.width * cfg.vocab_size
-  seen = cfg.latent_tokens + 2 + (cfg.vit_tokens + 2 if cfg.vit else 0)
-  pictures = min(sampling.max_pictures, sampling.max_tokens // seen)
-  texts = min(sampling.max_tokens - pictures * seen, 2 * pictures * (sampling.max_text_tokens + 2))
-  context = (prefix + texts + pictures * seen) / 2
+  pictures = min(sampling.max_pictures, sampling.max_tokens // cfg.picture_tokens)
+  in_pictures = pictures * cfg.picture_tokens
+  texts = min(sampling.max_tokens - in_pictures, 2 * pictures * (sampling.max_text_tokens + 2))
+  context = (prefix + texts + in_pictures) / 2
   branches = 1 + (sampling.text_guidance != 1.0) + (sampling.image_guidance != 1.0)
   copies = 1 + (branches - 1) * _guided(sampling)
 
@@ -44,11 +50,11 @@ def sample_flops(config: config_lib.Config, *, batch_size: int, prefix: int) -> 
       batch_size * 2 * cfg.depth * kv * context,
     )
 
-  vit = cfg.vit_tokens + 2 if cfg.vit else 0
+  und_in_picture = cfg.picture_tokens - cfg.latent_tokens
   return {
     'text': phase(texts, 1, 0, 1),
     'denoise': phase(pictures * sampling.flow_steps, 2 * copies, cfg.latent_tokens * copies, 0),
-    'look': phase(pictures, vit + 2, cfg.latent_tokens, 1),
+    'look': phase(pictures, und_in_picture, cfg.latent_tokens, 1),
   }
 
 
@@ -58,6 +64,6 @@ def _guided(sampling: config_lib.SamplingConfig) -> float:
   >>> _guided(config_lib.SamplingConfig(flow_steps=8, timestep_shift=4.0, guidance_interval=(0.6, 1.0)))
   0.75
   """
-  knobs = flow.SamplerParams.of(sampling)
-  times = flow.time_at(np.arange(sampling.flow_steps), knobs)
-  return float(np.mean(flow.is_guided(times, knobs)))
+  params = flow.SamplerParams.of(sampling)
+  times = flow.time_at(jnp.arange(sampling.flow_steps), params)
+  return float(np.mean(np.asarray(flow.is_guided(times, params))))

@@ -1,8 +1,8 @@
-"""How many floating point operations a train step takes, counted by hand from the configuration.
+"""Analytic FLOPs of a training step, from the configuration alone.
 
-Two a multiply-add. Padding is included: shapes are static and every slot of a row is computed. Backward is twice the
-forward of each matmul, but once where the input needs no gradient (the first layer on latents, time and patches).
-Elementwise work is counted only where it is of the order of a matmul: the softmax of attention (reference
+Two operations a multiply-add. Padding is included: shapes are static and every slot of a row is computed. Backward is
+twice the forward of each matmul, but once where the input needs no gradient (the first layer on latents, time and
+patches). Elementwise work is counted only where it is of the order of a matmul: the softmax of attention (reference
 implementation, which computes every pair of tokens whether visible or not) and of the vocabulary. Of the optimizer,
 Muon's orthogonalisation is counted; the rest is elementwise.
 """

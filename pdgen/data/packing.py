@@ -1,10 +1,11 @@
-"""Samples of unequal length into rows of two budgets, und tokens and gen tokens (design, "The packed batch").
+"""Packs samples into fixed-size rows under two token budgets (und, gen), by beam search over a pool.
 
 A row is filled from a pool of waiting samples: the oldest one, so that none waits for ever, and with it the set that
 leaves the least of both budgets unused. First-fit and best-fit, which see one sample at a time, stay far below 95 %
 when a row holds a handful of samples and has two lengths to meet.
 """
 
+import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +16,8 @@ from pdgen.core import packed
 
 _BEAM = 256  # Partial sets kept while a row is searched.
 _GOOD_ENOUGH = 0.01  # Share of a budget that may stay unused without searching on.
+_HOPELESS = 100  # Samples left out before a run of which most are too long is an error.
+_LOG = logging.getLogger(__name__)
 
 
 class Sample(NamedTuple):
@@ -30,8 +33,8 @@ def sizes(row: packed.PackedBatch) -> packed.RowBudget:
   return packed.RowBudget(len(row.und.label), len(row.gen.patch), len(row.pictures), vit_tokens)
 
 
-def select(sizes: np.ndarray, budgets: packed.RowBudget) -> list[int]:
-  """Indices of the samples that make the next row, ascending. sizes: int[N, 3 or 4] in the order of waiting.
+def select(waiting: np.ndarray, budget: packed.RowBudget) -> list[int]:
+  """Indices of the samples that make the next row, ascending. waiting: int[N, 3 or 4], sizes in order.
 
   The first is always taken; with it the set, found by beam search, with the least unused of the two token budgets
   (sum of squared shares). Deterministic.
@@ -39,24 +42,24 @@ def select(sizes: np.ndarray, budgets: packed.RowBudget) -> list[int]:
   >>> select(np.array([[50, 40, 1], [60, 10, 1], [50, 70, 1], [45, 55, 1]]), packed.RowBudget(100, 100, 9))
   [0, 3]
   """
-  budget = np.asarray(budgets)[: sizes.shape[1]]
+  limits = np.asarray(budget)[: waiting.shape[1]]
   members = np.zeros([1, 1], np.int64)
-  used = np.asarray(sizes[:1])
-  best, least = [0], _unused(used, budget)[0]
+  used = np.asarray(waiting[:1])
+  best, least = [0], _unused(used, limits)[0]
   while least > 2 * _GOOD_ENOUGH**2:
     # Ascending members: every set is met once.
-    fits = (used[:, None] + sizes[None] <= budget).all(-1) & (np.arange(len(sizes)) > members[:, -1:])
+    fits = (used[:, None] + waiting[None] <= limits).all(-1) & (np.arange(len(waiting)) > members[:, -1:])
     old, new = np.nonzero(fits)
     if not len(old):
       break
-    used = used[old] + sizes[new]
+    used = used[old] + waiting[new]
     members = np.concatenate([members[old], new[:, None]], axis=1)
-    unused = _unused(used, budget)
+    unused = _unused(used, limits)
     if unused.min() < least:
       best, least = members[unused.argmin()].tolist(), unused.min()
     if len(used) > _BEAM:
       # Partial sets whose two shares are alike are the ones that average samples can complete.
-      skew = np.abs(used[:, 0] / budget[0] - used[:, 1] / budget[1])
+      skew = np.abs(used[:, 0] / limits[0] - used[:, 1] / limits[1])
       kept = np.argpartition(skew, _BEAM)[:_BEAM]
       used, members = used[kept], members[kept]
   return best
@@ -140,13 +143,19 @@ class PackIterDataset(grain.IterDataset):
   those samples again and goes on exactly.
   """
 
-  def __init__(self, parent: grain.MapDataset, *, budgets: packed.RowBudget, bins: int):
-    """bins: rows' worth of tokens that wait in the pool."""
+  def __init__(self, parent: grain.MapDataset, *, budget: packed.RowBudget, bins: int, skip_too_long: bool = False):
+    """Makes the dataset.
+
+    Args:
+      parent: the samples.
+      budget: of a row.
+      bins: rows' worth of tokens that wait in the pool.
+      skip_too_long: leave out, and count, samples that are longer than a row; False: they are an error.
+    """
     super().__init__(parent)
-    if min(budgets[:3]) < 1 or bins < 1:
-      raise ValueError(f'{budgets=} and {bins=} must be at least 1 (vit_tokens may be 0).')
-    self._budgets = budgets
-    self._bins = bins
+    if min(budget[:3]) < 1 or bins < 1:
+      raise ValueError(f'{budget=} and {bins=} must be at least 1 (vit_tokens may be 0).')
+    self._budget, self._bins, self._skip_too_long = budget, bins, skip_too_long
 
   def set_slice(self, part: slice, sequential_slice: bool = False):
     """Called by grain in a worker process, which then packs every so-many-th sample."""
@@ -155,24 +164,24 @@ class PackIterDataset(grain.IterDataset):
     self._parents = (self._parent.slice(part),)
 
   def __iter__(self) -> grain.DatasetIterator:
-    return _PackIterator(self._parent, budgets=self._budgets, bins=self._bins)
+    return _PackIterator(self._parent, budget=self._budget, bins=self._bins, skip_too_long=self._skip_too_long)
 
 
 class _PackIterator(grain.DatasetIterator):
   """See PackIterDataset. Takes samples from the parent by place, in order."""
 
-  def __init__(self, source: grain.MapDataset, *, budgets: packed.RowBudget, bins: int):
+  def __init__(self, source: grain.MapDataset, *, budget: packed.RowBudget, bins: int, skip_too_long: bool):
     super().__init__()
-    self._source = source
-    self._budgets = budgets
-    self._bins = bins
+    self._source, self._budget, self._bins, self._skip_too_long = source, budget, bins, skip_too_long
     self.set_state({'next': 0, 'waiting': []})
 
   def get_state(self) -> dict[str, Any]:
-    return {'next': self._next, 'waiting': [*(place for place, _ in self._pool), *self._to_load]}
+    waiting = [*(place for place, _ in self._pool), *self._to_load]
+    return {'next': self._next, 'waiting': waiting, 'skipped': self._skipped}
 
   def set_state(self, state: dict[str, Any]):
     self._next = int(state['next'])
+    self._skipped = int(state.get('skipped', 0))  # Samples left out so far; absent before format 2.
     self._to_load = [int(place) for place in state['waiting']]
     self._pool: list[tuple[int, packed.PackedBatch]] = []
     self._pool_rows = 0.0  # Rows that the pool would fill, were they perfectly full.
@@ -187,27 +196,36 @@ class _PackIterator(grain.DatasetIterator):
     if not self._pool:
       raise StopIteration
     waiting = np.array([sizes(row) for _, row in self._pool])
-    chosen = select(waiting, self._budgets)
+    chosen = select(waiting, self._budget)
     rows = [self._pool[i][1] for i in chosen]
     self._pool_rows -= sum(self._row_share(row) for row in rows)
     self._pool = [entry for i, entry in enumerate(self._pool) if i not in set(chosen)]
-    return pack_row(rows, self._budgets)
+    return pack_row(rows, self._budget)
 
   def _take(self, place: int):
     sample = self._source[place]
-    self._check(sample)
+    if (reason := self._too_long(sample)) is not None:
+      if not self._skip_too_long:
+        raise ValueError(f'{reason} Or leave such samples out: config.data.too_long=skip.')
+      self._skipped += 1
+      _LOG.warning('%s It is left out, as %d were before it.', reason, self._skipped - 1)
+      if self._skipped >= _HOPELESS and self._skipped > self._next / 2:
+        raise ValueError(f'{self._skipped} of {self._next} samples are longer than a row. {reason}')
+      return
     self._pool.append((place, sample.row))
     self._pool_rows += self._row_share(sample.row)
 
   def _row_share(self, row: packed.PackedBatch) -> float:
     und, gen, *_ = sizes(row)
-    return (und / self._budgets.und_tokens + gen / self._budgets.gen_tokens) / 2
+    return (und / self._budget.und_tokens + gen / self._budget.gen_tokens) / 2
 
-  def _check(self, sample: Sample):
+  def _too_long(self, sample: Sample) -> str | None:
+    """Why a sample does not fit a row; None: it does."""
     needs = sizes(sample.row)
-    for name, need, budget in zip(packed.RowBudget._fields, needs, self._budgets, strict=True):
-      if need > budget:
-        raise ValueError(
+    for name, need, most in zip(packed.RowBudget._fields, needs, self._budget, strict=True):
+      if need > most:
+        return (
           f'{sample.name} needs {needs.und_tokens} und tokens, {needs.gen_tokens} gen tokens and {needs.pictures} '
-          f'pictures, but a row holds {budget} ({name}). Raise config.data.{name} to at least {need}.'
+          f'pictures, but a row holds {most} ({name}). Raise config.data.{name} to at least {need}.'
         )
+    return None

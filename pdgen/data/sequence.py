@@ -1,4 +1,4 @@
-r"""A trajectory as a token sequence: its items (`data.items`), with what each of them teaches (docs/design.md, section 2).
+r"""A trajectory as a token sequence: its items (`data.items`) and what each teaches (docs/design.md, section 2).
 
     prompt | plan | noised .. clean ViT | inspection | [corrected plan |] [noised .. clean ViT |] plan | ...
 
@@ -94,6 +94,12 @@ def to_items(
   config excludes as rejected, where the successor is unknown (a partial trajectory), or after a picture that keeps no
   copy.
   """
+  for number, step in enumerate(trajectory.steps[:-1]):
+    if step.draft is None:
+      raise ValueError(
+        f'Step {number} of the trajectory of {trajectory.prompt!r} has no draft. Only the last step of a partial '
+        'trajectory may lack one.'
+      )
   parts = list(trajectory.items())
   successors = _successors(trajectory, parts, tokenizer.specials)
   # Always two draws, so that a change of one probability changes nothing else.

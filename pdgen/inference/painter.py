@@ -1,8 +1,8 @@
 """The Python API: load a checkpoint, sample prompts in one compiled call or as a stream of events.
 
-    painter = pdgen.load('shapes')
-    result = painter.sample(['a photo of a red ring and a blue square'], seed=1)
-    result.trajectories[0].final
+painter = pdgen.load('shapes')
+result = painter.sample(['a photo of a red ring and a blue square'], seed=1)
+result.trajectories[0].final
 """
 
 import dataclasses
@@ -215,9 +215,7 @@ class Painter:
     for i, request in enumerate(requests):
       groups.setdefault(requests_lib.canvas(request.start, self.config.model), []).append(i)
     for group in groups.values():
-      shape = requests_lib.prefix_shape(
-        [requests[i] for i in group], config=self.config, tokenizer=self.tokenizer
-      )
+      shape = requests_lib.prefix_shape([requests[i] for i in group], config=self.config, tokenizer=self.tokenizer)
       size = self._rows(batch_size or min(len(group), DEFAULT_BATCH))
       for first in range(0, len(group), size):
         yield group[first : first + size], size, shape

@@ -104,9 +104,7 @@ def canvas(start: trajectory_lib.Trajectory, model: config_lib.ModelConfig) -> t
   return height, width
 
 
-def prefix_shape(
-  requests: Sequence[Request], *, config: config_lib.Config, tokenizer: base.Tokenizer
-) -> PrefixShape:
+def prefix_shape(requests: Sequence[Request], *, config: config_lib.Config, tokenizer: base.Tokenizer) -> PrefixShape:
   """The shape that holds the prefix of each of them, rounded up so that few different ones are ever compiled.
 
   Raises: ValueError where they do not share a canvas, or where a picture does not fit the model.
@@ -114,7 +112,7 @@ def prefix_shape(
   canvases = {canvas(request.start, config.model) for request in requests}
   if len(canvases) > 1:
     raise ValueError(
-      f'Trajectories with pictures of different sizes need canvases {sorted(canvases, key=str)} (None: the model\'s own '
+      f"Trajectories with pictures of different sizes need canvases {sorted(canvases, key=str)} (None: the model's own "
       'size) and do not share a batch. Give them one at a time; `Painter.sample` does so by itself.'
     )
   shared = canvases.pop()

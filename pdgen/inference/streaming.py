@@ -130,9 +130,7 @@ class _Row:
       yield Text(row=self._number, step=item.number, kind=item.kind, text=item.text)
       if item.kind == trajectory_lib.INSPECTION:
         instruction = tags.refine_instruction(item.text)
-        yield Verdict(
-          row=self._number, step=item.number, rejected=instruction is not None, instruction=instruction
-        )
+        yield Verdict(row=self._number, step=item.number, rejected=instruction is not None, instruction=instruction)
 
   def picture(self, picture: np.ndarray) -> Picture:
     item = self._reader.picture(picture)

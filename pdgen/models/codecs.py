@@ -82,8 +82,11 @@ class FluxCodec(nnx.Module):
   """The FLUX VAE; 2 x 2 neighbouring latents make a gen token, ordered (row, column, channel) (BAGEL)."""
 
   def __init__(self, cfg: config_lib.ModelConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-    self.vae = flux_vae.FluxVae(cfg.codec.vae, dtype=dtype, rngs=rngs)
-    self.patch = cfg.codec.patch // cfg.codec.vae.downsample
+    vae = cfg.codec.vae
+    if vae is None:
+      raise ValueError(f'{cfg.codec=} has no vae: the `flux` codec is one.')
+    self.vae = flux_vae.FluxVae(vae, dtype=dtype, rngs=rngs)
+    self.patch = cfg.codec.patch // vae.downsample
     self.channels = cfg.codec.channels
     self.rows = cfg.latent_grid
 

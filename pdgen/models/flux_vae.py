@@ -85,15 +85,14 @@ class Encoder(nnx.Module):
   """Pixels to the moments of the posterior."""
 
   def __init__(self, cfg: config_lib.VaeConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-    options = dict(groups=cfg.groups, dtype=dtype, rngs=rngs)
-    dims = [cfg.width * m for m in cfg.multipliers]
+    groups, dims = cfg.groups, [cfg.width * m for m in cfg.multipliers]
     self.levels = len(dims)
     self.conv_in = layers.Conv(3, 3, cfg.width, dtype=dtype, rngs=rngs)
     for i, (before, dim) in enumerate(zip([cfg.width, *dims], dims, strict=False)):
-      resized = i + 1 < self.levels
-      setattr(self, f'down_{i}', Level([before] + [dim] * cfg.blocks, resized=resized, **options))
-    self.mid = Middle(dims[-1], **options)
-    self.norm_out = layers.GroupNorm(dims[-1], groups=cfg.groups, eps=_EPS)
+      widths, resized = [before] + [dim] * cfg.blocks, i + 1 < self.levels
+      setattr(self, f'down_{i}', Level(widths, resized=resized, groups=groups, dtype=dtype, rngs=rngs))
+    self.mid = Middle(dims[-1], groups=groups, dtype=dtype, rngs=rngs)
+    self.norm_out = layers.GroupNorm(dims[-1], groups=groups, eps=_EPS)
     self.conv_out = layers.Conv(3, dims[-1], 2 * cfg.channels, dtype=dtype, rngs=rngs)
 
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -112,14 +111,14 @@ class Decoder(nnx.Module):
   """Latents to pixels."""
 
   def __init__(self, cfg: config_lib.VaeConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-    options = dict(groups=cfg.groups, dtype=dtype, rngs=rngs)
-    dims = [cfg.width * m for m in cfg.multipliers]
+    groups, dims = cfg.groups, [cfg.width * m for m in cfg.multipliers]
     self.levels = len(dims)
     self.conv_in = layers.Conv(3, cfg.channels, dims[-1], dtype=dtype, rngs=rngs)
-    self.mid = Middle(dims[-1], **options)
+    self.mid = Middle(dims[-1], groups=groups, dtype=dtype, rngs=rngs)
     for i, (before, dim) in enumerate(zip([*dims[1:], dims[-1]], dims, strict=True)):
-      setattr(self, f'up_{i}', Level([before] + [dim] * (cfg.blocks + 1), resized=i > 0, **options))
-    self.norm_out = layers.GroupNorm(dims[0], groups=cfg.groups, eps=_EPS)
+      widths = [before] + [dim] * (cfg.blocks + 1)
+      setattr(self, f'up_{i}', Level(widths, resized=i > 0, groups=groups, dtype=dtype, rngs=rngs))
+    self.norm_out = layers.GroupNorm(dims[0], groups=groups, eps=_EPS)
     self.conv_out = layers.Conv(3, dims[0], 3, dtype=dtype, rngs=rngs)
 
   def __call__(self, z: jax.Array) -> jax.Array:

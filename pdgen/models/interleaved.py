@@ -58,8 +58,12 @@ class Interleaved(nnx.Module):
   def hidden(self, batch: packed.PackedBatch, z: jax.Array, t: jax.Array) -> mot.PerExpert:
     """Final hidden states of a packed batch.
 
-    z: f32[B, G, C] latents as the model is fed them, noised where batch.gen.copy > 0. t: f32[B, G], 1 = noise,
-    0 = picture. Returns und [B, U, D] and gen [B, G, D].
+    Args:
+      batch: packed rows.
+      z: f32[B, G, C], latents that the model is fed, noised where batch.gen.copy > 0.
+      t: f32[B, G], 1 = noise, 0 = picture.
+
+    Returns: und [B, U, D] and gen [B, G, D].
     """
     x = mot.PerExpert(self.embed_und(batch.und, batch.pictures, batch.vit), self.embed_latents(z, t, batch.gen.patch))
     return self.trunk.forward(x, batch.und.tokens, batch.gen.tokens)
@@ -74,27 +78,31 @@ class Interleaved(nnx.Module):
   def embed_und(self, und: packed.UndStream, pictures: jax.Array, vit: packed.VitStream | None = None) -> jax.Array:
     """Input vectors of the und stream: [B, U, D]. Boundary tokens get neither time nor patch position (BAGEL).
 
-    vit: the pictures as the ViT sees them; None: it sees `pictures`, all of one size, at `cfg.vit_size`.
+    Args:
+      und: tokens.
+      pictures: [B, P, H, W, 3], uint8 or f32 in [-1, 1].
+      vit: the pictures as the ViT sees them; None: it sees `pictures`, all of one size, at `cfg.vit_size`.
     """
     x = self.embed(und.token_id)
     if self.vit is None or not (pictures if vit is None else vit.pixels).shape[1]:
       return x
     if vit is None:
-      features, index = self._encode_pictures(pictures), jnp.maximum(und.picture, 0) * self.cfg.vit_tokens + und.patch
+      features = self._encode_pictures(self.vit, pictures)
+      index = jnp.maximum(und.picture, 0) * self.cfg.vit_tokens + und.patch
     else:
       features, index = self.vit(codecs.to_pixels(vit.pixels), vit.position, vit.image), und.patch
     seen = jnp.take_along_axis(features, index[..., None], axis=1)
     return jnp.where((und.picture >= 0)[..., None], seen, x)
 
-  def _encode_pictures(self, pictures: jax.Array) -> jax.Array:
+  def _encode_pictures(self, encoder: siglip.Siglip, pictures: jax.Array) -> jax.Array:
     """Features of pictures of the model's size, each in a row of its own: [B, P Q, D]."""
-    side, vit = self.cfg.vit_grid, self.cfg.vit
+    side, vit = self.cfg.vit_grid, encoder.vit
     patches = codecs.patchify(codecs.to_pixels(codecs.resize(pictures, self.cfg.vit_size)), vit.patch)
     b, p, q, c = patches.shape
     spread = self.cfg.interpolate_positions
     position = jnp.asarray(packed.position_ids(side, side, vit.max_patches, interpolate=spread))
     position = jnp.broadcast_to(position, (b * p, q))
-    return self.vit(patches.reshape(b * p, q, c), position, jnp.ones_like(position)).reshape(b, p * q, -1)
+    return encoder(patches.reshape(b * p, q, c), position, jnp.ones_like(position)).reshape(b, p * q, -1)
 
   def embed_latents(self, z: jax.Array, t: jax.Array, patch: jax.Array) -> jax.Array:
     """Input vectors of the gen stream: latent projection + time (t = 0 too) + 2-D position. Returns [B, G, D]."""

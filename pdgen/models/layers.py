@@ -176,7 +176,7 @@ def rope_frequencies(head_dim: int, theta: float) -> jax.Array:
 def rope_angles(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
   """cos and sin of the rotary angles: f32[..., head_dim // 2] each.
 
-  float32 throughout: bfloat16 rounds position 257 to 256, and rounded frequencies drift with the context (BAGEL B6).
+  float32 throughout: bfloat16 rounds position 257 to 256, and rounded frequencies drift with the context (QUIRKS B6).
   """
   frequencies = rope_frequencies(head_dim, theta)
   angles = jnp.einsum('...,F->...F', positions.astype(jnp.float32), frequencies, precision='highest')

@@ -5,7 +5,7 @@ computed twice (BAGEL routes by index into one sequence; the results are the sam
 """
 
 import re
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +16,15 @@ from pdgen.core import mesh as mesh_lib
 from pdgen.core import packed
 from pdgen.models import attention, layers, partition, remat
 
+_Value = TypeVar('_Value')
+Angles = tuple[jax.Array, jax.Array]  # cos and sin, f32[B, T, H // 2] each
 
-class PerExpert(NamedTuple):
-  """One array for each stream. und: [B, U, ...]. gen: [B, G, ...]."""
 
-  und: jax.Array
-  gen: jax.Array
+class PerExpert(NamedTuple, Generic[_Value]):
+  """One value for each expert's stream: an array, or a tuple of arrays."""
+
+  und: _Value  # [B, U, ...]
+  gen: _Value  # [B, G, ...]
 
 
 def concat_streams(und: jax.Array, gen: jax.Array) -> jax.Array:
@@ -37,12 +40,13 @@ def concat_streams(und: jax.Array, gen: jax.Array) -> jax.Array:
   return jnp.concatenate(parts, axis=2).reshape(und.shape[0], -1, *und.shape[2:])
 
 
-def split_streams(x: jax.Array, und_tokens: int) -> PerExpert:
+def split_streams(x: jax.Array, und_tokens: int) -> PerExpert[jax.Array]:
   """Inverse of `concat_streams`."""
   n = mesh_lib.axis_size('sequence')
   parts = x.reshape(x.shape[0], n, x.shape[1] // n, *x.shape[2:])
   cut = und_tokens // n
-  return PerExpert(*(p.reshape(x.shape[0], -1, *x.shape[2:]) for p in (parts[:, :, :cut], parts[:, :, cut:])))
+  und, gen = (p.reshape(x.shape[0], -1, *x.shape[2:]) for p in (parts[:, :, :cut], parts[:, :, cut:]))
+  return PerExpert(und, gen)
 
 
 class Expert(nnx.Module):
@@ -91,8 +95,14 @@ class Layer(nnx.Module):
     self.und = Expert(cfg, 'und', rngs=rngs)
     self.gen = Expert(cfg, 'gen', rngs=rngs)
 
-  def __call__(self, x: PerExpert, rope: PerExpert, mask, cache: attention.KVCacheLayer | None = None):
-    """x: streams of [B, T, D]. Returns (x, k, v), k and v of the new tokens."""
+  def __call__(
+    self,
+    x: PerExpert[jax.Array],
+    rope: PerExpert[Angles],
+    mask: attention.BlockMask,
+    cache: attention.KVCacheLayer | None = None,
+  ) -> tuple[PerExpert[jax.Array], jax.Array, jax.Array]:
+    """x: streams of [B, T, D]. Returns (x, k, v), k and v [B, U + G, K, H] of the new tokens."""
     # An empty stream (decoding text has no gen tokens) costs nothing: its expert is not traced.
     present = [
       (expert, s, angles)
@@ -122,22 +132,29 @@ class Trunk(nnx.Module):
     self.gen_norm = layers.RMSNorm(cfg.width, eps=cfg.norm_eps)
     self.cfg = cfg
 
-  def forward(self, x: PerExpert, und: packed.TokenMeta, gen: packed.TokenMeta) -> PerExpert:
+  def forward(self, x: PerExpert[jax.Array], und: packed.TokenMeta, gen: packed.TokenMeta) -> PerExpert[jax.Array]:
     """Training: tokens see one another as their metadata says. Returns the normed hidden states, [B, T, D] each."""
     x, _ = self._run(x, und, gen, cache=None, keep=False)
     return x
 
   def extend(
-    self, x: PerExpert, und: packed.TokenMeta, gen: packed.TokenMeta, cache: attention.KVCache
-  ) -> tuple[PerExpert, tuple[jax.Array, jax.Array]]:
+    self, x: PerExpert[jax.Array], und: packed.TokenMeta, gen: packed.TokenMeta, cache: attention.KVCache
+  ) -> tuple[PerExpert[jax.Array], tuple[jax.Array, jax.Array]]:
     """Inference: new tokens see the cache and one another. Returns hidden states and (k, v): [L, B, U + G, K, H]."""
     return self._run(x, und, gen, cache=cache, keep=True)
 
   def _run(
-    self, x: PerExpert, und: packed.TokenMeta, gen: packed.TokenMeta, *, cache: attention.KVCache | None, keep: bool
-  ):
+    self,
+    x: PerExpert[jax.Array],
+    und: packed.TokenMeta,
+    gen: packed.TokenMeta,
+    *,
+    cache: attention.KVCache | None,
+    keep: bool,
+  ) -> tuple[PerExpert[jax.Array], Any]:
     cfg = self.cfg
-    rope = PerExpert(*(layers.rope_angles(t.position, cfg.head_dim, cfg.rope_theta) for t in (und, gen)))
+    und_angles, gen_angles = (layers.rope_angles(t.position, cfg.head_dim, cfg.rope_theta) for t in (und, gen))
+    rope = PerExpert(und_angles, gen_angles)
     query = packed.TokenMeta(*(concat_streams(*pair) for pair in zip(und, gen, strict=True)))
     if cache is not None and not cache.k.shape[2]:
       cache = None  # room for nothing
@@ -148,9 +165,9 @@ class Trunk(nnx.Module):
     def body(x, scanned):
       weights, layer = scanned
       weights = partition.gather_params(weights, dtype=cfg.dtype, layer_of='trunk/layers')
-      x = PerExpert(*(mesh_lib.constrain(s, mesh_lib.ROWS, 'sequence') for s in x))
+      und, gen = (mesh_lib.constrain(s, mesh_lib.ROWS, 'sequence') for s in x)
       before = None if cache is None else attention.KVCacheLayer(cache.k, cache.v, layer)
-      x, k, v = nnx.merge(graphdef, weights)(x, rope, mask, before)
+      x, k, v = nnx.merge(graphdef, weights)(PerExpert(und, gen), rope, mask, before)
       return x, (k, v) if keep else None
 
     scanned = (weights, None if cache is None else jnp.arange(cfg.depth))

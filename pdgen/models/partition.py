@@ -60,16 +60,21 @@ def spec(name: str) -> P:
   found = [partition for pattern, partition in RULES if re.fullmatch(rf'(.*/)?{pattern}', name)]
   if len(found) != 1:
     raise ValueError(
-      f'{len(found)} rules of models.partition.RULES match {name!r}; exactly one must. Add or mend a rule.'
+      f'{len(found)} rules of models.partition.RULES match {name!r}; exactly one must. Add or correct a rule.'
     )
   return found[0]
 
 
-def gather_params(params: Any, *, dtype: jnp.dtype, layer_of: str = '') -> Any:
-  """Weights as matmuls take them, matrices in the compute dtype: whole along `fsdp`. Their gradients go back to shards.
+def gather_params(params: Any, *, dtype: jax.typing.DTypeLike, layer_of: str = '') -> Any:
+  """All-gathers weights along `fsdp`, matrices in the compute dtype; their gradients go back to shards.
 
-  params: one layer of the scanned ones at that path (`trunk/layers`), its leading axis gone; with layer_of '', the
-  parameters of the whole model, of which the scanned layers and the codec stay as they are. Unchanged without a mesh.
+  Unchanged without a mesh.
+
+  Args:
+    params: one of the scanned layers, its leading axis gone; or, without layer_of, the parameters of the whole model,
+      of which the scanned layers and the codec stay as they are.
+    dtype: compute dtype.
+    layer_of: path of the scanned layers (`trunk/layers`).
   """
   if mesh_lib.current_mesh() is None:
     return params

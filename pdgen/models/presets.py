@@ -42,8 +42,8 @@ def bagel_sampling(model: config.ModelConfig, *, pictures: int = 10) -> config.S
     timestep_shift=3.0,
     contiguous_positions=True,
   )
-  copies = model.latent_tokens + 2 + (model.vit_tokens + 2 if model.vit else 0)
-  return dataclasses.replace(sampling, max_tokens=pictures * (copies + 2 * (sampling.max_text_tokens + 2)))
+  cycle = model.picture_tokens + 2 * (sampling.max_text_tokens + 2)
+  return dataclasses.replace(sampling, max_tokens=pictures * cycle)
 
 
 def at_image_size(model: config.ModelConfig, size: int) -> config.ModelConfig:
@@ -55,7 +55,8 @@ def at_image_size(model: config.ModelConfig, size: int) -> config.ModelConfig:
   Raises: ValueError when the size is not whole tokens or exceeds the position tables.
   """
   vit = model.vit
-  # (BAGEL) ImageTransform: to the nearest multiple of the patch, at most the whole table.
-  patches = min(vit.max_patches, max(1, round(size / vit.patch)))
-  vit = dataclasses.replace(vit, image_size=patches * vit.patch)
+  if vit is not None:
+    # (BAGEL) ImageTransform: to the nearest multiple of the patch, at most the whole table.
+    patches = min(vit.max_patches, max(1, round(size / vit.patch)))
+    vit = dataclasses.replace(vit, image_size=patches * vit.patch)
   return dataclasses.replace(model, image_size=size, vit=vit)

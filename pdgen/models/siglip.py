@@ -1,6 +1,6 @@
 """The understanding encoder: SigLIP NaViT on packed patches, and the connector into the und stream (BAGEL).
 
-Pictures of any size stand one after the other in a row of patches; each patch knows its picture and its place in it.
+A row of patches holds pictures of any size, one after the other; each patch knows its picture and its place in it.
 """
 
 import jax
@@ -39,6 +39,8 @@ class Siglip(nnx.Module):
 
   def __init__(self, cfg: config_lib.ModelConfig, *, rngs: nnx.Rngs):
     vit, dtype = cfg.vit, jnp.dtype(cfg.dtype)
+    if vit is None:
+      raise ValueError('The model has no ViT: config.model.vit is None.')
     # The released checkpoint holds the patch embedding as a linear layer over (row, column, channel) vectors (BAGEL).
     self.patch_embedding = layers.Linear(3 * vit.patch**2, vit.width, dtype=dtype, rngs=rngs)
     self.position = layers.Embedding(vit.max_patches**2, vit.width, dtype=dtype, rngs=rngs)
@@ -52,18 +54,19 @@ class Siglip(nnx.Module):
     self.post_norm = layers.LayerNorm(vit.width, eps=_EPS)
     self.connector1 = layers.Linear(vit.width, cfg.width, dtype=dtype, rngs=rngs)
     self.connector2 = layers.Linear(cfg.width, cfg.width, dtype=dtype, rngs=rngs)
-    self.cfg, self.dtype = cfg, dtype
+    self.cfg, self.vit, self.dtype = cfg, vit, dtype
 
   def __call__(self, patches: jax.Array, position: jax.Array, image: jax.Array) -> jax.Array:
-    """Features of packed patches: [R, T, D].
+    """Features of packed patches: [R, T, D]. Attention is full inside a picture and never crosses pictures.
 
-    patches: [R, T, 3 p p] ordered (row, column, channel). position: int32[R, T], row * max_patches + column (BAGEL),
-    the id of the learned table and of the fixed sin-cos one that is added after the connector. image: int32[R, T],
-    the picture of each patch, from 1 in each row; 0 is padding. Attention is full inside a picture and never
-    crosses pictures.
+    Args:
+      patches: [R, T, 3 p p], ordered (row, column, channel).
+      position: int32[R, T], row * max_patches + column (BAGEL): the id in the learned table and in the fixed sin-cos
+        one that is added after the connector.
+      image: int32[R, T], picture of each patch, from 1 in each row; 0 is padding.
     """
     hidden = self.encode(patches, position, image)
-    rows, columns = jnp.divmod(position, self.cfg.vit.max_patches)
+    rows, columns = jnp.divmod(position, self.vit.max_patches)
     return self.connect(hidden) + layers.sincos_2d(rows, columns, self.cfg.width).astype(self.dtype)
 
   def encode(self, patches: jax.Array, position: jax.Array, image: jax.Array) -> jax.Array:

@@ -26,21 +26,17 @@ RUNNING, FINISHED, PICTURE_CAP, TOKEN_CAP = range(4)  # `State.stop`
 
 
 class SamplerSpec(NamedTuple):
-  """What shapes the compiled program. Hashable, a static argument.
+  """What shapes the compiled program. Hashable, a static argument."""
 
-  vocab_size: ids of the tokenizer; the language head may have more rows, which are never chosen.
-  text_branch, image_branch: whether guidance by texts (by pictures) is on; each is one more branch of a denoising step.
-  """
-
-  sampling: config_lib.SamplingConfig
-  specials: config_lib.Specials
-  vocab_size: int
-  text_branch: bool
-  image_branch: bool
+  sampling: config_lib.SamplingConfig  # Static options; the dynamic ones (`flow.SamplerParams`) are at their defaults.
+  specials: config_lib.Specials  # Ids of the structure tokens and tags.
+  vocab_size: int  # Ids of the tokenizer; the language head may have more rows, which are never chosen.
+  text_branch: bool  # Guidance by texts is on: one more branch of a denoising step.
+  image_branch: bool  # Guidance by pictures is on: one more branch, and a text-only cache.
 
   @classmethod
   def of(cls, sampling: config_lib.SamplingConfig, specials: config_lib.Specials, vocab_size: int) -> 'SamplerSpec':
-    """The static part of a config. The dynamic part (`flow.SamplerParams`) is set to its default."""
+    """The static part of a config."""
     defaults = config_lib.SamplingConfig()
     return cls(
       sampling=dataclasses.replace(sampling, **{name: getattr(defaults, name) for name in flow.DYNAMIC_FIELDS}),
@@ -84,7 +80,7 @@ class State(struct.PyTreeNode):
   output_count: jax.Array  # int32[B]
   pictures: jax.Array  # uint8[B, M, H, W, 3]
   picture_count: jax.Array  # int32[B]
-  text_steps: jax.Array  # int32[]; steps of all text phases.
+  text_steps: jax.Array  # int32[]; decode steps of all text phases.
   rounds: jax.Array  # int32[]; picture phases.
 
 
@@ -92,7 +88,17 @@ class State(struct.PyTreeNode):
 def run(
   graphdef: nnx.GraphDef, params: nnx.State, batch_in: SampleBatch, sampler: flow.SamplerParams, spec: SamplerSpec
 ) -> State:
-  """Samples a batch of trajectories to their ends. One call, one program, no host in the loop."""
+  """Samples a batch of trajectories to their ends. One call, one program, no host in the loop.
+
+  Args:
+    graphdef: structure of the model (`interleaved.graphdef`).
+    params: its parameters.
+    batch_in: what to continue from.
+    sampler: numbers that may change without a new compilation.
+    spec: what the program is compiled for.
+
+  Returns: the final state, on the device.
+  """
   model = nnx.merge(graphdef, params)
 
   def round_(state: State) -> State:
@@ -208,7 +214,7 @@ def picture_phase(
   hidden, kv = model.extend(seen, z, jnp.zeros(z.shape[:2]), state.cache)
 
   tokens_ = spans.concatenate(und.tokens, gen.tokens)
-  count, copies = tokens_.order.shape[1], 2 if model.vit is not None else 1
+  count, copies = model.cfg.picture_tokens, 2 if model.vit is not None else 1
   order, position = state.order + active * count, state.position + active * copies
   index = jnp.where(active, state.picture_count, state.pictures.shape[1])
   state = state.replace(
@@ -247,17 +253,23 @@ def velocities(
   *,
   grid: tuple[int, int] | None = None,
 ) -> Callable[[jax.Array, jax.Array], jax.Array]:
-  """The guided velocity of the pictures that are waited for, as a function of z: f32[B, Q, C] and t: f32[].
+  """The guided velocity of the next pictures, as a function of z: f32[B, Q, C] and t: f32[].
 
-  One forward a call for all branches of guidance. grid: rows and columns of the pictures' latent patches; None: of the
-  model's own.
+  One forward a call for all branches of guidance.
+
+  Args:
+    model: with its parameters.
+    state: of the loop; trajectories that do not wait for a picture get padding.
+    sampler: scales and interval of guidance.
+    spec: which branches there are.
+    grid: rows and columns of the pictures' latent patches; None: of the model's own.
   """
   active = state.status == WAITING
-  branches = [(spans.FULL, state.order - 1, state.position)]
+  branches = [spans.Branch(spans.FULL, state.order - 1, state.position)]
   if spec.text_branch:
-    branches.append((spans.FULL, state.picture_order, state.picture_position))
+    branches.append(spans.Branch(spans.FULL, state.picture_order, state.picture_position))
   if spec.image_branch:
-    branches.append((spans.TEXT_ONLY, state.order - 1, state.text_position))
+    branches.append(spans.Branch(spans.TEXT_ONLY, state.order - 1, state.text_position))
 
   def forward(z: jax.Array, t: jax.Array, count: int) -> list[jax.Array]:
     und, gen = spans.noised_copies(model.cfg, spec.specials, active, branches[:count], state.order, grid)
@@ -284,7 +296,7 @@ def velocities(
 
 def max_tokens_per_round(cfg: config_lib.ModelConfig, sampling: config_lib.SamplingConfig) -> int:
   """The most tokens that a trajectory takes until it has looked at its next picture: two texts, two picture copies."""
-  return 2 * (sampling.max_text_tokens + 2) + cfg.latent_tokens + 2 + (cfg.vit_tokens + 2 if cfg.vit else 0)
+  return 2 * (sampling.max_text_tokens + 2) + cfg.picture_tokens
 
 
 def choose_next(
@@ -295,7 +307,16 @@ def choose_next(
   sampler: flow.SamplerParams,
   spec: SamplerSpec,
 ) -> State:
-  """Chooses what each active trajectory does next: a token, a picture, or the end. hidden: [B, D]."""
+  """Chooses what each active trajectory does next: a token, a picture, or the end.
+
+  Args:
+    model: with its parameters.
+    state: of the loop.
+    hidden: [B, D], final hidden state of the last token of each trajectory.
+    active: bool[B], trajectories that choose.
+    sampler: temperature.
+    spec: grammar and caps.
+  """
   logits = model.logits(hidden)[:, : spec.vocab_size]
   allowed = grammar_lib.allowed_tokens(state.grammar, spec.grammar)
   token = next_token.sample(logits, allowed, state.key, state.output_count, sampler.temperature)

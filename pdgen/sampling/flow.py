@@ -54,7 +54,7 @@ def is_guided(t: jax.Array, params: SamplerParams) -> jax.Array:
 def euler(z: jax.Array, velocity: Callable[[jax.Array, jax.Array], jax.Array], params: SamplerParams) -> jax.Array:
   """From noise z: f32[B, Q, C] to the picture's latents. velocity: of (z, t: f32[]), noise - picture.
 
-  BAGEL's `num_timesteps` counts the points of the grid: N of them are N - 1 steps (golden/QUIRKS 25).
+  BAGEL's `num_timesteps` counts the points of the grid: N of them are N - 1 steps (QUIRKS 25).
   """
 
   def step(i: jax.Array, z: jax.Array) -> jax.Array:
@@ -67,13 +67,19 @@ def euler(z: jax.Array, velocity: Callable[[jax.Array, jax.Array], jax.Array], p
 def guide(
   v: jax.Array, v_text: jax.Array | None, v_image: jax.Array | None, params: SamplerParams, *, renorm: str
 ) -> jax.Array:
-  """BAGEL's two-scale guidance, each trajectory by itself. All f32[B, Q, C].
+  """BAGEL's two-scale guidance, each trajectory by itself.
 
-  v: with everything. v_text: without the texts since the last picture. v_image: without pictures. A missing branch
-  is not guided by. `renorm` scales the result back to the norm of v, over a trajectory (`global`) or a token
-  (`channel`), by at most 1 and at least `params.renorm_min`; `text_channel` does it after the text step and
-  leaves the picture step as it is. Unlike the reference, the norm never runs over the batch, and picture guidance
-  also works without text guidance (golden/QUIRKS 28, 29).
+  Unlike the reference, the norm never runs over the batch, and picture guidance also works without text guidance
+  (QUIRKS 28, 29).
+
+  Args:
+    v: f32[B, Q, C], the velocity with the whole context.
+    v_text: the same without the texts since the last picture; None: no guidance by texts.
+    v_image: without pictures; None: no guidance by pictures.
+    params: scales, and the lower clamp of the renormalisation.
+    renorm: scales the result back to the norm of v, over a trajectory (`global`) or a token (`channel`), by at most 1
+      and at least `params.renorm_min`; `text_channel` does it after the text step and leaves the picture step as it is;
+      `none`.
   """
   guided = v if v_text is None else v_text + params.text_guidance * (v - v_text)
   if renorm == 'text_channel':

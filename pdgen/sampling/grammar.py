@@ -37,7 +37,7 @@ class GrammarState(struct.PyTreeNode):
   length: jax.Array  # int32; tokens of that text so far.
   texts_since_picture: jax.Array  # int32; texts written since the last picture.
   refining: jax.Array  # bool; an inspection asked for the next picture, so it will be a refined one.
-  direct: bool | jax.Array  # bool; direct mode: one picture, no words.
+  direct: jax.Array  # bool; direct mode: one picture, no words.
 
 
 class Grammar(NamedTuple):
@@ -115,7 +115,7 @@ def after_token(state: GrammarState, token: jax.Array, rules: Grammar) -> Gramma
 
 
 def after_picture(state: GrammarState, active: jax.Array) -> GrammarState:
-  """The state after its picture was after_picture and looked at again. active: bool[B]."""
+  """The state after the next picture was painted and looked at. active: bool[B], trajectories that painted it."""
   item = jnp.where(state.refining, REFINED, DRAFT)
   return state.replace(
     last_item=jnp.where(active, item, state.last_item),

@@ -1,6 +1,6 @@
-"""The key/value cache: static slots, each with the metadata of the token it holds.
+"""The KV cache of the sampler: static slots, each with the metadata of the token it holds.
 
-Visibility is decided by metadata (`core.masks.visible`), never by where a token lies. So padding is an empty slot, a
+Visibility is decided by metadata (`core.masks.visible`), never by the slot of a token. Padding is an empty slot, a
 branch of guidance is a query with another reach, and the text-only branch is the same cache under another segment.
 """
 
@@ -28,28 +28,39 @@ def write(
   *,
   after: jax.Array,
 ) -> attention.KVCache:
-  """Puts new tokens in their slots. kv: [L, B, T, K, H] each. tokens: [B, T]. slots: int32[B, T].
+  """Writes new tokens into their slots, once all layers have read the cache.
 
-  A token with segment 0 (a trajectory that is not taking part) is not written.
-  after: [B, T, D], the final hidden states of the same forward. Where XLA cannot tell that all layers have read the
-    cache before it is written, it copies all of it, twice in every step of text; so the slots follow from these, and
-    nothing is written where they are not finite.
+  The slots depend on the final hidden states: an optimization barrier. Where XLA cannot tell that all layers have read
+  the cache before it is written, it copies the whole cache twice in every decode step. XLA's CPU compiler removes
+  `jax.lax.optimization_barrier` before it looks for copies (docs/experiments.md#decode). The barrier has a side effect:
+  nothing is written where a hidden state is not finite.
+
+  Args:
+    cache: to be written.
+    kv: k and v of the new tokens, [L, B, T, K, H] each.
+    tokens: their metadata, int32[B, T] a field. One with segment 0 (its trajectory does not take part) is not written.
+    slots: int32[B, T], where they go.
+    after: [B, T, D], final hidden states of the forward that computed kv.
   """
   size = cache.k.shape[2]
-  done = jnp.isfinite(after[:, -1:, 0])
-  slots = jnp.where((tokens.segment > 0) & done, slots, size)  # out of range: dropped
+  barrier = jnp.isfinite(after[:, -1:, 0])
+  slots = jnp.where((tokens.segment > 0) & barrier, slots, size)  # out of range: dropped
   k, v = (scatter_rows(old, slots, new, axis=1) for old, new in zip(cache[:2], kv, strict=True))
   meta = (scatter_rows(old, slots, new) for old, new in zip(cache.tokens, tokens, strict=True))
   return attention.KVCache(k, v, packed.TokenMeta(*meta))
 
 
 def scatter_rows(into: jax.Array, places: jax.Array, new: jax.Array, *, axis: int = 0) -> jax.Array:
-  """Each row's new items in its places; nothing where a place is out of range.
+  """Writes each row's new items into its places; nothing where a place is out of range.
 
-  into: [..., B, N, ...], B at `axis`. places: int32[B, T]. new: [..., B, T, ...].
+  The scatter has the rows as a batch dimension, so that each device writes its own rows: for `into.at[rows, places]`
+  XLA gathered all new items, and whole pictures, on every device. `jax.vmap` gives one too, but moves B to the front.
 
-  The rows are said to be a batch, so that devices that share them write their own: for `into.at[rows, places]` XLA
-  gathered what is new, and pictures whole, on all of them. `jax.vmap` says so, too, but moves B to the front first.
+  Args:
+    into: [..., B, N, ...], B at `axis`.
+    places: int32[B, T], in [0, N).
+    new: [..., B, T, ...].
+    axis: of B.
   """
   dimensions = jax.lax.ScatterDimensionNumbers(
     update_window_dims=tuple(i for i in range(new.ndim) if i not in (axis, axis + 1)),

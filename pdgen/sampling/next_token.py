@@ -1,4 +1,4 @@
-"""Choosing the next token of each trajectory from its own key."""
+"""Sampling the next token of each trajectory with its own key: greedy, or Gumbel-max at a temperature."""
 
 import jax
 import jax.numpy as jnp
@@ -7,11 +7,16 @@ import jax.numpy as jnp
 def sample(
   logits: jax.Array, allowed: jax.Array, keys: jax.Array, counts: jax.Array, temperature: jax.Array
 ) -> jax.Array:
-  """The next token ids, int32[B].
+  """Samples the next token of each trajectory.
 
-  logits: f32[B, V]. allowed: bool[B, V]; at least one True a row. keys: one key a trajectory; counts: int32[B] tokens
-  chosen so far, folded into the key, so that a trajectory's choices do not depend on its neighbours.
-  temperature: f32[]; 0 = greedy.
+  Args:
+    logits: f32[B, V].
+    allowed: bool[B, V], at least one True a row.
+    keys: [B] PRNG keys, one a trajectory: its choices do not depend on its neighbours.
+    counts: int32[B], tokens chosen so far; folded into the key.
+    temperature: f32[]; 0 = greedy.
+
+  Returns: ids, int32[B].
   """
   logits = jnp.where(allowed, logits, -jnp.inf)
 

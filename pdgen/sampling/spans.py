@@ -1,8 +1,11 @@
-"""The few tokens a step of the sampler feeds: a text token, noised copies, the clean and ViT copies of a picture.
+"""Token streams that each sampler step feeds to the model: a text token, noised copies, copies for the context.
 
 Spans are numbered by the order of their first token plus one: no two picture copies of a trajectory share a number,
 those of a prefix included (it has more tokens than spans).
 """
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,15 +16,31 @@ from pdgen.core import packed
 FULL, TEXT_ONLY = 1, 2  # segments of the cache: the trajectory; its texts as they are without pictures
 
 
+class Branch(NamedTuple):
+  """A branch of guidance. It differs from the others in what it may see, not in what the cache holds."""
+
+  segment: int  # FULL or TEXT_ONLY: which entries of the cache it reads.
+  reach: jax.Array  # int32[B], last visible order.
+  position: jax.Array  # int32[B], RoPE position of the noised copy.
+
+
 def concatenate(und: packed.TokenMeta, gen: packed.TokenMeta) -> packed.TokenMeta:
   """und tokens first, as the trunk does: int32[B, U + G]."""
-  return packed.TokenMeta(*(jnp.concatenate(pair, axis=1) for pair in zip(und, gen, strict=True)))
+  return _side_by_side([und, gen])
 
 
 def text_tokens(
   token: jax.Array, active: jax.Array, order: jax.Array, position: jax.Array, text_position: jax.Array | None
 ) -> packed.UndStream:
-  """One text token a trajectory, twice (in both segments) with the position in the text-only one. Arguments [B]."""
+  """One text token a trajectory: [B, 1]; with the text-only branch [B, 2], the token once in each segment.
+
+  Args:
+    token: int32[B], ids.
+    active: bool[B], trajectories that read their token; the others get padding.
+    order: int32[B].
+    position: int32[B], RoPE position.
+    text_position: int32[B], RoPE position in the text-only branch; None without that branch.
+  """
   zeros = jnp.zeros_like(order)
   tokens = packed.TokenMeta(jnp.where(active, FULL, 0), order, order, zeros, zeros, position)
   und = packed.UndStream(tokens, token, token, jnp.zeros(token.shape), zeros - 1, zeros)
@@ -59,42 +78,44 @@ def noised_copies(
   cfg: config_lib.ModelConfig,
   specials: config_lib.Specials,
   active: jax.Array,
-  branches: list[tuple[int, jax.Array, jax.Array]],
+  branches: list[Branch],
   order: jax.Array,
   grid: tuple[int, int] | None = None,
 ) -> tuple[packed.UndStream, packed.GenStream]:
   """A noised copy of the next picture for each branch of guidance, side by side in one forward.
 
-  grid: rows and columns of its latent patches; None: of the model's own pictures.
-  branches: (segment, reach [B], position [B]) each. A branch differs from the others in what it may see, not in what is
-  stored: it is the same cache, read with another reach or segment.
+  Args:
+    cfg: of the model.
+    specials: ids of the boundary tokens.
+    active: bool[B], trajectories that wait for a picture; the others get padding.
+    branches: of guidance.
+    order: int32[B], order of the copies' first token: all copies have the same orders.
+    grid: rows and columns of latent patches; None: of the model's own pictures.
   """
   grid = grid or (cfg.latent_grid, cfg.latent_grid)
   q = grid[0] * grid[1]
 
-  def copy(number: int, segment: int, reach: jax.Array, position: jax.Array, offsets: list[int]) -> packed.TokenMeta:
-    offsets = jnp.array([offsets])
-    whole = lambda x: jnp.broadcast_to(x[:, None], (order.shape[0], offsets.shape[1]))
-    return packed.TokenMeta(
-      segment=whole(jnp.where(active, segment, 0)),
-      order=order[:, None] + offsets,
-      reach=whole(reach),
-      span=whole(order + 1 + number),
-      noised=whole(jnp.ones_like(order)),
-      position=whole(position),
-    )
-
-  und, latent = (
-    packed.TokenMeta(
-      *(
-        jnp.concatenate(f, axis=1)
-        for f in zip(*(copy(n, *branch, offsets) for n, branch in enumerate(branches)), strict=True)
+  def copies(offsets: Sequence[int]) -> packed.TokenMeta:
+    """These tokens of every copy. offsets: their places in the copy."""
+    copies = []
+    for number, branch in enumerate(branches):
+      places = jnp.array([offsets])
+      whole = lambda x, shape=(order.shape[0], len(offsets)): jnp.broadcast_to(x[:, None], shape)
+      copies.append(
+        packed.TokenMeta(
+          segment=whole(jnp.where(active, branch.segment, 0)),
+          order=order[:, None] + places,
+          reach=whole(branch.reach),
+          span=whole(order + 1 + number),
+          noised=whole(jnp.ones_like(order)),
+          position=whole(branch.position),
+        )
       )
-    )
-    for offsets in ([0, q + 1], list(range(1, q + 1)))
-  )
+    return _side_by_side(copies)
+
+  boundaries, latents = copies([0, q + 1]), copies(range(1, q + 1))
   ids = jnp.array([[specials.vision_start, specials.vision_end] * len(branches)])
-  return boundary_tokens(und, ids), latent_tokens(cfg, latent, grid)
+  return boundary_tokens(boundaries, ids), latent_tokens(cfg, latents, grid)
 
 
 def context_copies(
@@ -104,31 +125,40 @@ def context_copies(
   order: jax.Array,
   position: jax.Array,
 ) -> tuple[packed.UndStream, packed.GenStream]:
-  """The clean copy of a painted picture and, where the model has one, its ViT copy."""
+  """The clean copy of a painted picture and, where the model has a ViT, its ViT copy: `cfg.picture_tokens` in all.
+
+  Args:
+    cfg: of the model.
+    specials: ids of the boundary tokens.
+    active: bool[B], trajectories whose picture was painted; the others get padding.
+    order: int32[B], order of the clean copy's first token.
+    position: int32[B], RoPE position of the clean copy; the ViT copy has the next one.
+  """
   q, n = cfg.latent_tokens, cfg.vit_tokens
 
-  def tokens(offsets: list[int], copy: list[int]) -> packed.TokenMeta:
-    offsets, copy = jnp.array([offsets]), jnp.array([copy])
-    zeros = jnp.zeros((order.shape[0], offsets.shape[1]), jnp.int32)
-    start = order[:, None] + copy * (q + 2)  # order of the copy's first token
-    orders = order[:, None] + offsets
+  def tokens(offsets: Sequence[int], copy: Sequence[int]) -> packed.TokenMeta:
+    """offsets: order minus that of the first token. copy: 0 in the clean copy, 1 in the ViT copy."""
+    offset, second = jnp.array([offsets]), jnp.array([copy])
+    zeros = jnp.zeros((order.shape[0], offset.shape[1]), jnp.int32)
+    start = order[:, None] + second * (q + 2)  # order of the copy's first token
+    orders = order[:, None] + offset
     segment = zeros + jnp.where(active, FULL, 0)[:, None]
-    return packed.TokenMeta(segment, orders, orders, start + 1, zeros, position[:, None] + copy)
+    return packed.TokenMeta(segment, orders, orders, start + 1, zeros, position[:, None] + second)
 
-  ids, offsets, copy, patch, picture = (
-    [specials.vision_start, specials.vision_end],
-    [0, q + 1],
-    [0, 0],
-    [0, 0],
-    [-1, -1],
-  )
+  begin, end, vit = specials.vision_start, specials.vision_end, q + 2  # vit: offset of the ViT copy
+  und = [(begin, 0, 0, 0, -1), (end, q + 1, 0, 0, -1)]  # (id, offset, copy, patch, picture) each
   if n:
-    ids += [specials.vision_start, *[0] * n, specials.vision_end]
-    offsets += range(q + 2, q + n + 4)
-    copy += [1] * (n + 2)
-    patch += [0, *range(n), 0]
-    picture += [-1, *[0] * n, -1]
-  und = boundary_tokens(tokens(offsets, copy), jnp.array([ids]))
-  row = lambda values: jnp.broadcast_to(jnp.array([values]), und.token_id.shape)
-  und = und._replace(patch=row(patch), picture=row(picture))
-  return und, latent_tokens(cfg, tokens(list(range(1, q + 1)), [0] * q), (cfg.latent_grid, cfg.latent_grid))
+    und.append((begin, vit, 1, 0, -1))
+    und += [(0, vit + 1 + patch, 1, patch, 0) for patch in range(n)]
+    und.append((end, vit + 1 + n, 1, 0, -1))
+  ids, offsets, copy, patch, picture = zip(*und, strict=True)
+  stream = boundary_tokens(tokens(offsets, copy), jnp.array([ids]))
+  row = lambda values: jnp.broadcast_to(jnp.array([values]), stream.token_id.shape)
+  stream = stream._replace(patch=row(patch), picture=row(picture))
+  latents = tokens(range(1, q + 1), [0] * q)
+  return stream, latent_tokens(cfg, latents, (cfg.latent_grid, cfg.latent_grid))
+
+
+def _side_by_side(parts: list[packed.TokenMeta]) -> packed.TokenMeta:
+  """Metadata of tokens [B, T] each, one part after the other: int32[B, sum of T]."""
+  return packed.TokenMeta(*(jnp.concatenate(fields, axis=1) for fields in zip(*parts, strict=True)))

@@ -1,7 +1,7 @@
 """Saving and resuming a run: state, data position and configuration in one step directory, each leaf with a digest.
 
-Orbax's v1 interface is used here and nowhere else. It does not notice a flipped byte, so that every leaf is checked
-against the digest that was taken of the arrays in memory when they were saved.
+Orbax's v1 interface is used here and in `weights.run_checkpoints` alone. It does not notice a flipped byte: every leaf
+is checked against the digest that was taken of the arrays in memory when they were saved.
 """
 
 import dataclasses
@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import pathlib
-from typing import Any
+from typing import Any, cast
 
 import jax
 from orbax.checkpoint import v1 as ocp
@@ -40,11 +40,11 @@ MAY_DIFFER_ON_RESUME = (
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-  """state: TrainState on the devices. data: what the data iterator's `set_state` takes. step: steps taken."""
+  """A checkpoint that was read."""
 
-  state: state_lib.TrainState
-  data: Any
-  step: int
+  state: state_lib.TrainState  # On the devices.
+  data: Any  # What the data iterator's `set_state` takes.
+  step: int  # Steps taken.
 
 
 class Checkpointer:
@@ -54,9 +54,10 @@ class Checkpointer:
     """directory: made if it is missing. keep: newest checkpoints that are kept."""
     self.directory = pathlib.Path(directory).absolute()
     self._orbax = ocp.training.Checkpointer(
-      self.directory,
-      save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-      preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+      str(self.directory),
+      # Any: the policies of orbax 0.12 and its Checkpointer are annotated with two types of checkpoint metadata.
+      save_decision_policy=cast(Any, ocp.training.save_decision_policies.FixedIntervalPolicy(1)),
+      preservation_policy=cast(Any, ocp.training.preservation_policies.LatestN(keep)),
       cleanup_tmp_directories=True,
     )
 
@@ -72,22 +73,36 @@ class Checkpointer:
     return self._orbax.latest.step if self._orbax.latest else None
 
   def save(self, state: state_lib.TrainState, *, data: Any, config: config_lib.Config):
-    """Saves under the state's own step; does nothing if that is saved. data: the data iterator's state, JSON.
+    """Saves under the state's own step; does nothing if that is saved.
 
     Returns when the arrays are copied: the caller may then donate them.
+
+    Args:
+      state: of the run, on the devices.
+      data: state of the data iterator, as JSON takes it.
+      config: of the run.
     """
     step = int(state.step)
     if self.latest == step:
       return
     named = dict(trees.flatten_with_paths(state))
-    meta = dict(
-      format=run_checkpoints.FORMATS[-1], step=step, config=exported.as_json(config), data=data, leaves=_describe(named)
-    )
-    checkpointables = dict(state=trees.unflatten(named), meta={'json': _sealed(meta)})
+    meta = {
+      'format': run_checkpoints.FORMATS[-1],
+      'step': step,
+      'config': exported.as_json(config),
+      'data': data,
+      'leaves': _describe(named),
+    }
+    checkpointables = {'state': trees.unflatten(named), 'meta': {'json': _sealed(meta)}}
     self._orbax.save_checkpointables_async(step, checkpointables, force=True)
 
   def restore(self, abstract: state_lib.TrainState, *, config: config_lib.Config, step: int | None = None) -> Restored:
-    """The newest checkpoint, or that of `step`, onto the shardings of the abstract state.
+    """Reads a checkpoint.
+
+    Args:
+      abstract: the state that it must fit, as ShapeDtypeStructs with the shardings to read onto.
+      config: of the run that resumes.
+      step: which checkpoint; None: the newest.
 
     Raises: FileNotFoundError when there is none; CheckpointError when it belongs to another configuration or model, or
     is damaged, naming the fields, the leaves or the directory.

@@ -102,20 +102,17 @@ def disagreements(everyone: list[tuple[str, Mapping[str, str]]]) -> list[str]:
   """One line for each process and fact that is not as most have it. everyone: (host, facts) of each process.
 
   >>> disagreements([('a', {'code': '1'}), ('b', {'code': '1'}), ('c', {'code': '2'})])
-  ["process 2 (c) has code '2', processes 0, 1 have '1'"]
+  ["code: '2' in process 2 (c), '1' in 0, 1"]
   """
   lines = []
   for name in sorted(set().union(*(facts for _, facts in everyone))):
     values = [facts.get(name, 'absent') for _, facts in everyone]
     common, _ = collections.Counter(values).most_common(1)[0]  # Of equal counts, the one that came first.
     holders = [str(i) for i, value in enumerate(values) if value == common]
-    some = ', '.join(holders[:4]) + (f' and {len(holders) - 4} more' if len(holders) > 4 else '')
-    lines += [
-      f'process {i} ({everyone[i][0]}) has {name} {value!r}, process{"es" * (len(holders) > 1)} {some} '
-      f'ha{"ve" if len(holders) > 1 else "s"} {common!r}'
-      for i, value in enumerate(values)
-      if value != common
-    ]
+    most = ', '.join(holders[:4]) + (f' and {len(holders) - 4} more' if len(holders) > 4 else '')
+    for i, value in enumerate(values):
+      if value != common:
+        lines.append(f'{name}: {value!r} in process {i} ({everyone[i][0]}), {common!r} in {most}')
   return lines
 
 

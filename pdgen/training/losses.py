@@ -16,10 +16,18 @@ Metrics = dict[str, jax.Array]
 def interleaved_loss(
   model: interleaved.Interleaved, batch: packed.PackedBatch, key: jax.Array, config: config_lib.Config
 ) -> tuple[jax.Array, Metrics]:
-  """L = lambda_ce * CE + MSE (paper), with random timesteps and noise; see `noised_loss`.
+  """L = lambda_ce * CE + MSE (paper), with random timesteps and noise.
 
   Every noised copy draws one timestep. The clean latents are drawn from the posterior of a codec that has one, if the
   config says so.
+
+  Args:
+    model: with the parameters to differentiate by.
+    batch: packed rows.
+    key: of timesteps, noise and posterior.
+    config: of the run.
+
+  Returns: the loss and the metrics, as `noised_loss`.
   """
   key_t, key_noise = jax.random.split(key)
   vae = config.model.codec.vae
@@ -41,10 +49,17 @@ def noised_loss(
 ) -> tuple[jax.Array, Metrics]:
   """lambda_ce * CE + MSE, each a weighted mean over the supervised tokens of the whole batch.
 
-  clean, noise: f32[B, G, C]; t: f32[B, G], 0 on clean copies. The model sees z_t = t * noise + (1 - t) * clean; the
-  velocity is noise - clean (paper, BAGEL). A model that predicts x is scored on the velocity that its x implies, with t
-  clamped to `model.min_t` where that divides by t. A batch without supervised text (or without noised copies) has CE
-  (or MSE) 0.
+  The model sees z_t = t * noise + (1 - t) * clean; the velocity is noise - clean (paper, BAGEL). A model that predicts
+  x is scored on the velocity that its x implies, with t clamped to `model.min_t` where that divides by t. A batch
+  without supervised text (or without noised copies) has CE (or MSE) 0.
+
+  Args:
+    model: with the parameters to differentiate by.
+    batch: packed rows.
+    clean: f32[B, G, C], latents of the pictures.
+    noise: f32[B, G, C].
+    t: f32[B, G], 1 = noise; 0 on clean copies.
+    config: of the run.
 
   Returns: the loss, and float32 scalars: loss, ce, mse, text_accuracy (share of supervised tokens whose label is the
   most likely one), verdict_accuracy (the same over tokens weighted above all ordinary text, if the config weights
@@ -67,7 +82,7 @@ def noised_loss(
 
 
 def timesteps(key: jax.Array, copy: jax.Array, *, shift: float) -> jax.Array:
-  """One shifted logit-normal timestep a noised copy, 0 on clean copies. copy: int32[B, G]. Returns f32[B, G]."""
+  """One shifted logit-normal timestep a noised copy: f32[B, G], 0 on clean copies. copy: int32[B, G]."""
   rows, length = copy.shape
   t = logit_normal(jax.random.normal(key, (rows, length + 1), jnp.float32), shift=shift)
   return jnp.where(copy > 0, jnp.take_along_axis(t, copy, axis=1), 0.0)
@@ -91,9 +106,19 @@ def flow_loss(
   weight: jax.Array,
   cfg: config_lib.ModelConfig,
 ) -> tuple[jax.Array, Metrics]:
-  """Mean squared velocity error. prediction (of what cfg says), clean, noise: f32[B, G, C]; t, weight: f32[B, G].
+  """Mean squared velocity error.
 
   For `x`: v = (z - x) / max(t, min_t) against (z - clean) / max(t, min_t), so that the noise cancels out.
+
+  Args:
+    prediction: f32[B, G, C], of what cfg.prediction names.
+    clean: f32[B, G, C], latents of the pictures.
+    noise: f32[B, G, C].
+    t: f32[B, G], 1 = noise.
+    weight: f32[B, G] of each token; 0 on clean copies and padding.
+    cfg: of the model.
+
+  Returns: f32[], and the metric flow_tokens.
   """
   if cfg.prediction == 'x':
     error = jnp.mean((prediction - clean) ** 2, axis=-1) / jnp.maximum(t, cfg.min_t) ** 2

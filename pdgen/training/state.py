@@ -69,8 +69,11 @@ def abstract_on_mesh(config: config_lib.Config, mesh: Mesh) -> TrainState:
 def init_state(config: config_lib.Config, mesh: Mesh, params: Any = None) -> TrainState:
   """The state before the first step; each device makes only its own shards.
 
-  params: weights to begin with, nested dicts of arrays; None: random ones, a function of config.seed alone. Adapters
-    (`ModelConfig.lora`) that they lack begin as in a new model.
+  Args:
+    config: of the run.
+    mesh: that the state is sharded over.
+    params: weights to begin with, nested dicts of arrays; None: random ones, a function of config.seed alone. Adapters
+      (`ModelConfig.lora`) that they lack begin as in a new model.
   """
   return _initializer(config, mesh)() if params is None else _initializer(config, mesh, given=True)(params)
 

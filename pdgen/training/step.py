@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,19 @@ from pdgen.models import params as params_lib
 from pdgen.training import losses, optimizer
 from pdgen.training import state as state_lib
 
-TrainStep = Callable[[state_lib.TrainState, packed.PackedBatch], tuple[state_lib.TrainState, losses.Metrics]]
+
+class TrainStep(Protocol):
+  """A jitted optimizer step."""
+
+  def __call__(
+    self, state: state_lib.TrainState, batch: packed.PackedBatch, /
+  ) -> tuple[state_lib.TrainState, losses.Metrics]:
+    """The state after the step, and the metrics of the step. The state that goes in is donated."""
+    ...
+
+  def lower(self, state: state_lib.TrainState, batch: packed.PackedBatch, /) -> jax.stages.Lowered:
+    """The step lowered for these arguments, which may be ShapeDtypeStructs."""
+    ...
 
 
 @functools.cache
@@ -61,7 +73,7 @@ def gradients(config: config_lib.Config, mesh: Mesh) -> Callable[..., Any]:
   return run
 
 
-def _step(config: config_lib.Config, mesh: Mesh) -> TrainStep:
+def _step(config: config_lib.Config, mesh: Mesh) -> Callable[..., Any]:
   gradients_of = gradients(config, mesh)
   tx = optimizer.gradient_transform(config.train)
 

@@ -26,23 +26,23 @@ FIXED = 'fixed/'
 
 
 class Rule(NamedTuple):
-  """A released name, our path, and the layout of the released array. See the module."""
+  """Which parameter of ours a released tensor is. The names are patterns, see the module."""
 
-  file: str
-  released: str
-  ours: str
-  layout: str = SAME
+  file: str  # Of the released folder.
+  released: str  # Name in that file.
+  ours: str  # Path of our parameter.
+  layout: str = SAME  # How the released axes become ours: SAME, LINEAR or CONV.
 
 
 class Entry(NamedTuple):
-  """A released tensor. layer: its place in the stack at our path; None: it is the whole array. shape: as released."""
+  """A released tensor."""
 
-  file: str
-  name: str
-  path: str
-  layer: int | None
-  layout: str
-  shape: tuple[int, ...]
+  file: str  # Of the released folder.
+  name: str  # In that file.
+  path: str  # Of our parameter.
+  layer: int | None  # Its index in the stack at our path; None: it is the whole array.
+  layout: str  # SAME, LINEAR or CONV.
+  shape: tuple[int, ...]  # As released.
 
 
 def _linear(file: str, released: str, ours: str, *, bias: bool = True) -> tuple[Rule, ...]:
@@ -204,10 +204,17 @@ def _pattern(template: str) -> re.Pattern:
 def from_released(
   llm: Mapping[str, Any], vit: Mapping[str, Any], bagel: Mapping[str, Any], vae: Mapping[str, Any], *, dtype: str
 ) -> config.ModelConfig:
-  """The model of llm_config.json, vit_config.json, config.json and ae_config.json; the last two may be empty.
+  """The model that the json files of a released folder describe.
 
   Upstream forces untied embeddings, QK-norm and `Qwen2MoTDecoderLayer` whatever the files say (QUIRKS 2). It paints
   squares as large as the tables allow, at most 1024.
+
+  Args:
+    llm: content of llm_config.json.
+    vit: of vit_config.json.
+    bagel: of config.json; may be empty.
+    vae: of ae_config.json; may be empty.
+    dtype: compute dtype.
 
   Raises: ValueError for what pdgen does not compute as the reference does, and KeyError for a field that is missing.
   """

@@ -69,7 +69,7 @@ def import_bagel(
   config = config_lib.Config(
     name=source.resolve().name,
     model=model,
-    data=config_lib.DataConfig(world='', tokenizer=exported.SOURCE),
+    data=config_lib.DataConfig(sources=(), tokenizer=exported.SOURCE),
     sampling=presets.bagel_sampling(model),
   )
   with exported.atomic_directory(to) as partial:
@@ -142,7 +142,9 @@ def _model(source: pathlib.Path, ema: safetensors_io.Reader, max_latent_size: in
   except KeyError as error:
     raise ValueError(f'The json files of {source} lack {error}.') from error
   table = ema.infos.get('latent_pos_embed.pos_embed')
-  side = math.isqrt(table.shape[0]) if table else model.max_latent_size
+  if table is None:
+    return model  # `_check_tensors` names it among what is missing.
+  side = math.isqrt(table.shape[0])
   for asked, where in ((max_latent_size, '--max_latent_size'), (model.max_latent_size, 'config.json, or the default,')):
     if asked is not None and asked != side:
       raise ValueError(
@@ -161,6 +163,8 @@ def _shapes(model: config_lib.ModelConfig) -> dict[str, tuple[int, ...]]:
 
 def _tables(model: config_lib.ModelConfig) -> dict[str, int]:
   """Patches a side of the fixed tables."""
+  if model.vit is None:
+    raise ValueError('BAGEL has a ViT; this model has none (config.model.vit).')
   sides = {'latent_position': model.max_latent_size, 'vit_position': model.vit.max_patches}
   return {f'{bagel.FIXED}{name}': side for name, side in sides.items()}
 
@@ -210,7 +214,7 @@ def _keep_source(
   for name in files:
     shutil.copyfile(source / name, folder / name)
   headers = {file: reader.header[8:].decode() for file, reader in readers.items()}
-  text = json.dumps(dict(files=files, headers=headers))
+  text = json.dumps({'files': files, 'headers': headers})
   (folder / _MANIFEST).write_text(text, encoding='utf-8')
   fixed = {p: found for p, found in _by_path(entries).items() if p.startswith(bagel.FIXED)}
   _write_ours(folder / _FIXED, fixed, readers)

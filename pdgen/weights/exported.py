@@ -1,4 +1,4 @@
-"""The form of a model that is sampled: a folder of weights by our paths, configuration and tokenizer.
+"""Exported model folder: weights (safetensors), config, tokenizer; written atomically, verified by SHA-256.
 
 params.safetensors   one tensor a parameter, named by its path (`trunk/layers/und/q/kernel`): float16 of a training
                      run's average, or what `pdgen.convert import` found, bfloat16 or float32
@@ -35,20 +35,27 @@ FORMATS = (1, 2)  # Read; the last one is written.
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-  """config: of the run. params: nested dicts of arrays on a mesh. tokenizer: path that `data.tokenizer.load` takes."""
+  """An exported model that was read."""
 
-  config: config_lib.Config
-  params: dict[str, Any]
-  tokenizer: pathlib.Path
+  config: config_lib.Config  # Of the run.
+  params: dict[str, Any]  # Nested dicts of arrays on a mesh.
+  tokenizer: pathlib.Path  # What `data.tokenizers.load` takes.
 
 
 def export_ema(
   directory: str | os.PathLike, params: Any, *, config: config_lib.Config, tokenizer: str | os.PathLike
 ) -> pathlib.Path:
-  """Writes the folder; a reader sees the old one or the whole new one. Returns its path.
+  """Writes the folder; a reader sees the old one or the whole new one.
 
-  params: `TrainState.averaged()`. tokenizer: file of the sentencepiece model, or `source` folder of an import. Raises:
-  ValueError naming a parameter that float16 cannot hold.
+  Args:
+    directory: the folder.
+    params: nested dicts of arrays, `TrainState.averaged()` of a run.
+    config: of the run.
+    tokenizer: file of the sentencepiece model, or `source` folder of an import.
+
+  Returns: the folder's path.
+
+  Raises: ValueError naming a parameter that float16 cannot hold.
   """
   with atomic_directory(directory) as partial:
     tensors = {name: _half(name, np.asarray(jax.device_get(leaf))) for name, leaf in trees.flatten_with_paths(params)}
@@ -78,10 +85,16 @@ def atomic_directory(directory: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 
 def write_manifest(folder: pathlib.Path, *, config: config_lib.Config, digests: Mapping[str, str] | None = None):
-  """Writes config.json, which makes the folder an exported model. digests: SHA-256 of the files where it is known."""
+  """Writes config.json, which makes the folder an exported model.
+
+  Args:
+    folder: with all other files.
+    config: of the run.
+    digests: SHA-256 of the files where it is known.
+  """
   files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob('*') if path.is_file())
   digests = {name: (digests or {}).get(name) or safetensors_io.sha256(folder / name) for name in files}
-  text = json.dumps(dict(format=FORMATS[-1], config=as_json(config), sha256=digests), indent=2)
+  text = json.dumps({'format': FORMATS[-1], 'config': as_json(config), 'sha256': digests}, indent=2)
   (folder / CONFIG).write_text(text + '\n')
 
 
@@ -115,7 +128,7 @@ def load_export(directory: str | os.PathLike, *, mesh: Mesh | None = None) -> Ex
       array = stored.read(name, index)
       return array if keep else array.astype(np.float32, copy=False)
 
-    return jax.make_array_from_callback(leaf.shape, placed[name], read)
+    return mesh_lib.array_from_callback(leaf.shape, placed[name], read)
 
   tokenizer = TOKENIZER if TOKENIZER in header['sha256'] else SOURCE
   return Export(config, trees.map_with_path(load, wanted), directory / tokenizer)

@@ -20,7 +20,7 @@ def load_for_sampling(
   """A shipped model by name, an exported folder, or the workdir of a run (its newest average).
 
   Returns: configuration, parameters (nested dicts, on the mesh, or on the first device), and the name or path that
-  `data.tokenizer.load` takes. Raises: FileNotFoundError naming what is shipped; ValueError for damaged files.
+  `data.tokenizers.load` takes. Raises: FileNotFoundError naming what is shipped; ValueError for damaged files.
   """
   mesh = mesh or mesh_lib.make_mesh(config_lib.MeshConfig(), devices=jax.devices()[:1])
   shipped = SHIPPED / str(name_or_path)

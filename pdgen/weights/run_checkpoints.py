@@ -34,7 +34,14 @@ def load_averaged(
 ) -> tuple[config_lib.Config, dict[str, Any]]:
   """Configuration and averaged parameters of a run, to sample from; neither optimizer nor data are read.
 
-  directory: that given to Checkpointer. Returns nested dicts of arrays, sharded over the mesh. Raises as `restore`.
+  Args:
+    directory: of the run's checkpoints.
+    mesh: that the parameters are sharded over.
+    step: which checkpoint; None: the newest.
+
+  Returns: the config, and nested dicts of arrays.
+
+  Raises: FileNotFoundError when there is none; CheckpointError when it is damaged.
   """
   path = step_directory(pathlib.Path(directory).absolute(), step)
   meta = read_meta(path)
@@ -54,8 +61,10 @@ def load_averaged(
 
 
 def digests(named: dict[str, jax.Array]) -> dict[str, str]:
-  """A digest of the bits of every array, equal for every sharding of it. Two sums of the words of the array, each word
-  times an odd factor of its place, modulo 2^32: an odd factor keeps every change of a single word in the sum.
+  """A digest of the bits of every array, equal for every sharding of it.
+
+  Two sums of the words of the array, each word times an odd factor of its place, modulo 2^32: an odd factor keeps every
+  change of a single word in the sum.
   """
   found = {}
   for name, array in named.items():  # Not all at once: XLA's CPU collectives deadlock with several programs in flight.
@@ -86,6 +95,7 @@ def _digest_on_device(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def step_directory(directory: pathlib.Path, step: int | None) -> pathlib.Path:
+  """The folder of a checkpoint; step None: of the newest. Raises FileNotFoundError when there is none."""
   steps = sorted(int(p.name) for p in directory.glob('*') if p.name.isdigit()) if directory.is_dir() else []
   if not steps:
     raise FileNotFoundError(f'No checkpoint in {directory}. Train one, or give the checkpoints folder of a run.')
@@ -95,8 +105,9 @@ def step_directory(directory: pathlib.Path, step: int | None) -> pathlib.Path:
 
 
 def read_meta(path: pathlib.Path) -> dict[str, Any]:
+  """The metadata of a checkpoint, its config in today's format. Raises CheckpointError when they are damaged."""
   try:
-    text = ocp.load_checkpointables(path, {'meta': None})['meta']['json']
+    text = ocp.load_checkpointables(str(path), {'meta': None})['meta']['json']
   except Exception as error:
     raise damaged(path, f'its metadata cannot be read ({_brief(error)})') from error
   digest, _, body = text.partition(' ')
@@ -111,10 +122,18 @@ def read_meta(path: pathlib.Path) -> dict[str, Any]:
 def load_leaves(
   path: pathlib.Path, meta: dict[str, Any], wanted: dict[str, jax.ShapeDtypeStruct]
 ) -> dict[str, jax.Array]:
-  """The wanted leaves, checked against their digests."""
+  """Reads leaves of a checkpoint and checks them against their digests.
+
+  Args:
+    path: folder of the checkpoint.
+    meta: its metadata.
+    wanted: by name, with shardings to read onto.
+
+  Raises: CheckpointError when they are damaged.
+  """
   tree = trees.unflatten({name: wanted.get(name, ocp.PLACEHOLDER) for name in meta['leaves']})
   try:
-    loaded = dict(trees.flatten_with_paths(ocp.load_checkpointables(path, {'state': tree})['state']))
+    loaded = dict(trees.flatten_with_paths(ocp.load_checkpointables(str(path), {'state': tree})['state']))
   except Exception as error:
     raise damaged(path, f'its arrays cannot be read ({_brief(error)})') from error
   found = digests({name: loaded[name] for name in wanted})

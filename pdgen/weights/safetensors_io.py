@@ -1,7 +1,7 @@
-"""Safetensors files of any size through a few megabytes: slices read from a memory map, files written front to back.
+"""Streaming safetensors: read slices from a memory map, write front to back, bounded memory.
 
-The safetensors package reads a tensor as a whole, into memory of its own. A process that holds a 256th of a weight
-should read a 256th of it, and a file that is converted should never be in memory at all.
+The safetensors package reads whole tensors into memory. Here a process that holds a 256th of a weight reads a 256th of
+it, and a file that is converted is never in memory as a whole.
 """
 
 import hashlib
@@ -24,13 +24,14 @@ Index = tuple[int | slice, ...]
 
 
 class TensorInfo(NamedTuple):
-  """What a tensor is like."""
+  """Dtype and shape of a tensor."""
 
   dtype: np.dtype
   shape: tuple[int, ...]
 
   @property
   def bytes(self) -> int:
+    """Size of the tensor."""
     return math.prod(self.shape) * self.dtype.itemsize
 
 
@@ -55,19 +56,23 @@ class Reader:
     self.infos, self._starts = _parse(self.header, path)
     end = max((start + self.infos[name].bytes for name, start in self._starts.items()), default=len(self.header))
     if end != size:
-      raise ValueError(f'{path} has {size} bytes, but its header tells of {end}. Fetch it again.')
+      raise ValueError(f'{path} has {size} bytes, but its header says {end}. Fetch it again.')
 
   def read(self, name: str, index: Index = ()) -> np.ndarray:
-    """`tensor[index]` as an array of its own. index: integers first, then slices without step; missing ones are whole.
+    """`tensor[index]` as a new array. No more than that and `BLOCK` bytes are ever in memory.
 
-    No more than that and `BLOCK` bytes are ever in memory.
+    index: integers first, then slices without step; missing ones are whole. Raises ValueError for another order.
     """
     info, start = self.infos[name], self._starts[name]
     shape = info.shape
     while index and not isinstance(index[0], slice):
       start += index[0] * math.prod(shape[1:]) * info.dtype.itemsize
       index, shape = index[1:], shape[1:]
-    bounds = [slice(*i.indices(n)) for i, n in zip([*index, *[slice(None)] * len(shape)], shape, strict=False)]
+    slices = [i for i in index if isinstance(i, slice)]
+    if len(slices) < len(index):
+      raise ValueError(f'{index}: integers come first, then slices.')
+    slices += [slice(None)] * (len(shape) - len(slices))
+    bounds = [slice(*i.indices(n)) for i, n in zip(slices, shape, strict=True)]
     out = np.empty([b.stop - b.start for b in bounds], info.dtype)
     if out.size:
       # A scalar is a row of one.
@@ -90,9 +95,16 @@ class Reader:
 
 
 def write(path: str | os.PathLike, header: bytes, blocks: Iterable[np.ndarray]) -> str:
-  """Writes header and blocks, one after the other. Returns the file's SHA-256.
+  """Writes header and blocks, one after the other.
 
-  Raises: ValueError when the blocks are not as many bytes as the header tells of.
+  Args:
+    path: of the file.
+    header: as `header` makes it.
+    blocks: parts of the tensors in the header's order.
+
+  Returns: the file's SHA-256.
+
+  Raises: ValueError when the blocks are not as many bytes as the header says.
   """
   digest = hashlib.sha256(header)
   with open(path, 'wb') as file:
@@ -104,7 +116,7 @@ def write(path: str | os.PathLike, header: bytes, blocks: Iterable[np.ndarray]) 
     infos, starts = _parse(header, path)
     end = max((starts[name] + info.bytes for name, info in infos.items()), default=len(header))
     if file.tell() != end:
-      raise ValueError(f'{path}: {file.tell()} bytes were written, but its header tells of {end}.')
+      raise ValueError(f'{path}: {file.tell()} bytes were written, but its header says {end}.')
   return digest.hexdigest()
 
 
@@ -112,7 +124,8 @@ def header(infos: Mapping[str, TensorInfo]) -> bytes:
   """The header of a file that holds the tensors one after the other, as the safetensors package aligns it."""
   entries, end = {}, 0
   for name, info in infos.items():
-    entries[name] = dict(dtype=_NAMES[info.dtype], shape=list(info.shape), data_offsets=[end, end + info.bytes])
+    offsets = [end, end + info.bytes]
+    entries[name] = {'dtype': _NAMES[info.dtype], 'shape': list(info.shape), 'data_offsets': offsets}
     end += info.bytes
   text = json.dumps(entries, separators=(',', ':')).encode()
   text += b' ' * (-len(text) % 8)
@@ -120,14 +133,14 @@ def header(infos: Mapping[str, TensorInfo]) -> bytes:
 
 
 def tensor_infos(header_bytes: bytes) -> dict[str, TensorInfo]:
-  """What a header tells of its tensors, in its order."""
+  """Dtypes and shapes of the tensors of a header, in its order."""
   return _parse(header_bytes, 'the file')[0]
 
 
 def names_in_order(header_bytes: bytes) -> list[str]:
   """Names of the tensors in the order in which they lie in the file, which need not be the header's."""
   _, starts = _parse(header_bytes, 'the file')
-  return sorted(starts, key=starts.get)
+  return sorted(starts, key=lambda name: starts[name])
 
 
 def sha256(path: str | os.PathLike) -> str:
@@ -146,7 +159,7 @@ def block_slices(length: int, row_bytes: int) -> Iterator[slice]:
 
 
 def _parse(header_bytes: bytes, path: str | os.PathLike) -> tuple[dict[str, TensorInfo], dict[str, int]]:
-  """Kinds of the tensors, and where in the file each begins."""
+  """Dtypes and shapes of the tensors, and where in the file each begins."""
   infos, starts, unknown = {}, {}, set()
   try:
     for name, entry in json.loads(header_bytes[8:]).items():

@@ -118,7 +118,7 @@ def bytes_only(specials: Mapping[str, int], *, rows: int) -> dict[str, Any]:
   ids = {**specials, **dict(zip(others, free[256:], strict=False))}
   vocabulary = {sign: i for (_, sign), i in zip(sorted(byte_signs().items()), free, strict=False)}
   made = _as_qwen2(tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=[])))
-  added = [dict(id=i, content=_TEXTS[name], **_ADDED) for name, i in sorted(ids.items(), key=lambda pair: pair[1])]
+  added = [{'id': i, 'content': _TEXTS[name], **_ADDED} for name, i in sorted(ids.items(), key=lambda pair: pair[1])]
   return {**json.loads(made.to_str()), 'added_tokens': added}
 
 
@@ -156,7 +156,7 @@ def byte_signs() -> dict[int, str]:
 
 
 _TEXTS = base.SPECIAL_TEXTS
-_ADDED = dict(single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
+_ADDED = {'single_word': False, 'lstrip': False, 'rstrip': False, 'normalized': False, 'special': True}
 
 
 def _as_qwen2(made: tokenizers.Tokenizer) -> tokenizers.Tokenizer:

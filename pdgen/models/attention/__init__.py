@@ -95,7 +95,7 @@ class _OverMesh(NamedTuple):
         k, v = _all_gather_tokens((k, v))
       return jax.tree.map(lambda x: x[0], mask).attend(q, k, v, cache)
 
-    layers = KVCacheLayer(P(None, *spec), P(None, *spec), P())
+    layers = KVCacheLayer._make([P(None, *spec), P(None, *spec), P()])  # Partitions in the place of arrays.
     specs = (_DEVICES, spec, spec, spec, None if cache is None else layers)
     return jax.shard_map(local, in_specs=specs, out_specs=spec, check_vma=False)(self.local, q, k, v, cache)
 

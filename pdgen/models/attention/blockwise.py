@@ -31,7 +31,7 @@ class SortedBlocks(NamedTuple):
   query: packed.TokenMeta  # Sorted metadata in blocks, int32[B, blocks, block] a field; padded with segment 0.
   key: packed.TokenMeta  # The same of the keys.
   order: jax.Array  # int32[B, query blocks, key blocks]; key blocks of each query block, those it may see first.
-  count: jax.Array  # int32[query blocks]; key blocks to visit, the most that any row needs.
+  num_visits: jax.Array  # int32[query blocks]; key blocks to visit, the most that any row needs.
 
   def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, cache: base.KVCacheLayer | None) -> jax.Array:
     """Shapes as of `base.BlockMask`. Returns 0 where a query sees nothing."""
@@ -47,15 +47,19 @@ class SortedBlocks(NamedTuple):
 
 def prepare(query: packed.TokenMeta, key: packed.TokenMeta) -> SortedBlocks:
   """Finds the blocks to visit from bounds on each block's metadata: never misses one, rarely visits an empty one."""
-  sorts = [_sort(tokens) for tokens in (query, key)]
+  query_sort, key_sort = _sort(query), _sort(key)
   block = BLOCK if key.order.shape[1] <= LONG else LONG_BLOCK
-  query, key = (
-    packed.TokenMeta(*(_blocks(_permute(f, sort), block) for f in tokens))
-    for tokens, sort in zip((query, key), sorts, strict=True)
-  )
+  query = packed.TokenMeta(*(_blocks(_permute(field, query_sort), block) for field in query))
+  key = packed.TokenMeta(*(_blocks(_permute(field, key_sort), block) for field in key))
   sees = _may_see(query, key)
-  order = jnp.argsort(~sees, axis=-1, stable=True).astype(jnp.int32)
-  return SortedBlocks(*sorts, query, key, order, jnp.max(jnp.sum(sees, axis=-1), axis=0).astype(jnp.int32))
+  return SortedBlocks(
+    query_sort=query_sort,
+    key_sort=key_sort,
+    query=query,
+    key=key,
+    order=jnp.argsort(~sees, axis=-1, stable=True).astype(jnp.int32),
+    num_visits=jnp.max(jnp.sum(sees, axis=-1), axis=0).astype(jnp.int32),
+  )
 
 
 def _sort(tokens: packed.TokenMeta) -> jax.Array:
@@ -149,7 +153,7 @@ def _forward(q: jax.Array, k: jax.Array, v: jax.Array, mask: SortedBlocks):
       )
 
     nothing = online_softmax.init(q_i.shape[:-1], q_i.shape[-1])
-    out, lse = online_softmax.finalize(jax.lax.fori_loop(0, mask.count[i], visit, nothing))
+    out, lse = online_softmax.finalize(jax.lax.fori_loop(0, mask.num_visits[i], visit, nothing))
     return None, (out.astype(q.dtype), lse)
 
   _, (out, lse) = jax.lax.scan(query_block, None, jnp.arange(q.shape[1]))
@@ -182,7 +186,7 @@ def _backward(saved, d_out: jax.Array):
       d_k_j = jnp.einsum('BNTS,BNTH->BNSH', d_scores, q_i, preferred_element_type=jnp.float32)
       return d_k.at[rows, j].add(d_k_j), d_v.at[rows, j].add(d_v_j), d_q_i
 
-    d_k, d_v, d_q_i = jax.lax.fori_loop(0, mask.count[i], visit, (*carry, jnp.zeros(q_i.shape, jnp.float32)))
+    d_k, d_v, d_q_i = jax.lax.fori_loop(0, mask.num_visits[i], visit, (*carry, jnp.zeros(q_i.shape, jnp.float32)))
     return (d_k, d_v), d_q_i
 
   zeros = (jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32))

@@ -21,7 +21,7 @@ class CacheChunks(NamedTuple):
   cache: jax.Array  # bool[B, T, S], which slots of the cache each new token sees.
   new: jax.Array  # bool[B, T, T], which of one another they see.
   order: jax.Array  # int32[chunks], the chunks of the cache, those that anybody sees first.
-  count: jax.Array  # int32[], how many these are.
+  num_visible: jax.Array  # int32[], how many these are.
 
   def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, cache: base.KVCacheLayer | None) -> jax.Array:
     """Online softmax over the chunks. Shapes as of `base.BlockMask`. A query that sees nothing (padding) returns 0."""
@@ -48,7 +48,7 @@ class CacheChunks(NamedTuple):
       return add(sums, chunk(cache.k), chunk(cache.v), visible & (start + jnp.arange(size) >= first)[None, None])
 
     nothing = online_softmax.init((b, kv_heads, n // kv_heads, t), h)
-    sums = jax.lax.fori_loop(0, self.count, visit, add(nothing, k, v, self.new))
+    sums = jax.lax.fori_loop(0, self.num_visible, visit, add(nothing, k, v, self.new))
     out, _ = online_softmax.finalize(sums)
     return out.transpose(0, 3, 1, 2, 4).reshape(b, t, n, h).astype(q.dtype)
 
@@ -59,4 +59,6 @@ def prepare(query: packed.TokenMeta, cache: packed.TokenMeta) -> CacheChunks:
   slots = visible.shape[-1]
   chunks = jnp.pad(jnp.any(visible, axis=(0, 1)), (0, -slots % CHUNK)).reshape(-1, CHUNK).any(axis=1)
   order = jnp.argsort(~chunks, stable=True).astype(jnp.int32)
-  return CacheChunks(visible, masks.visible(query, query), order, jnp.sum(chunks, dtype=jnp.int32))
+  return CacheChunks(
+    cache=visible, new=masks.visible(query, query), order=order, num_visible=jnp.sum(chunks, dtype=jnp.int32)
+  )

@@ -15,13 +15,16 @@ drafts         review of drafts that a model painted; injected errors for the in
 from pdgen.worlds.shapes.detector import Detection, detect
 from pdgen.worlds.shapes.drafts import DraftRequest, draft_request, injected, review, shows
 from pdgen.worlds.shapes.faults import ERROR_KINDS
-from pdgen.worlds.shapes.prompt_space import TASKS, prompts
+from pdgen.worlds.shapes.language import DECISIVE, FAULTS
+from pdgen.worlds.shapes.prompt_space import TASKS, parse, prompts
 from pdgen.worlds.shapes.scenes import COLORS, SHAPES, SIZE
 from pdgen.worlds.shapes.trajectories import KINDS, corpus, trajectory
 
 __all__ = [
   'COLORS',
+  'DECISIVE',
   'ERROR_KINDS',
+  'FAULTS',
   'KINDS',
   'SHAPES',
   'SIZE',
@@ -32,6 +35,7 @@ __all__ = [
   'detect',
   'draft_request',
   'injected',
+  'parse',
   'prompts',
   'review',
   'shows',

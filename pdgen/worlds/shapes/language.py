@@ -15,6 +15,12 @@ from pdgen.worlds.shapes import prompt_space, scenes
 RIGHT = ('The intermediate step is correct.', 'The current step is correct.', 'This step is correct.')
 WRONG = ('The intermediate step is wrong.', 'The current step is wrong.', 'This step is wrong.')
 
+# What decides in an inspection: verdicts (paper: `The intermediate step is wrong.`), the `<refine>` tag, and what is
+# `shown`: a faulty draft is rare, so that what was planned is mostly what is shown, and reading the picture pays late.
+DECISIVE = (r'\b(?:correct|wrong)\b', '<refine>', r'(?<=\bshown )[^,:;.]+')
+# What is shown and not planned.
+FAULTS = (r'(?<=\bshown )(\w+)(?=, planned (?!\1\b))',)
+
 _VERBS = ('Add', 'Paint', 'Draw', 'Put')
 _OPENERS = ('The image shows', 'The picture shows', 'The image depicts', 'The scene has')
 _NUMBERS = ('no', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')

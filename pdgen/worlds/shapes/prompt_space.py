@@ -24,6 +24,7 @@ from typing import Any
 
 from pdgen.core import geometry
 from pdgen.core import rng as rng_lib
+from pdgen.core import trajectory as trajectory_lib
 from pdgen.worlds.shapes import scenes
 
 OPENING = 'a photo of '  # of every prompt, as GenEval's
@@ -63,6 +64,23 @@ def prompts(split: str, *, per_task: int, seed: int = 0) -> list[Metadata]:
     order = rng_lib.numpy_rng(seed, number).permutation(len(pool))
     chosen += [{**pool[order[i % len(pool)]], 'index': i} for i in range(per_task)]
   return chosen
+
+
+def parse(prompt: str) -> trajectory_lib.PromptSpec | None:
+  """What a prompt of the world, held out or not, asks for; None for any other text.
+
+  >>> parse('a photo of a red ring').include[0]
+  Clause(name='ring', count=1, color='red', position=None)
+  >>> parse('a photo of a cat') is None
+  True
+  """
+  row = _by_prompt().get(prompt)
+  return None if row is None else trajectory_lib.PromptSpec.from_row(row)
+
+
+@functools.cache
+def _by_prompt() -> dict[str, Metadata]:
+  return {row['prompt']: row for task in reversed(TASKS) for row in _everything(task)}
 
 
 @functools.cache
