@@ -6,7 +6,6 @@ is sampled on all devices that the mesh takes, without one on a single device.
 
 import argparse
 import dataclasses
-import types
 import typing
 from typing import Any
 
@@ -17,6 +16,7 @@ from pdgen import worlds
 from pdgen.core import config as config_lib
 from pdgen.core import mesh as mesh_lib
 from pdgen.inference import painter as painter_lib
+from pdgen.worlds import base
 
 _SAMPLING, _MESH = 'sampling.', 'mesh.'
 
@@ -61,10 +61,16 @@ def make_mesh(flags: argparse.Namespace) -> Mesh | None:
 
 def load(
   parser: argparse.ArgumentParser, flags: argparse.Namespace, *, needs_world: bool = True
-) -> tuple[painter_lib.Painter, types.ModuleType | None]:
-  """The painter, its sampling config and mesh as the command line has them, and the world of its data, if it has one.
+) -> tuple[painter_lib.Painter, Any]:
+  """Loads what the command line asks for; exits with the parser's usage and the reason where that cannot be.
 
-  Exits with the parser's usage and the reason when there is no such checkpoint or the options do not fit.
+  Args:
+    parser: of the command line.
+    flags: with the options of `add_arguments`.
+    needs_world: exit, too, for a checkpoint without a world that judges.
+
+  Returns: the painter, with its sampling config and mesh as the command line has them, and the world of its data, a
+    `worlds.base.JudgedWorld` where one is needed (None: it has none).
   """
   try:
     painter = painter_lib.load(flags.checkpoint, mesh=make_mesh(flags))
@@ -72,6 +78,8 @@ def load(
     painter.check(sampling)
     name = painter.config.data.world
     world = worlds.get(name) if name else None
+    if needs_world and world is not None:
+      worlds.require(world, base.JudgedWorld)
   except (FileNotFoundError, ValueError) as error:
     parser.error(str(error))
   painter = dataclasses.replace(painter, config=dataclasses.replace(painter.config, sampling=sampling))

@@ -109,7 +109,7 @@ def test_sample_as_a_command_prints_and_writes_and_warns_of_nothing(checkpoint, 
 def test_a_model_of_no_world_is_sampled_and_not_judged(checkpoint, tmp_path, capsys):
   folder = shutil.copytree(checkpoint, tmp_path / 'worldless')
   header = json.loads((folder / 'config.json').read_text())
-  header['config']['data']['world'] = ''
+  header['config']['data']['sources'] = []
   (folder / 'config.json').write_text(json.dumps(header))
   sample.main([f'--checkpoint={folder}', f'--prompt={KNOWN}'])
   out = capsys.readouterr().out
@@ -135,7 +135,7 @@ def test_held_out_prompts_are_scored_and_the_flags_arrive(rings, capsys):
   assert settings == dict(mode='direct', seed=5, batch_size=7)
   assert [p.prompt for p in prompts] == [*given, *(m['prompt'] for m in shapes.prompts('heldout', per_task=1))]
   assert '[picture 1: red ring at (15, 15)]' in out and f'✓ {KNOWN}' in out
-  right = sum(geneval.evaluate(p.metadata, shapes.detect(RING))[0] for p in prompts)
+  right = sum(geneval.evaluate(p.spec.to_row(p.prompt), shapes.detect(RING))[0] for p in prompts)
   assert f'{right} of 8 prompts painted right' in out and 0 < right < 8
   assert out.startswith(f'prompt   {KNOWN}\n')  # told is one that is right
 

@@ -71,11 +71,6 @@ def last_pictures(state: cycle.State) -> jax.Array:
   return jnp.take_along_axis(state.pictures, index[:, None, None, None, None], axis=1)[:, 0]
 
 
-def compiled_programs() -> int:
-  """How many programs the phases have been compiled to."""
-  return sum(f._cache_size() for f in (_prefill, _decode_step, _text_phase, _picture_phase, _denoise))
-
-
 def _compiled(phase: Callable[..., Any], *, donate: bool) -> Any:
   def run(graphdef: nnx.GraphDef, params: Any, x: Any, sampler: flow.SamplerParams, spec: cycle.SamplerSpec) -> Any:
     out = phase(nnx.merge(graphdef, params), x, sampler, spec)
