@@ -1,34 +1,36 @@
-"""What the commands that sample a checkpoint share: which checkpoint, and `--sampling.text_guidance=3` and the like.
+"""Options of the commands that sample a checkpoint: `--checkpoint`, `--sampling.text_guidance=3`, `--mesh.tensor=4`.
 
-Only what the command line gives is laid over the checkpoint's own sampling config.
+Only what the command line gives is laid over the checkpoint's own sampling config. With an option of the mesh the model
+is sampled on all devices that the mesh takes, without one on a single device.
 """
 
 import argparse
 import dataclasses
 import os
 import tempfile
-import types
 import typing
 import warnings
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from pdgen import worlds
 from pdgen.core import config as config_lib
+from pdgen.core import mesh as mesh_lib
 from pdgen.inference import painter as painter_lib
+from pdgen.worlds import base
 
-_PREFIX = 'sampling.'
+_SAMPLING, _MESH = 'sampling.', 'mesh.'
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-  """Adds `--checkpoint` and one option a field of SamplingConfig."""
+  """Adds `--checkpoint` and one option a field of SamplingConfig and of MeshConfig."""
   parser.add_argument('--checkpoint', default='shapes', help='a shipped model, an exported folder or a workdir')
   group = parser.add_argument_group("sampling, if not as the checkpoint's config says (SamplingConfig)")
-  hints = typing.get_type_hints(config_lib.SamplingConfig)
-  for field in dataclasses.fields(config_lib.SamplingConfig):
-    name = f'--{_PREFIX}{field.name}'
-    group.add_argument(name, default=argparse.SUPPRESS, metavar='...', type=_reader(hints[field.name]))
+  _add_fields(group, config_lib.SamplingConfig, _SAMPLING)
+  group = parser.add_argument_group('devices to sample on, if not a single one (MeshConfig)')
+  _add_fields(group, config_lib.MeshConfig, _MESH)
 
 
 def sampling_given(flags: argparse.Namespace) -> dict[str, Any]:
@@ -36,32 +38,70 @@ def sampling_given(flags: argparse.Namespace) -> dict[str, Any]:
 
   >>> parser = argparse.ArgumentParser()
   >>> add_arguments(parser)
-  >>> line = '--sampling.text_guidance=3 --sampling.grammar=false --sampling.guidance_interval=0.5,1'
+  >>> line = '--sampling.text_guidance=3 --sampling.grammar=false --sampling.guidance_interval=0.5,1 --mesh.tensor=4'
   >>> sampling_given(parser.parse_args(line.split()))
   {'text_guidance': 3.0, 'grammar': False, 'guidance_interval': (0.5, 1.0)}
   """
-  return {name.removeprefix(_PREFIX): value for name, value in vars(flags).items() if name.startswith(_PREFIX)}
+  return _given(flags, _SAMPLING)
+
+
+def make_mesh(flags: argparse.Namespace) -> Mesh | None:
+  """The mesh that the command line describes; None where it has no option of the mesh.
+
+  Raises: ValueError for a mesh that does not fit the devices, or CPU devices that JAX can no longer be split into.
+  """
+  given = _given(flags, _MESH)
+  if not given:
+    return None
+  cfg = config_lib.MeshConfig(**given)
+  if 'cpu_devices' in given:
+    try:
+      jax.config.update('jax_num_cpu_devices', cfg.cpu_devices)
+    except RuntimeError as error:
+      raise ValueError(f'--mesh.cpu_devices={cfg.cpu_devices} comes too late: JAX has started.') from error
+  return mesh_lib.make_mesh(cfg)
 
 
 def load(
   parser: argparse.ArgumentParser, flags: argparse.Namespace, *, needs_world: bool = True
-) -> tuple[painter_lib.Painter, types.ModuleType | None]:
-  """The painter, its sampling config as the command line has it, and the module of its world (None: it has none).
+) -> tuple[painter_lib.Painter, Any]:
+  """Loads what the command line asks for; exits with the parser's usage and the reason where that cannot be.
 
-  Exits with the parser's usage and the reason when there is no such checkpoint or the options do not fit.
+  Args:
+    parser: of the command line.
+    flags: with the options of `add_arguments`.
+    needs_world: exit, too, for a checkpoint without a world that judges.
+
+  Returns: the painter, with its sampling config and mesh as the command line has them, and the world of its data, a
+    `worlds.base.JudgedWorld` where one is needed (None: it has none).
   """
   try:
-    painter = painter_lib.load(flags.checkpoint)
+    painter = painter_lib.load(flags.checkpoint, mesh=make_mesh(flags))
     sampling = dataclasses.replace(painter.config.sampling, **sampling_given(flags))
     painter.check(sampling)
     name = painter.config.data.world
     world = worlds.get(name) if name else None
+    if needs_world and world is not None:
+      worlds.require(world, base.JudgedWorld)
   except (FileNotFoundError, ValueError) as error:
     parser.error(str(error))
   painter = dataclasses.replace(painter, config=dataclasses.replace(painter.config, sampling=sampling))
   if needs_world and world is None:
     parser.error(f'{flags.checkpoint} was trained in no world of pdgen: it can be sampled, but nothing here judges it.')
   return painter, world
+
+
+def _add_fields(group: argparse._ArgumentGroup, section: type, prefix: str):
+  """One option a field of a section of the config; what is not given is absent from the flags."""
+  hints = typing.get_type_hints(section)
+  for field in dataclasses.fields(section):
+    group.add_argument(
+      f'--{prefix}{field.name}', default=argparse.SUPPRESS, metavar='...', type=_reader(hints[field.name])
+    )
+
+
+def _given(flags: argparse.Namespace, prefix: str) -> dict[str, Any]:
+  return {name.removeprefix(prefix): value for name, value in vars(flags).items() if name.startswith(prefix)}
 
 
 def _reader(hint: Any):

@@ -7,23 +7,15 @@ prints what was planned, seen and refined, and writes a page to look at, the pic
 """
 
 import argparse
-import dataclasses
-import functools
-import json
 import pathlib
 import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
 from pdgen import flags as flags_lib
 from pdgen.core import trajectory as trajectory_lib
 from pdgen.evals import geneval
-from pdgen.inference import painter as painter_lib
-from pdgen.viewing import gallery, transcript
-
-_SIGNS = {True: '✓', False: '✗', None: '·'}
+from pdgen.viewing import gallery, report
 
 
 def main(arguments: Sequence[str] | None = None):
@@ -39,10 +31,10 @@ def main(arguments: Sequence[str] | None = None):
   asked = [_asked(row) for row in wanted]
   result = painter.sample(asked, mode=flags.mode, seed=flags.seed, batch_size=flags.batch_size)
   verdicts = [_verdict(t, detect) for t in result.trajectories]
-  _report(result, verdicts, detect)
+  print(report.summary(result.trajectories, verdicts, timings=result.timings, detect=detect))
   if flags.out:
     title = f'Painted by {pathlib.Path(flags.checkpoint).name}'
-    page = _write(pathlib.Path(flags.out), result.trajectories, verdicts, title=title)
+    page = report.write_folder(pathlib.Path(flags.out), result.trajectories, verdicts, title=title)
     print(f'\nTo look at: {page}')
 
 
@@ -82,76 +74,6 @@ def _verdict(trajectory: trajectory_lib.Trajectory, detect: Callable | None) -> 
     return False, 'no picture'
   right, reason = geneval.evaluate(trajectory.spec.to_row(trajectory.prompt), detect(trajectory.final))
   return right, 'shows what is asked for' if right else reason.replace('\n', '; ')
-
-
-def _report(result: painter_lib.Result, verdicts: Sequence[gallery.Verdict | None], detect: Callable | None):
-  trajectories, timings = result.trajectories, result.timings
-  describe = functools.partial(_seen, detect=detect) if detect else None
-  print(transcript.text(_telling(trajectories, verdicts), describe=describe), end='\n\n')
-  for trajectory, verdict in zip(trajectories, verdicts, strict=True):
-    right, why = verdict or (None, '')
-    reason = {True: '', False: f': {why}', None: ' [not judged]'}[right]
-    print(f'{_SIGNS[right]} {trajectory.prompt} ({transcript.stop(trajectory)}){reason}')
-  judged = [v[0] for v in verdicts if v is not None]
-  if judged:
-    print(f'\n{sum(judged)} of {len(judged)} prompts painted right, by the exact detector.')
-  compiling = ', compiling included' if timings['compile_calls'] else ''
-  print(
-    f'{len(trajectories)} trajectories, {timings["pictures"]} pictures and {timings["tokens"]} tokens '
-    f'in {timings["seconds"]:.1f} s{compiling}.'
-  )
-
-
-def _telling(
-  trajectories: Sequence[trajectory_lib.Trajectory], verdicts: Sequence[gallery.Verdict | None]
-) -> trajectory_lib.Trajectory:
-  """The one that shows most of what there is to see: painted right, most refined pictures, then most pictures."""
-
-  def rank(pair):
-    trajectory, verdict = pair
-    right = verdict is not None and verdict[0]
-    return right, sum(s.rejected for s in trajectory.steps), len(trajectory.pictures)
-
-  return max(zip(trajectories, verdicts, strict=True), key=rank)[0]
-
-
-def _seen(picture: np.ndarray, detect: Callable) -> str:
-  """What the detector sees, in reading order, by the centres in pixels."""
-  found = sorted(detect(picture), key=lambda d: (d.box[1] + d.box[3], d.box[0]))
-  words = [f'{d.color} {d.name or "something"} at {_center(d.box)}' for d in found]
-  return ', '.join(words) or 'nothing'
-
-
-def _center(box: Sequence[int]) -> str:
-  return f'({(box[0] + box[2]) // 2}, {(box[1] + box[3]) // 2})'
-
-
-def _write(
-  out: pathlib.Path,
-  trajectories: Sequence[trajectory_lib.Trajectory],
-  verdicts: Sequence[gallery.Verdict | None],
-  *,
-  title: str,
-) -> pathlib.Path:
-  """index.html, trajectories.json (texts, and files of pictures), pictures/*.png. Returns the page's path."""
-  (out / 'pictures').mkdir(parents=True, exist_ok=True)
-  records = []
-  for number, (trajectory, verdict) in enumerate(zip(trajectories, verdicts, strict=True)):
-    record = dataclasses.asdict(trajectory)
-    for item in trajectory.items():
-      if item.is_picture:
-        file = f'pictures/{number:05d}_{item.number + 1}_{item.kind}.png'
-        (out / file).write_bytes(gallery.png(item.picture))
-        record['steps'][item.number][item.kind] = file
-    records.append({**record, 'verdict': verdict})
-  (out / 'trajectories.json').write_text(json.dumps(records, indent=2, ensure_ascii=False) + '\n', encoding='utf-8')
-  notes = (
-    'The model plans a step, sketches it, looks at its sketch, and paints it again where it finds something wrong.'
-    '\n\nA red frame: a sketch that the model itself rejected. Verdicts on whole pictures come from an exact detector.'
-  )
-  page = out / 'index.html'
-  page.write_text(gallery.page(trajectories, title=title, notes=notes, verdicts=verdicts), encoding='utf-8')
-  return page
 
 
 if __name__ == '__main__':

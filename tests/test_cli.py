@@ -21,6 +21,7 @@ from pdgen.core.trajectory import Step, Trajectory
 from pdgen.data import tokenizers
 from pdgen.evals import geneval
 from pdgen.inference import painter as painter_lib
+from pdgen.inference import timing
 from pdgen.weights import exported
 from pdgen.worlds import shapes
 from pdgen.worlds.shapes import renderer, scenes
@@ -108,7 +109,7 @@ def test_sample_as_a_command_prints_and_writes_and_warns_of_nothing(checkpoint, 
 def test_a_model_of_no_world_is_sampled_and_not_judged(checkpoint, tmp_path, capsys):
   folder = shutil.copytree(checkpoint, tmp_path / 'worldless')
   header = json.loads((folder / 'config.json').read_text())
-  header['config']['data']['world'] = ''
+  header['config']['data']['sources'] = []
   (folder / 'config.json').write_text(json.dumps(header))
   sample.main([f'--checkpoint={folder}', f'--prompt={KNOWN}'])
   out = capsys.readouterr().out
@@ -134,7 +135,7 @@ def test_held_out_prompts_are_scored_and_the_flags_arrive(rings, capsys):
   assert settings == dict(mode='direct', seed=5, batch_size=7)
   assert [p.prompt for p in prompts] == [*given, *(m['prompt'] for m in shapes.prompts('heldout', per_task=1))]
   assert '[picture 1: red ring at (15, 15)]' in out and f'✓ {KNOWN}' in out
-  right = sum(geneval.evaluate(p.metadata, shapes.detect(RING))[0] for p in prompts)
+  right = sum(geneval.evaluate(p.spec.to_row(p.prompt), shapes.detect(RING))[0] for p in prompts)
   assert f'{right} of 8 prompts painted right' in out and 0 < right < 8
   assert out.startswith(f'prompt   {KNOWN}\n')  # told is one that is right
 
@@ -244,13 +245,13 @@ def test_benchmark_splits_the_time_and_compiles_once(checkpoint, tmp_path, capsy
   assert [r['batch_size'] for r in rows] == [r['trajectories'] for r in rows] == [1, 3]
   for row in rows:
     assert row['compiled_again'] == 0 and row['text'] > 0 and row['denoising'] > 0
-    assert sum(row[part] for part in (*benchmark.PHASES, 'other')) == pytest.approx(row['seconds'])
+    assert sum(row[part] for part in (*timing.PHASES, 'other')) == pytest.approx(row['seconds'])
     assert row['rounds'] >= 1 and row['pictures'] >= row['batch_size']
   assert len(printed.read().splitlines()) == 4
 
 
 def test_a_painter_that_compiles_every_time_is_told():
-  row = dict.fromkeys((*benchmark.PHASES, 'other'), 0.2)
+  row = dict.fromkeys((*timing.PHASES, 'other'), 0.2)
   row |= dict(batch_size=1, trajectories=1, pictures=1, seconds=1.0, compile=2.0)
   assert 'COMPILED AGAIN: 2' in benchmark._line({**row, 'compiled_again': 2})
   assert 'AGAIN' not in benchmark._line({**row, 'compiled_again': 0})

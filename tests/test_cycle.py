@@ -12,7 +12,8 @@ from support import toy
 
 from pdgen.core import config, packed, tags, trajectory
 from pdgen.data import packing
-from pdgen.inference import painter as painter_lib
+from pdgen.inference import requests as requests_lib
+from pdgen.inference import results
 from pdgen.sampling import cycle, flow, grammar, kv_cache, spans
 
 S = toy.WORDS.specials
@@ -24,17 +25,7 @@ TWO_PICTURES = dataclasses.replace(toy.full_trajectory(), steps=toy.full_traject
 TOLERANCE = 1e-5
 
 
-def _painter(sampling):
-  """Random weights that close texts, refine and go on often enough for every path to be taken."""
-  painter = toy.painter(CFG, sampling, loud=(S.refine, S.refine_end, S.im_end, S.ins_end, S.des_end))
-  kernel = painter.params['head']['kernel']
-  # Between items all choices are close calls, and greedily it goes on.
-  for token in (S.endoftext, S.vision_start):
-    kernel = kernel.at[:, token].set(kernel[:, S.im_start] - 0.3 * kernel[:, token])
-  return dataclasses.replace(painter, params={**painter.params, 'head': {'kernel': kernel}})
-
-
-PAINTER = _painter(GREEDY)
+PAINTER = toy.refining_painter(CFG, GREEDY)
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -207,11 +198,19 @@ def request_and_state():
 
 
 def _end(sampling):
-  starts = [painter_lib._start(p, 'process') for p in ('ab', 'a longer prompt', TWO_PICTURES)]
-  request = PAINTER.sample_batch(starts, [3, 4, 99], [4, 4, 2], batch_size=3)
+  requests = _requests(['ab', 'a longer prompt', TWO_PICTURES], seeds=[3, 4, 99], pictures=[4, 4, 2])
+  request = PAINTER.sample_batch(requests)
   state = cycle.run(PAINTER.graphdef, PAINTER.params, request, flow.SamplerParams.of(sampling), PAINTER.spec(sampling))
-  host = jax.device_get({name: getattr(state, name) for name in painter_lib._FETCHED})
-  return state, [painter_lib.parse_output(s, host, i, toy.WORDS) for i, s in enumerate(starts)]
+  host = jax.device_get({name: getattr(state, name) for name in results.FETCHED})
+  return state, [results.parse_output(r.start, host, i, toy.WORDS) for i, r in enumerate(requests)]
+
+
+def _requests(prompts, *, seeds, pictures):
+  starts = [requests_lib.start(p, 'process') for p in prompts]
+  return [
+    requests_lib.Request(start=start, seed=seed, pictures=most)
+    for start, seed, most in zip(starts, seeds, pictures, strict=True)
+  ]
 
 
 def test_guidance_by_pictures_of_scale_one_is_none(request_and_state, many):
@@ -320,8 +319,8 @@ def test_without_the_grammar_it_ends_too():
 
 
 def _request(prompts):
-  starts = [painter_lib._start(p, 'process') for p in prompts]
-  return PAINTER.sample_batch(starts, range(len(starts)), [2] * len(starts), batch_size=len(starts))
+  count = len(prompts)
+  return PAINTER.sample_batch(_requests(prompts, seeds=range(count), pictures=[2] * count))
 
 
 def test_the_cycle_is_one_equation_that_calls_nobody_outside():
@@ -338,7 +337,7 @@ def test_no_step_copies_the_cache():
   """XLA does so where it cannot tell that the cache is read before it is written: two copies in every step of text."""
   cfg = dataclasses.replace(CFG, attention='blockwise', scan_layers=False)
   painter = toy.painter(cfg, GREEDY)
-  request = painter.sample_batch([painter_lib._start('ab', 'process')] * 3, range(3), [2] * 3, batch_size=3)
+  request = painter.sample_batch(_requests(['ab'] * 3, seeds=range(3), pictures=[2] * 3))
   knobs, program = flow.SamplerParams.of(GREEDY), painter.spec(GREEDY)
   lowered = cycle.run.lower(painter.graphdef, painter.params, request, knobs, program)
   cached = jax.tree.leaves(lowered.out_info)[0].shape
@@ -352,8 +351,7 @@ def test_no_step_copies_the_cache():
 def test_other_kinds_of_models_fit_the_program():
   cfg = dataclasses.replace(CFG, dtype='bfloat16', prediction='x', attention='blockwise', remat='full')
   painter = toy.painter(cfg, GREEDY)
-  starts = [painter_lib._start('ab', 'process')]
-  request = painter.sample_batch(starts, [0], [2], batch_size=1)
+  request = painter.sample_batch(_requests(['ab'], seeds=[0], pictures=[2]))
   knobs, program = flow.SamplerParams.of(GREEDY), painter.spec(GREEDY)
   state = jax.eval_shape(lambda *a: cycle.run(painter.graphdef, *a, program), painter.params, request, knobs)
   assert state.pictures.shape == (1, 4, 16, 16, 3) and state.cache.k.dtype == 'bfloat16'
@@ -381,7 +379,7 @@ def test_nothing_crosses_to_or_from_the_host_while_it_runs(monkeypatch):
   fetched.clear()
   result = PAINTER.sample(['ab', 'c', TWO_PICTURES] * 2, batch_size=3)
   assert cycle.run.calls == 2 and result.timings['rounds'] >= 4
-  assert len(fetched) == 2 * len(painter_lib._FETCHED)
+  assert len(fetched) == 2 * len(results.FETCHED)
 
 
 class Counted:

@@ -11,6 +11,7 @@ from support import toy
 
 from pdgen.core import config, packed
 from pdgen.data import packing
+from pdgen.inference import requests as requests_lib
 from pdgen.models import interleaved
 from pdgen.sampling import cycle, flow
 
@@ -59,7 +60,10 @@ def sampler(cfg):
   """knobs -> the latents of the next pictures, f32[3, Q, C], next to a row that has ended. One compiled function."""
   painter = toy.painter(cfg, SAMPLING)
   starts = [_without_last_picture(t) for t in _painted_last()]
-  request = painter.sample_batch(starts, [5, 6, 5], [1, 1, 1], batch_size=4)
+  requests = [
+    requests_lib.Request(start=start, seed=seed, pictures=1) for start, seed in zip(starts, (5, 6, 5), strict=True)
+  ]
+  request = painter.sample_batch(requests, batch_size=4)
   # Scales of 1 must not take the branches out of the program.
   program = painter.spec(dataclasses.replace(SAMPLING, text_guidance=2.0, image_guidance=2.0))
 

@@ -14,7 +14,7 @@ def _knobs(**changes):
     temperature=0.0,
     text_guidance=1.0,
     image_guidance=1.0,
-    interval=(0.0, 1.0),
+    guidance_interval=(0.0, 1.0),
     renorm_min=0.0,
     timestep_shift=1.0,
     flow_steps=1,

@@ -56,11 +56,11 @@ class Script:
     self.calls = []
 
   def _cache_size(self):
-    return len({jax.tree.map(np.shape, call.request) for call in self.calls} if self.calls else ())
+    return len({jax.tree.map(np.shape, call.batch) for call in self.calls} if self.calls else ())
 
-  def __call__(self, graphdef, params, request, knobs, program):
-    self.calls.append(types.SimpleNamespace(request=request, knobs=knobs, program=program))
-    size = len(request.picture_limit)
+  def __call__(self, graphdef, params, batch, sampler, spec):
+    self.calls.append(types.SimpleNamespace(batch=batch, sampler=sampler, spec=spec))
+    size = len(batch.picture_limit)
     rows, self.rows = self.rows[:size], self.rows[size:]
     written = np.full((size, SAMPLING.max_tokens), 77)
     counts, painted = np.zeros(size, int), np.zeros(size, int)
@@ -71,7 +71,7 @@ class Script:
       painted[i] = tokens.count(S.vision_start)
       pictures[i] = np.arange(1, 5, dtype=np.uint8)[:, None, None, None] + 10 * i
     return types.SimpleNamespace(
-      written=written,
+      output_tokens=written,
       output_count=counts,
       pictures=pictures,
       picture_count=painted,
@@ -149,7 +149,7 @@ NEW_PLAN = '<ins>n</ins><des>m</des>'
 
 
 @pytest.mark.parametrize(
-  ('start', 'lane', 'written', 'last_steps'),
+  ('start', 'state', 'written', 'last_steps'),
   [
     (
       _cut(steps=1, **AFTER_PLAN),
@@ -193,16 +193,16 @@ NEW_PLAN = '<ins>n</ins><des>m</des>'
   ],
   ids=['plan', 'draft', 'inspection', 'corrected_plan', 'refined', 'good_inspection'],
 )
-def test_a_partial_trajectory_is_continued_where_it_stands(script, start, lane, written, last_steps):
+def test_a_partial_trajectory_is_continued_where_it_stands(script, start, state, written, last_steps):
   kept_metadata = dataclasses.replace(start, metadata={'tag': 'color'})
   run = script(written)
   [got] = PAINTER.sample(kept_metadata).trajectories
-  asked = run.calls[0].request
+  asked = run.calls[0].batch
   assert (
     int(asked.grammar.last_item[0]),
     int(asked.grammar.texts_since_picture[0]),
     bool(asked.grammar.refining[0]),
-  ) == lane
+  ) == state
   assert int(asked.grammar.tag_state[0]) == grammar.BOUNDARY and not bool(asked.grammar.direct[0])
   assert int(asked.picture_limit[0]) == SAMPLING.max_pictures - len(start.pictures)
   old = {p.tobytes() for p in start.pictures}
@@ -221,7 +221,7 @@ def test_what_was_edited_is_read_and_kept_word_for_word(script):
   start = _cut(steps=1, **(AFTER_PLAN | {'plan': edited}))
   [got] = PAINTER.sample(start).trajectories
   assert got.steps[0].plan == edited
-  ids = np.asarray(run.calls[0].request.prefix.und.token_id)[0]
+  ids = np.asarray(run.calls[0].batch.prefix.und.token_id)[0]
   want = [*_text('a ring'), *_text(edited)]
   assert ids[: len(want)].tolist() == want
   assert want.count(S.im_end) == 2  # That of the edited text stays text.
@@ -237,10 +237,10 @@ def test_batches_are_filled_with_idle_rows_and_seeds_count_up(script):
   run = script(*[PAINT] * 5)
   result = PAINTER.sample(list('abcde'), mode='direct', seed=np.int64(7), batch_size=2)
   assert [t.prompt for t in result.trajectories] == list('abcde')
-  assert [call.request.picture_limit.tolist() for call in run.calls] == [[4, 4], [4, 4], [4, 0]]
-  seeds = [jax.random.key_data(call.request.key)[:, -1].tolist() for call in run.calls]
+  assert [call.batch.picture_limit.tolist() for call in run.calls] == [[4, 4], [4, 4], [4, 0]]
+  seeds = [jax.random.key_data(call.batch.key)[:, -1].tolist() for call in run.calls]
   assert seeds == [[7, 8], [9, 10], [11, 0]]
-  prompts = [call.request.prefix.und.token_id[:, 1].tolist() for call in run.calls]
+  prompts = [call.batch.prefix.und.token_id[:, 1].tolist() for call in run.calls]
   assert prompts == [[ord('a'), ord('b')], [ord('c'), ord('d')], [ord('e'), ord('e')]]
   assert result.timings['compile_calls'] == 1 and result.timings['rounds'] == 6
 
@@ -248,7 +248,7 @@ def test_batches_are_filled_with_idle_rows_and_seeds_count_up(script):
 def test_each_prompt_may_have_its_seed(script):
   run = script(*[PAINT] * 3)
   PAINTER.sample(list('abc'), seed=(5, 5, 2**32 - 1))
-  keys = jax.random.key_data(run.calls[0].request.key)[:, -1].tolist()
+  keys = jax.random.key_data(run.calls[0].batch.key)[:, -1].tolist()
   assert keys == [5, 5, 2**32 - 1]
 
 
@@ -258,7 +258,7 @@ def test_lengths_of_prefixes_are_rounded_up(script):
     PAINTER.sample(prompt)
   partial = _cut(steps=1)
   PAINTER.sample([partial, 'd'])
-  prefixes = [call.request.prefix for call in run.calls]
+  prefixes = [call.batch.prefix for call in run.calls]
   assert [p.und.label.shape for p in prefixes] == [(1, 32), (1, 32), (1, 64), (2, 64)]
   assert [p.pictures.shape[:2] for p in prefixes] == [(1, 0), (1, 0), (1, 0), (2, 2)]
   assert [p.gen.patch.shape for p in prefixes] == [(1, 0), (1, 0), (1, 0), (2, 8)]
@@ -271,7 +271,7 @@ def test_lengths_of_prefixes_are_rounded_up(script):
 def test_modes(script):
   run = script(*[PAINT] * 6)
   results = [PAINTER.sample(['p', _cut(steps=1)], mode=mode).trajectories for mode in trajectory.MODES]
-  process, direct = (call.request for call in run.calls)
+  process, direct = (call.batch for call in run.calls)
   assert process.grammar.direct.tolist() == [False, False]
   # A trajectory that has begun keeps its mode.
   assert direct.grammar.direct.tolist() == [True, False]
@@ -279,34 +279,53 @@ def test_modes(script):
   assert _shapes(results[1][0].steps) == [(None, 1, None, None, None)]
   again = dataclasses.replace(results[1][0], steps=(), stop=None)
   PAINTER.sample(again)
-  assert run.calls[2].request.grammar.direct.tolist() == [True]
+  assert run.calls[2].batch.grammar.direct.tolist() == [True]
 
 
-def test_only_what_shapes_the_program_is_part_of_it():
-  program = PAINTER.spec(SAMPLING)
-  knobs = dict(
-    temperature=1.0,
-    text_guidance=5.0,
-    guidance_interval=(0.1, 0.9),
-    renorm_min=0.5,
-    timestep_shift=2.0,
-    flow_steps=3,
-  )
-  assert PAINTER.spec(dataclasses.replace(SAMPLING, **knobs)) == program
-  for change in (
-    dict(max_pictures=5),
-    dict(max_text_tokens=11),
-    dict(max_tokens=61),
-    dict(grammar=False),
-    dict(renorm='global'),
-    dict(text_guidance=1.0),
-    dict(image_guidance=2.0),
-  ):
-    assert PAINTER.spec(dataclasses.replace(SAMPLING, **change)) != program
-  got = flow.SamplerParams.of(dataclasses.replace(SAMPLING, **knobs, image_guidance=1.5))
-  want = [1.0, 5.0, 1.5, [0.1, 0.9], 0.5, 2.0, 3]
-  for value, expected in zip(jax.tree.leaves(got), want, strict=True):
-    np.testing.assert_array_equal(value, np.asarray(expected, value.dtype))
+# Another value of every option, and whether it shapes the compiled program.
+OPTIONS = {
+  'max_pictures': (5, True),
+  'max_text_tokens': (11, True),
+  'max_tokens': (61, True),
+  'grammar': (False, True),
+  'renorm': ('global', True),
+  'contiguous_positions': (True, True),
+  'temperature': (1.0, False),
+  'text_guidance': (5.0, False),
+  'image_guidance': (1.5, True),  # From 1 to another: one more branch.
+  'guidance_interval': ((0.1, 0.9), False),
+  'renorm_min': (0.5, False),
+  'timestep_shift': (2.0, False),
+  'flow_steps': (3, False),
+}
+
+
+@pytest.mark.parametrize('field', dataclasses.fields(config.SamplingConfig), ids=lambda field: field.name)
+def test_every_option_reaches_the_program_in_one_way(field):
+  """A new option goes red here until it is listed; as an option that shapes the program until SamplerParams has it."""
+  value, shapes = OPTIONS[field.name]
+  changed = dataclasses.replace(SAMPLING, **{field.name: value})
+  assert (PAINTER.spec(changed) != PAINTER.spec(SAMPLING)) == shapes
+  params, before = (flow.SamplerParams.of(sampling) for sampling in (changed, SAMPLING))
+  is_dynamic = field.name in flow.DYNAMIC_FIELDS
+  assert is_dynamic or shapes
+  for name in flow.DYNAMIC_FIELDS:
+    got, old = (np.asarray(getattr(p, name)) for p in (params, before))
+    np.testing.assert_array_equal(got, np.asarray(value, got.dtype) if name == field.name else old)
+  types = jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), (params, before))
+  assert types[0] == types[1]
+  assert not is_dynamic or getattr(PAINTER.spec(changed).sampling, field.name) == field.default
+
+
+def test_two_scales_of_guidance_share_a_program():
+  scales = [dict(text_guidance=a, image_guidance=b) for a, b in ((2.0, 3.0), (4.0, 1.5))]
+  one, other = (PAINTER.spec(dataclasses.replace(SAMPLING, **s)) for s in scales)
+  none = PAINTER.spec(dataclasses.replace(SAMPLING, text_guidance=1.0))
+  assert one == other != none and not none.text_branch
+
+
+def _with_draft(height, width, dtype=np.uint8):
+  return Trajectory(prompt='p', steps=(Step(plan='x', draft=np.zeros((height, width, 3), dtype)),))
 
 
 @pytest.mark.parametrize(
@@ -321,7 +340,9 @@ def test_only_what_shapes_the_program_is_part_of_it():
     (['p'], dict(sampling=dataclasses.replace(SAMPLING, max_text_tokens=4)), 'max_text_tokens=4 leaves no room'),
     (['p'], dict(pictures=0), 'may not paint another'),
     ([WHOLE], {}, "'a ring' has 4 pictures and may not paint another"),
-    ([Trajectory(prompt='p', steps=(Step(plan='x', draft=toy.picture(0, size=8)),))], {}, 'Resize it'),
+    ([_with_draft(12, 16)], {}, 'no whole patches of 8'),
+    ([_with_draft(16, 32)], {}, "The trajectory of 'p' does not fit the model: .* 3 position ids a side"),
+    ([_with_draft(16, 16, np.float32)], {}, r'picture float32\[16, 16, 3\]; pictures are uint8'),
   ],
 )
 def test_what_cannot_be_sampled_is_refused(script, arguments, options, message):
@@ -334,7 +355,7 @@ def test_what_cannot_be_sampled_is_refused(script, arguments, options, message):
 def test_pictures_bound_what_is_added(script):
   run = script(*[PAINT] * 2)
   PAINTER.sample([_cut(steps=1), 'p'], pictures=3)
-  assert run.calls[0].request.picture_limit.tolist() == [2, 3]
+  assert run.calls[0].batch.picture_limit.tolist() == [2, 3]
 
 
 def test_a_tokenizer_that_exceeds_the_model_is_refused():

@@ -1,74 +1,83 @@
-"""The Python API: prompts in, trajectories out. Ties the model, the tokenizer, the sequence and the cycle together.
+"""The Python API: load a checkpoint, sample prompts in one compiled call or as a stream of events.
 
-    painter = pdgen.load('shapes')
-    result = painter.sample(['a photo of a red ring and a blue square'], seed=1)
-    result.trajectories[0].final
-
-Top-level, because nothing below may know both the data and the sampler (tests/test_imports.py).
+painter = pdgen.load('shapes')
+result = painter.sample(['a photo of a red ring and a blue square'], seed=1)
+result.trajectories[0].final
 """
 
 import dataclasses
 import functools
+import math
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from pdgen.core import config as config_lib
-from pdgen.core import packed
-from pdgen.core import trajectory as trajectory_lib
-from pdgen.data import packing, sequence, tokenizers
+from pdgen.core import mesh as mesh_lib
+from pdgen.core import trees
+from pdgen.data import tokenizers
 from pdgen.data.tokenizers import base
-from pdgen.models import interleaved
+from pdgen.inference import phases as phases_lib
+from pdgen.inference import requests as requests_lib
+from pdgen.inference import results, streaming
+from pdgen.inference.requests import Prompt as Prompt
+from pdgen.inference.results import Result as Result
+from pdgen.models import interleaved, partition
+from pdgen.models import params as params_lib
 from pdgen.sampling import cycle, flow, grammar
 from pdgen.weights import loading
 
-# What is asked for at once when the caller does not say: enough to use the machine, small enough for any of them.
+# Trajectories of a batch when the caller does not say: enough to use the machine, small enough for any of them.
 DEFAULT_BATCH = 32
-# Lengths of prefixes are rounded up to these, so that prompts of other lengths do not compile the program again.
-_UND_BUCKET, _PICTURE_BUCKET = 32, 2
-
-Prompt = str | trajectory_lib.Trajectory
-_STOPS = {
-  cycle.FINISHED: trajectory_lib.FINISHED,
-  cycle.PICTURE_CAP: trajectory_lib.PICTURE_CAP,
-  cycle.TOKEN_CAP: trajectory_lib.TOKEN_CAP,
-}
 
 
-@dataclasses.dataclass(frozen=True)
-class Result:
-  """What a call of `Painter.sample` returns.
+def load(name_or_path: str | os.PathLike, *, mesh: Mesh | None = None) -> 'Painter':
+  """Loads a model with its tokenizer.
 
-  trajectories: one for each prompt, in order; those continued hold the steps they were given, too.
-  timings: `seconds` of the whole call, `compile_calls` (batches that had to compile first), `text_steps` and `rounds`
-    (token steps and picture phases, over all batches), `tokens` and `pictures` (made, over all trajectories).
+  Args:
+    name_or_path: a shipped checkpoint by name (`shapes`), an exported folder, or a training run's workdir (its newest
+      average).
+    mesh: devices to sample on, see `Painter.mesh`; `core.mesh.make_mesh(MeshConfig(tensor=4))` makes one.
+
+  Raises: FileNotFoundError naming what is shipped; ValueError for a damaged folder or a mesh that does not fit.
   """
-
-  trajectories: list[trajectory_lib.Trajectory]
-  timings: dict[str, float]
+  config, params, tokenizer = loading.load_for_sampling(name_or_path, mesh=mesh)
+  return Painter(config=config, params=params, tokenizer=tokenizers.load(tokenizer), mesh=mesh)
 
 
 @dataclasses.dataclass(frozen=True)
 class Painter:
-  """A model with its tokenizer, ready to sample. `pdgen.load` makes one from a checkpoint.
-
-  params: nested dict of arrays, as `nnx.merge(models.interleaved.graphdef(config.model), params)` takes it.
-  """
+  """A model with its tokenizer, ready to sample. `pdgen.load` makes one from a checkpoint."""
 
   config: config_lib.Config
+  # Nested dict of arrays, as `nnx.merge(models.interleaved.graphdef(config.model), params)` takes it. With a mesh they
+  # are put on it (`models.partition`), matrices in bfloat16 where the model computes in it.
   params: Any
   tokenizer: base.Tokenizer
+  # Devices that share the work: rows of a batch over `data` and `fsdp`, weights over `fsdp` and `tensor`, and the heads
+  # of the KV cache over `tensor` where it divides them. None: the device that the parameters are on.
+  mesh: Mesh | None = None
 
   def __post_init__(self):
     if self.tokenizer.vocab_size > self.config.model.vocab_size:
       raise ValueError(f'{self.tokenizer.vocab_size=} exceeds {self.config.model.vocab_size=}.')
+    if self.mesh is not None:
+      if self.mesh.shape['sequence'] > 1:
+        raise ValueError(
+          f'mesh.sequence={self.mesh.shape["sequence"]}: a row with a KV cache is not split. Set mesh.sequence=1 to '
+          'sample, and use the devices for mesh.data, mesh.fsdp or mesh.tensor.'
+        )
+      object.__setattr__(self, 'params', _placed(self.params, self.config.model, self.mesh))
 
   @functools.cached_property
-  def graphdef(self):
+  def graphdef(self) -> nnx.GraphDef:
     return interleaved.graphdef(self.config.model)
 
   def sample(
@@ -85,61 +94,90 @@ class Painter:
 
     Args:
       prompts: texts, or partial trajectories to go on from: a person may have edited a plan, a picture or a `<refine>`.
+        Their pictures may have other sizes than the model's own; the model paints its own.
       mode: `process` (plan, sketch, inspect, refine) or `direct` (one picture, no words). Partial trajectories that
         have steps keep their own. None: `process` for texts, their own for trajectories.
       seed: of the first prompt; the next ones take the next numbers, so that any of them can be had again alone. Or
         one for each prompt.
       sampling: the config's own by default.
-      batch_size: trajectories a compiled call; by default all, at most 32. The last batch is filled up with idle rows.
+      batch_size: trajectories a compiled call; by default all, at most 32. The last batch is filled up with idle rows,
+        and with a mesh every batch to a multiple of its rows of devices.
       pictures: at most so many more pictures for each; by default sampling.max_pictures in all.
 
-    Raises: ValueError for an unknown mode, no prompts, seeds that do not fit, or caps that leave no room.
+    Raises: ValueError for an unknown mode, no prompts, seeds that do not fit, caps that leave no room, or pictures that
+      do not fit the model.
     """
-    prompts = [prompts] if isinstance(prompts, (str, trajectory_lib.Trajectory)) else list(prompts)
-    if not prompts:
-      raise ValueError('There is nothing to sample: give at least one prompt.')
-    if mode is not None and mode not in trajectory_lib.MODES:
-      raise ValueError(f'Unknown mode {mode!r}. Known: {list(trajectory_lib.MODES)}')
     sampling = sampling or self.config.sampling
     self.check(sampling)
-    starts = [_start(p, mode) for p in prompts]
-    seeds = [seed + i for i in range(len(starts))] if isinstance(seed, (int, np.integer)) else list(seed)
-    if len(seeds) != len(starts):
-      raise ValueError(f'{len(seeds)} seeds for {len(starts)} prompts.')
-    if not all(0 <= s < 2**32 for s in seeds):
-      raise ValueError(f'Seeds are from 0 to 2**32 - 1, not {seeds}.')
-    budgets = [_picture_budget(s, sampling, pictures) for s in starts]
-    batch_size = batch_size or min(len(starts), DEFAULT_BATCH)
-    row_budget = self.row_budget(starts)  # of all batches, so that they share one compiled program
-    began, compiled = time.perf_counter(), cycle.run._cache_size()
-    trajectories, timings = [], {'compile_calls': 0, 'text_steps': 0, 'rounds': 0, 'tokens': 0, 'pictures': 0}
-    for i in range(0, len(starts), batch_size):
-      rows = slice(i, i + batch_size)
-      state = self.run(
-        starts[rows], seeds[rows], budgets[rows], sampling=sampling, batch_size=batch_size, row_budget=row_budget
-      )
-      host = jax.device_get({name: getattr(state, name) for name in _FETCHED})
-      trajectories += [parse_output(s, host, row, self.tokenizer) for row, s in enumerate(starts[rows])]
+    requests = requests_lib.make(prompts, sampling=sampling, mode=mode, seed=seed, pictures=pictures)
+    began, compiled = time.perf_counter(), _compiled_programs()
+    trajectories, timings = {}, {'compile_calls': 0, 'text_steps': 0, 'rounds': 0, 'tokens': 0, 'pictures': 0}
+    for rows, size, shape in self._batches(requests, batch_size):
+      chosen = [requests[i] for i in rows]
+      state = self.run(chosen, sampling=sampling, batch_size=size, shape=shape)
+      host = jax.device_get({name: getattr(state, name) for name in results.FETCHED})
+      for row, i in enumerate(rows):
+        trajectories[i] = results.parse_output(requests[i].start, host, row, self.tokenizer)
       timings['text_steps'] += int(host['text_steps'])
       timings['rounds'] += int(host['rounds'])
       timings['tokens'] += int(host['output_count'].sum())
       timings['pictures'] += int(host['picture_count'].sum())
-    timings['compile_calls'] = cycle.run._cache_size() - compiled
-    return Result(trajectories, {'seconds': time.perf_counter() - began, **timings})
+    timings['compile_calls'] = _compiled_programs() - compiled
+    seconds = time.perf_counter() - began
+    return Result([trajectories[i] for i in range(len(requests))], {'seconds': seconds, **timings})
+
+  def stream(
+    self,
+    prompts: Prompt | Sequence[Prompt],
+    *,
+    mode: str | None = None,
+    seed: int | Sequence[int] = 0,
+    sampling: config_lib.SamplingConfig | None = None,
+    batch_size: int | None = None,
+    pictures: int | None = None,
+  ) -> Iterator[streaming.Event]:
+    """Paints all prompts as one batch and tells what happens as it happens (`inference.streaming`).
+
+    Texts and pictures are those of `sample` with the same arguments. It may be closed at any time.
+
+    Args:
+      prompts: as of `sample`; all with pictures of sizes that share a canvas (`requests.canvas`).
+      mode: as of `sample`.
+      seed: as of `sample`.
+      sampling: as of `sample`.
+      batch_size: rows of the batch; a program is compiled for each size. None: one for each prompt.
+      pictures: as of `sample`.
+
+    Raises: as `sample`, at the call.
+    """
+    sampling = sampling or self.config.sampling
+    self.check(sampling)
+    requests = requests_lib.make(prompts, sampling=sampling, mode=mode, seed=seed, pictures=pictures)
+    batch = self.sample_batch(requests, batch_size=batch_size)
+    return streaming.events(self.phases(sampling), batch, requests, self.tokenizer)
 
   def run(
     self,
-    starts: Sequence[trajectory_lib.Trajectory],
-    seeds: Sequence[int],
-    budgets: Sequence[int],
+    requests: Sequence[requests_lib.Request],
     *,
     sampling: config_lib.SamplingConfig,
-    batch_size: int,
-    row_budget: packed.RowBudget | None = None,
+    batch_size: int | None = None,
+    shape: requests_lib.PrefixShape | None = None,
   ) -> cycle.State:
-    """One compiled call for at most `batch_size` trajectories; the final state of the loop, still on the device."""
-    batch = self.sample_batch(starts, seeds, budgets, batch_size=batch_size, row_budget=row_budget)
-    return cycle.run(self.graphdef, self.params, batch, flow.SamplerParams.of(sampling), self.spec(sampling))
+    """One compiled call; the final state of the loop, still on the device. Arguments as of `sample_batch`."""
+    batch = self.sample_batch(requests, batch_size=batch_size, shape=shape)
+    with phases_lib.on_mesh(self.mesh):
+      return cycle.run(self.graphdef, self.params, batch, flow.SamplerParams.of(sampling), self.spec(sampling))
+
+  def phases(self, sampling: config_lib.SamplingConfig) -> phases_lib.Phases:
+    """The parts of that call, compiled one by one."""
+    return phases_lib.Phases(
+      graphdef=self.graphdef,
+      params=self.params,
+      sampler=flow.SamplerParams.of(sampling),
+      spec=self.spec(sampling),
+      mesh=self.mesh,
+    )
 
   def check(self, sampling: config_lib.SamplingConfig):
     """Raises ValueError when the caps leave no room for one round."""
@@ -155,89 +193,54 @@ class Painter:
 
   def sample_batch(
     self,
-    starts: Sequence[trajectory_lib.Trajectory],
-    seeds: Sequence[int],
-    budgets: Sequence[int],
+    requests: Sequence[requests_lib.Request],
     *,
-    batch_size: int,
-    row_budget: packed.RowBudget | None = None,
+    batch_size: int | None = None,
+    shape: requests_lib.PrefixShape | None = None,
   ) -> cycle.SampleBatch:
-    """Prefixes as one batch, on the device, padded to `row_budget` (by default what they need).
-
-    Rows beyond `starts` are idle copies of the first.
-    """
-    starts, seeds, budgets = (
-      [*x, *[filler] * (batch_size - len(x))] for x, filler in ((starts, starts[0]), (seeds, 0), (budgets, 0))
+    """Requests as one batch on the device or the mesh. Arguments as of `requests.sample_batch`."""
+    size = self._rows(batch_size or len(requests))
+    batch = requests_lib.sample_batch(
+      requests, config=self.config, tokenizer=self.tokenizer, batch_size=size, shape=shape
     )
-    row_budget = row_budget or self.row_budget(starts)
-    rows = (packing.pack_row([self._prefix(s)], row_budget) for s in starts)
-    prefix = jax.tree.map(lambda *x: jnp.asarray(np.stack(x)), *rows)
-    return cycle.SampleBatch(
-      prefix=packed.check(prefix),
-      grammar=grammar.from_trajectories(starts),
-      key=jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32)),
-      picture_limit=jnp.asarray(budgets, jnp.int32),
-    )
+    if self.mesh is None:
+      return batch
+    return jax.device_put(batch, NamedSharding(self.mesh, P(mesh_lib.ROWS)))
 
-  def row_budget(self, starts: Sequence[trajectory_lib.Trajectory]) -> packed.RowBudget:
-    """Lengths that hold the prefix of each of them, rounded up so that few different ones are ever compiled."""
-    und, _, pictures, _ = map(max, zip(*(packing.sizes(self._prefix(s)) for s in starts), strict=True))
-    pictures = _round_up(pictures, _PICTURE_BUCKET)
-    return packed.RowBudget(_round_up(und, _UND_BUCKET), pictures * self.config.model.latent_tokens, pictures)
+  def _batches(
+    self, requests: Sequence[requests_lib.Request], batch_size: int | None
+  ) -> Iterator[tuple[list[int], int, requests_lib.PrefixShape]]:
+    """(numbers of the requests, rows, shape) of each batch. Those of one canvas share a shape, and so a program."""
+    groups: dict[Any, list[int]] = {}
+    for i, request in enumerate(requests):
+      groups.setdefault(requests_lib.canvas(request.start, self.config.model), []).append(i)
+    for group in groups.values():
+      shape = requests_lib.prefix_shape([requests[i] for i in group], config=self.config, tokenizer=self.tokenizer)
+      size = self._rows(batch_size or min(len(group), DEFAULT_BATCH))
+      for first in range(0, len(group), size):
+        yield group[first : first + size], size, shape
 
-  def _prefix(self, start: trajectory_lib.Trajectory) -> packed.PackedBatch:
-    cfg = self.config
-    return sequence.build(start, tokenizer=self.tokenizer, model=cfg.model, sequence=cfg.data.sequence, rng=None)
+  def _rows(self, batch_size: int) -> int:
+    """The batch size, rounded up to what the mesh divides."""
+    ways = 1 if self.mesh is None else math.prod(self.mesh.shape[axis] for axis in mesh_lib.ROWS)
+    return -(-batch_size // ways) * ways
 
 
-def load(name_or_path: str) -> Painter:
-  """A shipped checkpoint by name (`shapes`), an exported folder, or a training run's workdir (its newest average).
+def _compiled_programs() -> int:
+  run: Any = cycle.run  # Its type does not tell of the cache.
+  return run._cache_size()
 
-  Raises: FileNotFoundError naming what is shipped; ValueError for a folder that is damaged.
+
+def _placed(params: Any, cfg: config_lib.ModelConfig, mesh: Mesh) -> Any:
+  """The parameters on the mesh, matrices in the compute dtype where that is bfloat16 (as `pdgen.compile` lowers them).
+
+  Raises: ValueError where the mesh does not divide a parameter.
   """
-  config, params, tokenizer = loading.load_for_sampling(name_or_path)
-  return Painter(config=config, params=params, tokenizer=tokenizers.load(tokenizer))
+  shardings = dict(trees.flatten_with_paths(partition.shardings(params, mesh)))
+  half = jnp.dtype(cfg.dtype) == jnp.bfloat16
 
+  def place(name: str, leaf: Any) -> jax.Array:
+    dtype = jnp.bfloat16 if half and params_lib.is_matrix(name) else leaf.dtype
+    return jax.device_put(leaf.astype(dtype), shardings[name])
 
-_FETCHED = ('output_tokens', 'output_count', 'pictures', 'picture_count', 'stop', 'text_steps', 'rounds')
-
-
-def _round_up(n: int, multiple: int) -> int:
-  return -(-n // multiple) * multiple
-
-
-def _start(prompt: Prompt, mode: str | None) -> trajectory_lib.Trajectory:
-  """What to continue from."""
-  if isinstance(prompt, str):
-    return trajectory_lib.Trajectory(prompt=prompt, steps=(), stop=None, mode=mode or trajectory_lib.PROCESS)
-  keeps = mode is None or prompt.steps
-  return dataclasses.replace(prompt, stop=None, mode=prompt.mode if keeps else mode)
-
-
-def _picture_budget(start: trajectory_lib.Trajectory, sampling: config_lib.SamplingConfig, pictures: int | None) -> int:
-  painted = len(start.pictures)
-  budget = min(sampling.max_pictures - painted, sampling.max_pictures if pictures is None else pictures)
-  if budget < 1:
-    raise ValueError(
-      f'The trajectory of {start.prompt!r} has {painted} pictures and may not paint another: '
-      f'{sampling.max_pictures=}, {pictures=}. Raise the cap, or give it a shorter beginning.'
-    )
-  return budget
-
-
-def parse_output(
-  start: trajectory_lib.Trajectory, host: dict[str, np.ndarray], row: int, tokenizer: base.Tokenizer
-) -> trajectory_lib.Trajectory:
-  """Reads what a row wrote and painted into steps that follow those it started from."""
-  trajectory, specials, text = start, tokenizer.specials, []
-  pictures = iter(host['pictures'][row])
-  for token in host['output_tokens'][row, : host['output_count'][row]].tolist():
-    if token == specials.im_start:
-      text = []
-    elif token == specials.im_end:
-      trajectory = trajectory.with_text(tokenizer.decode(text))
-    elif token == specials.vision_start:
-      trajectory = trajectory.with_picture(next(pictures))
-    else:
-      text.append(token)
-  return dataclasses.replace(trajectory, stop=_STOPS[int(host['stop'][row])])
+  return trees.map_with_path(place, params)

@@ -6,6 +6,7 @@ at). Nothing returns to Python in between. Trajectories share the steps, never t
 its own cache slots and its own positions.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import NamedTuple
@@ -22,7 +23,6 @@ from pdgen.sampling import grammar as grammar_lib
 
 WRITING, WAITING, ENDED = range(3)  # `State.status`
 RUNNING, FINISHED, PICTURE_CAP, TOKEN_CAP = range(4)  # `State.stop`
-_STATIC_FIELDS = ('max_pictures', 'max_text_tokens', 'max_tokens', 'grammar', 'renorm', 'contiguous_positions')
 
 
 class SamplerSpec(NamedTuple):
@@ -37,8 +37,9 @@ class SamplerSpec(NamedTuple):
   @classmethod
   def of(cls, sampling: config_lib.SamplingConfig, specials: config_lib.Specials, vocab_size: int) -> 'SamplerSpec':
     """The static part of a config."""
+    defaults = config_lib.SamplingConfig()
     return cls(
-      sampling=config_lib.SamplingConfig(**{name: getattr(sampling, name) for name in _STATIC_FIELDS}),
+      sampling=dataclasses.replace(sampling, **{name: getattr(defaults, name) for name in flow.DYNAMIC_FIELDS}),
       specials=specials,
       vocab_size=vocab_size,
       text_branch=sampling.text_guidance != 1.0,
@@ -100,11 +101,8 @@ def run(
   """
   model = nnx.merge(graphdef, params)
 
-  def writing(state: State) -> jax.Array:
-    return jnp.any(state.status == WRITING)
-
   def round_(state: State) -> State:
-    state = jax.lax.while_loop(writing, lambda s: decode_step(model, s, sampler, spec), state)
+    state = text_phase(model, state, sampler, spec)
     waiting = jnp.any(state.status == WAITING)
     return jax.lax.cond(waiting, lambda s: picture_phase(model, s, sampler, spec), lambda s: s, state)
 
@@ -165,6 +163,12 @@ def prefill(
   )
   final = jnp.take_along_axis(hidden.und, last[:, None, None], axis=1)[:, 0]
   return choose_next(model, state, final, ready, sampler, spec)
+
+
+def text_phase(model: interleaved.Interleaved, state: State, sampler: flow.SamplerParams, spec: SamplerSpec) -> State:
+  """Decode steps until every trajectory has asked for a picture or has ended."""
+  writing = lambda s: jnp.any(s.status == WRITING)
+  return jax.lax.while_loop(writing, lambda s: decode_step(model, s, sampler, spec), state)
 
 
 def decode_step(model: interleaved.Interleaved, state: State, sampler: flow.SamplerParams, spec: SamplerSpec) -> State:

@@ -1,5 +1,6 @@
 """Rectified-flow sampling: time grid, guidance and its renormalisation. t = 1 is noise, t = 0 the picture."""
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -10,12 +11,15 @@ from pdgen.core import config as config_lib
 
 
 class SamplerParams(struct.PyTreeNode):
-  """Numbers of the sampler that change without a new compilation. See `core.config.SamplingConfig`."""
+  """Numbers of the sampler that change without a new compilation: fields of `core.config.SamplingConfig`, by name.
+
+  All its other fields shape the compiled program (`cycle.SamplerSpec`).
+  """
 
   temperature: jax.Array  # f32[]; 0 = greedy text.
   text_guidance: jax.Array  # f32[]; 1 = none.
   image_guidance: jax.Array  # f32[]; 1 = none.
-  interval: jax.Array  # f32[2]; guidance is on for low < t <= high.
+  guidance_interval: jax.Array  # f32[2]; guidance is on for low < t <= high.
   renorm_min: jax.Array  # f32[]; lower clamp of the renormalisation.
   timestep_shift: jax.Array  # f32[]; s in t <- s t / (1 + (s - 1) t).
   flow_steps: jax.Array  # int32[]; Euler steps a picture.
@@ -23,15 +27,11 @@ class SamplerParams(struct.PyTreeNode):
   @classmethod
   def of(cls, sampling: config_lib.SamplingConfig) -> 'SamplerParams':
     """The numbers of a config."""
-    return cls(
-      temperature=jnp.float32(sampling.temperature),
-      text_guidance=jnp.float32(sampling.text_guidance),
-      image_guidance=jnp.float32(sampling.image_guidance),
-      interval=jnp.asarray(sampling.guidance_interval, jnp.float32),
-      renorm_min=jnp.float32(sampling.renorm_min),
-      timestep_shift=jnp.float32(sampling.timestep_shift),
-      flow_steps=jnp.int32(sampling.flow_steps),
-    )
+    kinds = {'flow_steps': jnp.int32}
+    return cls(**{name: jnp.asarray(getattr(sampling, name), kinds.get(name, jnp.float32)) for name in DYNAMIC_FIELDS})
+
+
+DYNAMIC_FIELDS = tuple(field.name for field in dataclasses.fields(SamplerParams))
 
 
 def time_at(step: jax.Array, params: SamplerParams) -> jax.Array:
@@ -48,7 +48,7 @@ def time_at(step: jax.Array, params: SamplerParams) -> jax.Array:
 
 def is_guided(t: jax.Array, params: SamplerParams) -> jax.Array:
   """Whether guidance is on at the (shifted) time t: bool[]."""
-  return (t > params.interval[0]) & (t <= params.interval[1])
+  return (t > params.guidance_interval[0]) & (t <= params.guidance_interval[1])
 
 
 def euler(z: jax.Array, velocity: Callable[[jax.Array, jax.Array], jax.Array], params: SamplerParams) -> jax.Array:

@@ -52,6 +52,17 @@ def painter(cfg, sampling, *, loud=()):
   return painter_lib.Painter(config=experiment, params=params(cfg, loud=loud), tokenizer=WORDS)
 
 
+def refining_painter(cfg, sampling):
+  """Random weights that close texts, refine and go on often enough for every path to be taken."""
+  s = WORDS.specials
+  out = painter(cfg, sampling, loud=(s.refine, s.refine_end, s.im_end, s.ins_end, s.des_end))
+  kernel = out.params['head']['kernel']
+  # Between items all choices are close calls, and greedily it goes on.
+  for token in (s.endoftext, s.vision_start):
+    kernel = kernel.at[:, token].set(kernel[:, s.im_start] - 0.3 * kernel[:, token])
+  return dataclasses.replace(out, params={**out.params, 'head': {'kernel': kernel}})
+
+
 def picture(seed, size=16):
   return np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
 

@@ -1,0 +1,87 @@
+"""Sampling results: from the tokens and pictures of a row to the steps of a trajectory."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+from pdgen.core import trajectory as trajectory_lib
+from pdgen.data.tokenizers import base
+from pdgen.sampling import cycle
+
+# Fields of `cycle.State` that a finished batch is read from.
+FETCHED = ('output_tokens', 'output_count', 'pictures', 'picture_count', 'stop', 'text_steps', 'rounds')
+
+STOPS = {
+  cycle.FINISHED: trajectory_lib.FINISHED,
+  cycle.PICTURE_CAP: trajectory_lib.PICTURE_CAP,
+  cycle.TOKEN_CAP: trajectory_lib.TOKEN_CAP,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """What `Painter.sample` returns."""
+
+  trajectories: list[trajectory_lib.Trajectory]  # One a prompt, in order, with the steps that it was given.
+  # `seconds` of the whole call, `compile_calls` (batches that had to compile first), `text_steps` and `rounds` (decode
+  # steps and picture phases, over all batches), `tokens` and `pictures` (made, over all trajectories).
+  timings: dict[str, float]
+
+
+class OutputReader:
+  """Reads the tokens and pictures of one row, in order, into steps that follow those it started from."""
+
+  def __init__(self, start: trajectory_lib.Trajectory, tokenizer: base.Tokenizer):
+    self.trajectory = start
+    self._tokenizer, self._ids = tokenizer, list[int]()
+
+  @property
+  def open_text(self) -> str:
+    """The text being written, as far as it goes."""
+    return self._tokenizer.decode(self._ids)
+
+  def token(self, token: int) -> trajectory_lib.Item | None:
+    """Reads the next token. Returns the text that it completes."""
+    specials = self._tokenizer.specials
+    if token == specials.im_start:
+      self._ids = []
+    elif token == specials.im_end:
+      self.trajectory = self.trajectory.with_text(self.open_text)
+      self._ids = []
+      return self._last()
+    elif token != specials.vision_start:
+      self._ids.append(token)
+    return None
+
+  def picture(self, picture: np.ndarray) -> trajectory_lib.Item:
+    """Reads a picture, uint8[H, W, 3], which `<|vision_start|>` announced."""
+    self.trajectory = self.trajectory.with_picture(picture)
+    return self._last()
+
+  def end(self, stop: int) -> trajectory_lib.Trajectory:
+    """The whole trajectory. stop: as `cycle.State.stop`."""
+    return dataclasses.replace(self.trajectory, stop=STOPS[stop])
+
+  def _last(self) -> trajectory_lib.Item:
+    *_, item = self.trajectory.items()
+    return item
+
+
+def parse_output(
+  start: trajectory_lib.Trajectory, host: Mapping[str, np.ndarray], row: int, tokenizer: base.Tokenizer
+) -> trajectory_lib.Trajectory:
+  """The trajectory of a row of a finished batch.
+
+  Args:
+    start: what the row was continued from.
+    host: the FETCHED fields of the final state.
+    row: number of the row.
+    tokenizer: of its texts.
+  """
+  reader, pictures = OutputReader(start, tokenizer), iter(host['pictures'][row])
+  for token in host['output_tokens'][row, : host['output_count'][row]].tolist():
+    reader.token(token)
+    if token == tokenizer.specials.vision_start:
+      reader.picture(next(pictures))
+  return reader.end(int(host['stop'][row]))

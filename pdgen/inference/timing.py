@@ -1,0 +1,82 @@
+"""Timing of sampling: seconds of a whole call, split into the phases of the sampler.
+
+The whole cycle is one compiled call. Its parts are timed by running the same phases from Python on the same states
+(`inference.phases`): `reading` prompts, `text`, `denoising`, and `looking` (the picture just painted enters the cache).
+What the call takes beyond their sum is `other`.
+"""
+
+import functools
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from pdgen.inference import painter as painter_lib
+from pdgen.inference import requests as requests_lib
+from pdgen.sampling import cycle
+
+T = TypeVar('T')
+PHASES = ('reading', 'text', 'denoising', 'looking')
+
+
+def measure(
+  painter: painter_lib.Painter, prompts: Sequence[str], *, mode: str = 'process', repeats: int = 3
+) -> dict[str, float]:
+  """Times sampling all prompts as one batch, after a first call that compiles.
+
+  Args:
+    painter: with the sampling config that is timed.
+    prompts: one a row.
+    mode: `process` or `direct`.
+    repeats: timed calls, of which the fastest counts.
+
+  Returns: `seconds` a call; of these, each of PHASES and `other`; `compile`, what the first call took more;
+    `text_steps` and `rounds` of a call; `trajectories` and `pictures` of a call; `compiled_again`, calls that compiled
+    although an equal one had, which is a defect unless it is 0.
+  """
+  call = functools.partial(painter.sample, list(prompts), mode=mode, batch_size=len(prompts))
+  first = call().timings
+  calls = [call().timings for _ in range(repeats)]
+  seconds = min(c['seconds'] for c in calls)
+  phases = _phases(painter, prompts, mode=mode, repeats=repeats)
+  return {
+    'seconds': seconds,
+    **phases,
+    'other': seconds - sum(phases.values()),
+    'compile': first['seconds'] - seconds,
+    'text_steps': first['text_steps'],
+    'rounds': first['rounds'],
+    'trajectories': len(prompts),
+    'pictures': first['pictures'],
+    'compiled_again': sum(c['compile_calls'] for c in calls),
+  }
+
+
+def _phases(painter: painter_lib.Painter, prompts: Sequence[str], *, mode: str, repeats: int) -> dict[str, float]:
+  """Seconds of each phase over a whole call, the fastest of `repeats`; a first one compiles."""
+  sampling = painter.config.sampling
+  batch = painter.sample_batch(requests_lib.make(prompts, sampling=sampling, mode=mode))
+  phases = painter.phases(sampling)
+  runs = []
+  for _ in range(1 + repeats):
+    spent = dict.fromkeys(PHASES, 0.0)
+    state, spent['reading'] = _timed(phases.prefill, batch)
+    while bool(jnp.any(state.status != cycle.ENDED)):
+      state, seconds = _timed(phases.text_phase, state)
+      spent['text'] += seconds
+      if bool(jnp.any(state.status == cycle.WAITING)):
+        _, denoising = _timed(phases.denoise, state)
+        state, seconds = _timed(phases.picture_phase, state)  # Denoises once more, then looks.
+        spent['denoising'] += denoising
+        spent['looking'] += seconds - denoising
+    runs.append(spent)
+  return min(runs[1:], key=lambda spent: sum(spent.values()))
+
+
+def _timed(phase: Callable[..., T], x: object) -> tuple[T, float]:
+  """(what the phase returns, seconds until it is there)."""
+  began = time.perf_counter()
+  result = jax.block_until_ready(phase(x))
+  return result, time.perf_counter() - began
