@@ -18,6 +18,10 @@ EXACT = judges.judge('exact', shapes)
 KINDS = ('wrong_color', 'missing')
 
 
+class Killed(BaseException):
+  """The process is gone."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Painted:
   """What a painter returns."""
@@ -36,7 +40,7 @@ class Paints:
 
   def sample(self, prompts, *, mode=None, seed: int | Sequence[int] = 0, batch_size=None, pictures=None):
     if self.calls == self.killed_in:
-      raise KeyboardInterrupt
+      raise Killed
     self.calls += 1
     seeds = range(seed, seed + len(prompts)) if isinstance(seed, int) else seed
     painted = [self.paint(p, s) for p, s in zip(prompts, seeds, strict=True)]
@@ -100,7 +104,7 @@ def test_scores_are_the_same_in_memory_and_in_a_folder(make, tmp_path):
 def test_killed_in_any_call_it_goes_on_to_the_same_files(make, call, tmp_path):
   make().run(whole := Paints(), tmp_path / 'whole')
   assert whole.calls == 3
-  with pytest.raises(KeyboardInterrupt):
+  with pytest.raises(Killed):
     make().run(Paints(killed_in=call), tmp_path / 'killed')
   scores = make().run(again := Paints(), tmp_path / 'killed')
   assert files(tmp_path / 'killed') == files(tmp_path / 'whole')

@@ -216,7 +216,9 @@ def test_the_command_line_trains_scores_and_exports(tmp_path):
   }
   command = [sys.executable, '-m', 'pdgen.train', '--config=configs/shapes.py', f'--workdir={tmp_path}']
   command += [f'--config.{name}={value}' for name, value in shrunk.items()]
+  command += ['--profile_steps=1:2']
   environment = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}
+  environment['JAX_COMPILATION_CACHE_DIR'] = str(tmp_path / 'compiled')
   done = subprocess.run(command, capture_output=True, text=True, env=environment)
   assert done.returncode == 0, done.stderr[-3000:]
   assert 'step 2/2  loss' in done.stdout and 'geneval/overall' in done.stdout
@@ -227,6 +229,8 @@ def test_the_command_line_trains_scores_and_exports(tmp_path):
   scores = [line for line in written if 'geneval/overall' in line]
   assert [line['step'] for line in scores] == [1, 2]
   assert set(scores[0]) >= {'geneval/overall', 'geneval/position', 'eval/finished'}
+  assert len(list((tmp_path / 'profile').rglob('*.xplane.pb'))) == 1
+  assert list((tmp_path / 'compiled').glob('jit_train_step-*'))  # The next such command does not compile the step.
   # A model of random weights paints nothing right.
   drafts = records.read(tmp_path / 'self_sampled' / '0000001')
   assert len(drafts) == 4 and all(t.provenance and t.provenance.error for t in drafts)
