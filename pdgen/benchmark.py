@@ -70,4 +70,5 @@ def _line(row: dict[str, float]) -> str:
 
 
 if __name__ == '__main__':
+  flags_lib.enable_compilation_cache()
   main()

@@ -4,78 +4,73 @@
     python -m pdgen.evaluate inspection --checkpoint=shapes
 
 `geneval`: do the pictures hold what the prompts ask for, by the official rules; --out gets the official folder layout.
-`inspection`: does the model notice errors, injected ones and those of its own drafts, does it mend them, and what does
+`inspection`: does the model notice errors, injected ones and those of its own drafts, does it fix them, and what does
 it reject that is right. All intervals are Wilson's, of 95 %.
+
+A command that is stopped goes on when it is given again with the same --out.
 """
 
 import argparse
 import json
 import pathlib
-import types
 from collections.abc import Sequence
+from typing import Any
 
 from pdgen import flags as flags_lib
+from pdgen import judges, worlds
 from pdgen.core import trajectory as trajectory_lib
-from pdgen.evals import geneval, inspection
-from pdgen.inference import painter as painter_lib
+from pdgen.evals import base, geneval, inspection
+from pdgen.worlds import base as world_base
 
 
 def main(arguments: Sequence[str] | None = None):
   """The command line."""
   parser = _parser()
   flags = parser.parse_args(arguments)
-  if flags.out and pathlib.Path(flags.out).exists() and any(pathlib.Path(flags.out).iterdir()):
-    parser.error(f'{flags.out} is not empty: what is left there of another run would be scored, too. Name another.')
   painter, world = flags_lib.load(parser, flags)
-  flags.evaluate(painter, world, flags)
+  if world is None:
+    parser.error(f'{flags.checkpoint} has no world that could ask and judge.')
+  out = pathlib.Path(flags.out) if flags.out else None
+  try:
+    evaluator: base.Evaluator = flags.evaluator(world, flags)
+  except ValueError as error:
+    parser.error(str(error))
+  try:
+    scores = evaluator.run(painter, out)
+  except base.AnotherRunError as error:
+    parser.error(str(error))
+  print(scores.table())
+  if out is not None:
+    base.write_atomically(out / 'scores.json', json.dumps(scores.to_json(), indent=2) + '\n')
+    print(f'Figures, and the rows that they come from: {out / "scores.json"}')
 
 
-def evaluate_geneval(painter: painter_lib.Painter, world: types.ModuleType, flags: argparse.Namespace):
-  """Samples and scores `flags.per_task` held-out prompts a task; prints the report, writes the official folder."""
-  prompts = world.prompts('heldout', per_task=flags.per_task, seed=flags.seed)
-  texts = [p['prompt'] for p in prompts]
-  result = painter.sample(texts, mode=flags.mode, seed=flags.seed, batch_size=flags.batch_size)
-  side = painter.config.model.image_size
-  pictures = geneval.last_pictures(result.trajectories, size=side)
-  if flags.out:
-    geneval.write_folder(flags.out, prompts, pictures)
-    report = geneval.score_folder(flags.out, world.detect)
-  else:
-    report = geneval.score(prompts, pictures, world.detect)
-  print(report)
-  print(_summary(result))
-
-
-def evaluate_inspection(painter: painter_lib.Painter, world: types.ModuleType, flags: argparse.Namespace):
-  """Injected errors of every kind, then the model's own drafts; prints both reports, writes them as JSON."""
-
-  def sample(trajectories: Sequence[trajectory_lib.Trajectory], seed: int) -> list[trajectory_lib.Trajectory]:
-    return painter.sample(trajectories, seed=seed, batch_size=flags.batch_size, pictures=1).trajectories
-
-  def drafts(kind: str | None, seed: int, index: int) -> trajectory_lib.Trajectory:
-    return world.injected(kind, seed=seed, index=index)
-
-  injected = inspection.injected(
-    sample, drafts, world.shows, kinds=world.ERROR_KINDS, per_kind=flags.per_kind, seed=flags.seed
+def geneval_of(world: Any, flags: argparse.Namespace) -> base.Evaluator:
+  """GenEval on `flags.per_task` held-out prompts a task, judged by the world's exact detector."""
+  rows = worlds.require(world, world_base.JudgedWorld).prompts('heldout', per_task=flags.per_task, seed=flags.seed)
+  return geneval.GenEval(
+    prompts=base.PromptSet(f'{world.__name__}:heldout', tuple(rows)),
+    detector=judges.detector('exact', world),
+    mode=flags.mode,
+    seed=flags.seed,
+    batch_size=flags.batch_size,
+    checkpoint=flags.checkpoint,
   )
-  print(f'Errors injected into drafts of held-out prompts\n{injected.table()}\n')
-  own = inspection.own(sample, drafts, world.shows, count=flags.drafts, seed=flags.seed)
-  print(f"The model's own drafts of held-out prompts\n{own.table()}")
-  if flags.out:
-    out = pathlib.Path(flags.out)
-    out.mkdir(parents=True, exist_ok=True)
-    reports = {'injected': injected.to_json(), 'own': own.to_json()}
-    (out / 'inspection.json').write_text(json.dumps(reports, indent=2) + '\n')
-    print(f'Counts: {out / "inspection.json"}')
 
 
-def _summary(result: painter_lib.Result) -> str:
-  stops = [t.stop for t in result.trajectories]
-  refined = sum(s.refined is not None for t in result.trajectories for s in t.steps)
-  finished = stops.count(trajectory_lib.FINISHED)
-  return (
-    f'{len(stops)} trajectories in {result.timings["seconds"]:.0f} s, {finished} of them ended by themselves; '
-    f'{result.timings["pictures"] / len(stops):.2f} pictures each, {refined / len(stops):.2f} of them refined'
+def inspection_of(world: Any, flags: argparse.Namespace) -> base.Evaluator:
+  """Injected errors of every kind of the world, then the model's own drafts."""
+  worlds.require(world, world_base.InspectedWorld)
+  return inspection.Inspection(
+    drafts=lambda kind, seed, index: world.injected(kind, seed=seed, index=index),
+    judge=judges.judge('exact', world),
+    kinds=tuple(world.ERROR_KINDS),
+    per_kind=flags.per_kind,
+    own_drafts=flags.drafts,
+    seed=flags.seed,
+    batch_size=flags.batch_size,
+    checkpoint=flags.checkpoint,
+    questions=world.__name__,
   )
 
 
@@ -87,22 +82,23 @@ def _parser() -> argparse.ArgumentParser:
   commands = parser.add_subparsers(required=True, metavar='geneval | inspection')
 
   one = commands.add_parser('geneval', help='do the pictures hold what the prompts ask for', allow_abbrev=False)
-  one.set_defaults(evaluate=evaluate_geneval)
+  one.set_defaults(evaluator=geneval_of)
   one.add_argument('--per_task', type=int, default=100, help='held-out prompts a task')
   one.add_argument('--mode', choices=trajectory_lib.MODES, default='process', help='direct: one picture, no words')
 
-  two = commands.add_parser('inspection', help='are errors noticed and mended', allow_abbrev=False)
-  two.set_defaults(evaluate=evaluate_inspection)
+  two = commands.add_parser('inspection', help='are errors noticed and fixed', allow_abbrev=False)
+  two.set_defaults(evaluator=inspection_of)
   two.add_argument('--per_kind', type=int, default=100, help='drafts of each kind of error, and right ones')
   two.add_argument('--drafts', type=int, default=500, help='drafts that the model paints itself')
 
   for command in (one, two):
     command.add_argument('--seed', type=int, default=0, help='of prompts and noise')
     command.add_argument('--batch_size', type=int, default=64, help='trajectories painted together')
-    command.add_argument('--out', help='folder to write into')
+    command.add_argument('--out', help='folder to write into, and to go on from')
     flags_lib.add_arguments(command)
   return parser
 
 
 if __name__ == '__main__':
+  flags_lib.enable_compilation_cache()
   main()

@@ -6,7 +6,10 @@ is sampled on all devices that the mesh takes, without one on a single device.
 
 import argparse
 import dataclasses
+import os
+import tempfile
 import typing
+import warnings
 from typing import Any
 
 import jax
@@ -116,3 +119,30 @@ def _read_bool(text: str) -> bool:
   if text.lower() not in values:
     raise argparse.ArgumentTypeError(f'{text!r} is neither true nor false')
   return values[text.lower()]
+
+
+def enable_compilation_cache() -> str | None:
+  """Keeps compiled programs between commands, so that the second one starts at once.
+
+  In $JAX_COMPILATION_CACHE_DIR (empty: nowhere), else in pdgen/xla of $XDG_CACHE_HOME or ~/.cache. Only programs that
+  took a second to compile are kept, unless $JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS says otherwise. A folder that
+  cannot be written is a warning; of entries that it cannot read JAX warns itself, and compiles.
+
+  Returns: the folder; None where there is no cache.
+  """
+  folder = os.environ.get('JAX_COMPILATION_CACHE_DIR')
+  if folder is None:
+    cache = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
+    folder = os.path.join(cache, 'pdgen', 'xla')
+  if folder and '://' not in folder:  # Buckets are opened by JAX.
+    try:
+      os.makedirs(folder, exist_ok=True)
+      with tempfile.TemporaryFile(dir=folder):
+        pass
+    except OSError as error:
+      warnings.warn(f'Compiled programs are not kept ({error}): set JAX_COMPILATION_CACHE_DIR.', stacklevel=2)
+      folder = ''
+  jax.config.update('jax_compilation_cache_dir', folder or None)
+  if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
+  return folder or None

@@ -5,6 +5,7 @@ import sys
 
 os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=8'.strip()
 os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', '')  # What a user's commands compile is not the tests' to touch.
 
 import jax
 import pytest
@@ -15,6 +16,7 @@ from pdgen.core import packed
 from pdgen.data import pipeline
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+jax.config.update('jax_numpy_dtype_promotion', 'strict')
 
 
 def pytest_sessionstart(session):

@@ -183,20 +183,37 @@ def test_geneval_writes_the_official_folder_and_prints_what_is_in_it(checkpoint,
   command = ['geneval', f'--checkpoint={checkpoint}', '--per_task=2', '--batch_size=3', f'--out={out}']
   evaluate.main(command)
   printed = capsys.readouterr().out
-  assert sorted(p.name for p in out.iterdir()) == [*(f'{i:05}' for i in range(12)), 'results.jsonl']
+  assert sorted(p.name for p in out.iterdir()) == [
+    *(f'{i:05}' for i in range(12)),
+    *('results.jsonl', 'run.json', 'scores.json'),
+  ]
   assert (out / '00011' / 'samples' / '0000.png').is_file()
   report = geneval.read_results(out)
   assert tuple(report.tasks) == shapes.TASKS and all(s.total == 2 for s in report.tasks.values())
   assert str(report) in printed and '12 trajectories' in printed
+  # The same command goes on: here, there is nothing left to paint but one picture that is gone.
+  files = {p: p.read_bytes() for p in out.rglob('*') if p.is_file()}
+  (out / '00007' / 'samples' / '0000.png').unlink()
+  evaluate.main(command)
+  assert '1 trajectories' in capsys.readouterr().out
+  scored = out / 'scores.json'
+  assert {p: p.read_bytes() for p in files if p != scored} == {p: files[p] for p in files if p != scored}
+  assert json.loads(scored.read_text())['values'] == json.loads(files[scored])['values']
+  # What is left there of another run would be scored, too.
   with pytest.raises(SystemExit):
-    evaluate.main(command)
+    evaluate.main([*command, '--seed=1'])
+  assert 'holds another run' in capsys.readouterr().err
+  (tmp_path / 'theirs').mkdir()
+  (tmp_path / 'theirs' / 'file').touch()
+  with pytest.raises(SystemExit):
+    evaluate.main([*command[:-1], f'--out={tmp_path / "theirs"}'])
   assert 'is not empty' in capsys.readouterr().err
 
 
 def test_geneval_scores_right_pictures_as_right(rings, capsys):
   evaluate.main(['geneval', '--per_task=6', '--mode=direct', '--seed=4'])
   (prompts, settings), out = rings.calls[0], capsys.readouterr().out
-  assert settings == dict(mode='direct', seed=4, batch_size=64)
+  assert settings == dict(mode='direct', seed=list(range(4, 40)), batch_size=64)
   assert prompts == [m['prompt'] for m in shapes.prompts('heldout', per_task=6, seed=4)]
   # A red ring is one of the six single objects, and no two objects.
   single, two = (next(line for line in out.splitlines() if line.startswith(t)) for t in ('single_object', 'two_object'))

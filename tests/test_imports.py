@@ -25,7 +25,7 @@ MAY_IMPORT = {
   'services': set(),
   'judges': {'core', 'services'},
   'construction': {'core', 'data', 'worlds', 'services', 'judges'},
-  'evals': {'core', 'worlds', 'services', 'judges'},
+  'evals': {'core', 'worlds', 'services', 'judges', 'viewing'},
   'inference': {'core', 'models', 'weights', 'data', 'sampling'},
   # training: what is counted is the program that is trained, so that `cost.aot` lowers the real step. Nothing but
   # commands imports cost.
@@ -40,7 +40,7 @@ NUMPY_ONLY = {'data', 'worlds', 'services', 'judges', 'construction', 'evals', '
 JAX_IN_CORE = {'core/masks.py', 'core/mesh.py', 'core/trees.py'}
 # An optional package is imported by the modules that need it alone. Extra of setup.cfg: modules.
 OPTIONAL: dict[str, set[str]] = {}
-ACCELERATOR = {'jax', 'jaxlib', 'flax', 'optax', 'orbax'}
+ACCELERATOR = {'jax', 'jaxlib', 'flax', 'optax', 'orbax', 'clu'}
 
 
 def imports(source: str) -> set[str]:

@@ -6,11 +6,13 @@ import json
 import numpy as np
 import pytest
 
+from pdgen import judges
 from pdgen.evals import inspection, intervals
 from pdgen.worlds import shapes
 from pdgen.worlds.shapes import renderer, scenes
 
 KINDS = ('wrong_color', 'missing', 'conflict_shape')
+JUDGE = judges.judge('exact', shapes)
 REFINE = 'The intermediate step is wrong. <refine> Repaint it. </refine>'
 KEEP = 'The intermediate step is correct.'
 
@@ -28,14 +30,14 @@ def answer(trajectory, **fields):
   return dataclasses.replace(trajectory, steps=(*before, dataclasses.replace(last, **fields)))
 
 
-def judged(judge):
-  """A sampler that paints missing drafts as `judge.paint(index)` and inspects the others by `judge(trajectory)`."""
+def judged(judge, paint=lambda index, t: None):
+  """A sampler that paints missing drafts by `paint(index, trajectory)`, inspects the others by `judge(trajectory)`."""
 
   def sample(trajectories, seed):
     answers = []
     for index, t in enumerate(trajectories):
       if t.steps[-1].draft is None:
-        answers.append(answer(t, draft=judge.paint(index, t)))
+        answers.append(answer(t, draft=paint(index, t)))
         continue
       found, refined = judge(t)
       answers.append(answer(t, inspection=REFINE if found else KEEP, refined=refined))
@@ -49,15 +51,13 @@ def test_an_inspector_that_knows_everything_finds_and_fixes_all():
     wrong = t.provenance.error is not None
     return wrong, right_picture(t) if wrong else None
 
-  report = inspection.injected(judged(sees), drafts, shapes.shows, kinds=KINDS, per_kind=4)
+  report = inspection.injected(judged(sees), drafts, JUDGE, kinds=KINDS, per_kind=4)
   assert report.found == report.fixed == {kind: intervals.Rate(4, 4) for kind in KINDS}
   assert report.false_alarms == intervals.Rate(0, 4)
 
 
 def test_an_inspector_that_rejects_everything_and_mends_nothing():
-  report = inspection.injected(
-    judged(lambda t: (True, renderer.blank())), drafts, shapes.shows, kinds=KINDS, per_kind=3
-  )
+  report = inspection.injected(judged(lambda t: (True, renderer.blank())), drafts, JUDGE, kinds=KINDS, per_kind=3)
   assert report.found == {kind: intervals.Rate(3, 3) for kind in KINDS}
   assert report.fixed == {kind: intervals.Rate(0, 3) for kind in KINDS}
   assert report.false_alarms == intervals.Rate(3, 3)
@@ -68,13 +68,13 @@ def test_kinds_are_counted_apart_and_only_what_was_found_can_be_fixed():
     found = t.provenance.error == 'wrong_color'
     return found, right_picture(t)
 
-  report = inspection.injected(judged(sees_color_alone), drafts, shapes.shows, kinds=KINDS, per_kind=3)
+  report = inspection.injected(judged(sees_color_alone), drafts, JUDGE, kinds=KINDS, per_kind=3)
   assert report.found == {k: intervals.Rate(3 * (k == 'wrong_color'), 3) for k in KINDS}
   assert report.fixed == {k: intervals.Rate(3, 3) if k == 'wrong_color' else intervals.Rate(0, 0) for k in KINDS}
 
 
 def test_ending_the_trajectory_after_a_wrong_draft_is_not_finding_it():
-  report = inspection.injected(lambda trajectories, seed: trajectories, drafts, shapes.shows, kinds=KINDS, per_kind=2)
+  report = inspection.injected(lambda trajectories, seed: trajectories, drafts, JUDGE, kinds=KINDS, per_kind=2)
   assert all(rate == intervals.Rate(0, 2) for rate in report.found.values())
 
 
@@ -83,8 +83,8 @@ def test_own_drafts_are_judged_by_the_detector_before_they_are_inspected():
     wrong = not np.array_equal(t.steps[-1].draft, right_picture(t))
     return wrong, right_picture(t)
 
-  judge.paint = lambda index, t: renderer.blank() if index % 4 == 0 else right_picture(t)
-  report = inspection.own(judged(judge), drafts, shapes.shows, count=12)
+  paint = lambda index, t: renderer.blank() if index % 4 == 0 else right_picture(t)
+  report = inspection.own(judged(judge, paint), drafts, JUDGE, count=12)
   assert report.found == report.fixed == {'own': intervals.Rate(3, 3)}
   assert report.false_alarms == intervals.Rate(0, 9)
 
@@ -96,12 +96,12 @@ def test_the_seeds_of_painting_and_of_inspecting_differ():
     seeds.append(seed)
     return [answer(t, draft=right_picture(t)) for t in trajectories]
 
-  inspection.own(sample, drafts, shapes.shows, count=1, seed=7)
+  inspection.own(sample, drafts, JUDGE, count=1, seed=7)
   assert len(set(seeds)) == 2
 
 
 def test_the_report_reads_as_a_table_and_as_json():
-  report = inspection.injected(lambda t, seed: t, drafts, shapes.shows, kinds=KINDS, per_kind=2)
+  report = inspection.injected(lambda t, seed: t, drafts, JUDGE, kinds=KINDS, per_kind=2)
   table = report.table()
   assert [line.split()[0] for line in table.splitlines()[1:]] == [*KINDS, 'false']
   assert '0.000 (0.000-0.658) of 2' in table and 'nothing to count' in table

@@ -1,4 +1,4 @@
-"""Pictures of several sizes in trajectories: the builder, packed batches, a training step; and BAGEL's plans as rows."""
+"""Pictures of several sizes: the builder, packed batches, a training step; and BAGEL's sequence plans as rows."""
 
 import dataclasses
 

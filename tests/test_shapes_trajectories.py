@@ -1,7 +1,6 @@
 """Trajectories of the shapes world: texts parse, pictures keep them, errors are there, nothing held out is."""
 
 import collections
-import dataclasses
 import functools
 import pathlib
 import re
@@ -10,7 +9,7 @@ import runpy
 import numpy as np
 import pytest
 
-from pdgen.core import config, tags
+from pdgen.core import tags
 from pdgen.core import trajectory as trajectory_lib
 from pdgen.evals import geneval
 from pdgen.worlds import shapes
@@ -151,7 +150,7 @@ ELSE = ' Else: shown nothing: correct.'
   [
     ((RING,), (RING,), A_RED_RING + ELSE),
     ((RING,), (), NOTHING + ELSE),
-    ((RING,), (OBJECT('ring', None, 1),), A_RED_RING.replace('shown red', 'shown broken')[:-8] + 'wrong.' + ELSE),
+    ((RING,), (scenes.Malformed('ring', 1),), A_RED_RING.replace('shown red', 'shown broken')[:-8] + 'wrong.' + ELSE),
     (
       (RING,),
       (BAR, OBJECT('ring', 'red', 0)),
@@ -159,7 +158,7 @@ ELSE = ' Else: shown nothing: correct.'
     ),
     (
       (OBJECT('cross', 'pink', 4), RING, OBJECT('bar', 'blue', 0)),
-      (OBJECT('cross', 'pink', 4), OBJECT(None, 'gray', 1), OBJECT('bar', 'green', 0)),
+      (OBJECT('cross', 'pink', 4), scenes.Malformed(None, 1), OBJECT('bar', 'green', 0)),
       'At the center: shown cross, planned cross, asked nothing: correct; '
       + 'shown pink, planned pink, asked any: correct. '
       + NOTHING.replace('nothing', 'broken')
@@ -192,13 +191,13 @@ def test_comparisons_of_counts_and_of_plans_that_contradict_the_prompt():
 def test_verdicts_and_what_is_shown_are_decisive():
   rings = tuple(OBJECT('ring', 'red', i) for i in range(2))
   text = comparisons.compare(ABOVE, (*rings, BAR), (rings[0], BAR)) + ' This step is wrong. It is shown.'
-  found = {m for pattern in config.SequenceConfig().decisive for m in re.findall(pattern, text)}
+  found = {m for pattern in language.DECISIVE for m in re.findall(pattern, text)}
   assert found == {'correct', 'wrong', 'ring', 'red', 'bar', 'blue', 'nothing'}
 
 
 def test_what_is_shown_and_not_planned_tells_of_a_fault():
-  (pattern,) = config.SequenceConfig().faults
-  seen = (dataclasses.replace(RING, shape=None), OBJECT('bar', 'pink', BAR.cell), OBJECT('pole', 'red', 0))
+  (pattern,) = language.FAULTS
+  seen = (scenes.Malformed(None, RING.cell), OBJECT('bar', 'pink', BAR.cell), OBJECT('pole', 'red', 0))
   text = comparisons.compare(ABOVE, (RING, BAR, OBJECT('ring', 'red', 8)), seen)
   found = [m.group() for m in re.finditer(pattern, text)]
   assert found == ['broken', 'broken', 'pink', 'nothing', 'nothing'], text
@@ -322,7 +321,7 @@ def test_nothing_held_out_is_in_a_training_trajectory():
   for trajectory in made:
     assert trajectory.prompt not in held
     for picture in trajectory.pictures:
-      seen = tuple(o for o in drafts.observed(picture) if o.whole)
+      seen = scenes.whole(drafts.observed(picture))
       assert not prompt_space.holds_held_out(seen), (trajectory.prompt, seen)
 
 
@@ -331,7 +330,7 @@ def test_the_scan_for_held_out_things_can_fail():
   found = 0
   for index in range(400):
     made = shapes.injected(None, seed=0, index=index)
-    found += prompt_space.holds_held_out(tuple(o for o in drafts.observed(made.final) if o.whole))
+    found += prompt_space.holds_held_out(scenes.whole(drafts.observed(made.final)))
   assert found > 30
 
 

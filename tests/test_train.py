@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 from pdgen import train
+from pdgen.construction import self_sampled
 from pdgen.core import config as config_lib
 from pdgen.core import mesh as mesh_lib
-from pdgen.data import records
-from pdgen.training import checkpoints
+from pdgen.data import feed, records
+from pdgen.training import checkpoints, loop
 from pdgen.training import state as state_lib
 from pdgen.weights import exported, run_checkpoints
 
@@ -41,14 +42,14 @@ class Scribbler:
 
 @pytest.fixture(autouse=True)
 def scribbler(monkeypatch):
-  monkeypatch.setattr(train, '_painter', Scribbler)
+  monkeypatch.setattr(train, 'make_painter', Scribbler)
 
 
 def at_batch(monkeypatch, number, happen):
   """Calls `happen(batch)` instead of passing on that batch of the run, counted from 0; it returns the batch to take."""
   put, count = mesh_lib.put_batch, iter(range(10**6))
   monkeypatch.setattr(
-    train.mesh_lib, 'put_batch', lambda batch, mesh: put(happen(batch) if next(count) == number else batch, mesh)
+    loop.mesh_lib, 'put_batch', lambda batch, mesh: put(happen(batch) if next(count) == number else batch, mesh)
   )
 
 
@@ -70,7 +71,7 @@ def finished(tiny, tmp_path_factory):
   """Workdir and last state of a run that never stopped."""
   workdir = tmp_path_factory.mktemp('finished')
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(train, '_painter', Scribbler)
+    patch.setattr(train, 'make_painter', Scribbler)
     return workdir, jax.device_get(train.train(tiny, workdir))
 
 
@@ -81,7 +82,8 @@ def test_a_run_writes_metrics_checkpoints_drafts_and_a_model(finished, tiny, cap
   assert written[8]['loss'] < written[2]['loss'] and written[8]['skipped_steps'] == 0
   assert sorted(p.name for p in (workdir / 'checkpoints').iterdir()) == ['6', '8']
   drafts = records.read(workdir / 'self_sampled' / '0000004')
-  assert len(drafts) == tiny.train.self_samples and all(t.provenance.kind == 'self_sampled' for t in drafts)
+  assert len(drafts) == tiny.train.self_samples
+  assert all(t.provenance and t.provenance.kind == 'self_sampled' for t in drafts)
   stored = exported.load_export(workdir / 'final')
   jax.tree.map(
     lambda have, want: np.testing.assert_array_equal(have, want.astype(np.float16)), stored.params, state.ema
@@ -107,8 +109,8 @@ def test_a_run_may_begin_with_given_weights(finished, tiny, tmp_path, capsys):
 @pytest.mark.parametrize('stop', [2, 5], ids=['before the drafts', 'after the drafts'])
 def test_resumed_equals_never_stopped(finished, tiny, tmp_path, monkeypatch, stop, capsys):
   # Drafts of an earlier run that never came to a checkpoint are not taken for this run's.
-  (tmp_path / 'self_sampled').mkdir()
-  (tmp_path / 'self_sampled' / '0000004').write_bytes(b'stale')
+  (tmp_path / 'self_sampled' / '0000004').mkdir(parents=True)
+  (tmp_path / 'self_sampled' / '0000004.npz').write_bytes(b'stale')
   with monkeypatch.context() as patch:
     at_batch(patch, stop, terminate)
     before = signal.getsignal(signal.SIGTERM)
@@ -127,8 +129,12 @@ def test_resumed_equals_never_stopped(finished, tiny, tmp_path, monkeypatch, sto
   jax.tree.map(np.testing.assert_array_equal, state, want)
   assert lines(tmp_path)[8]['loss'] == lines(want_dir)[8]['loss']
   assert list(lines(tmp_path)) == [2, 4, 6, 8]
-  for name in ('self_sampled/0000004.npz', 'final/params.safetensors'):
-    assert (tmp_path / name).read_bytes() == (want_dir / name).read_bytes()
+  for folder in ('self_sampled', 'final'):
+    have, want = (
+      {p.relative_to(root): p.read_bytes() for p in (root / folder).rglob('*') if p.is_file()}
+      for root in (tmp_path, want_dir)
+    )
+    assert have == want
   # The data stand at the same place too.
   mesh = mesh_lib.make_mesh(tiny.mesh)
   positions = []
@@ -150,7 +156,7 @@ def test_self_sampled_drafts_reach_the_batches(finished, tiny):
   noise = records.read(workdir / 'self_sampled' / '0000004')[0].pictures
   counts = []
   for before in (4, 5):
-    data = train._Data(tiny, workdir, before=before)
+    data = feed.DataFeed(tiny, self_sampled=self_sampled.read_drafts(tiny, workdir, before=before))
     pictures = np.concatenate([next(data).pictures.reshape(-1, 32, 32, 3) for _ in range(4)])
     data.close()
     # Pictures of the world have a few flat colours; noise has a thousand.
@@ -166,7 +172,7 @@ def test_steps_that_are_not_finite_in_a_row_stop_the_run(tiny, tmp_path, monkeyp
     weight = np.where(batch.und.weight > 0, np.inf, 0).astype(np.float32)
     return put(batch._replace(und=batch.und._replace(weight=weight)), mesh)
 
-  monkeypatch.setattr(train.mesh_lib, 'put_batch', broken)
+  monkeypatch.setattr(loop.mesh_lib, 'put_batch', broken)
   with pytest.raises(FloatingPointError, match='Step 3: 3 steps in a row.*learning_rate'):
     train.train(tiny, tmp_path)
 
@@ -222,4 +228,4 @@ def test_the_command_line_trains_scores_and_exports(tmp_path):
   assert set(scores[0]) >= {'geneval/overall', 'geneval/position', 'eval/finished'}
   # A model of random weights paints nothing right.
   drafts = records.read(tmp_path / 'self_sampled' / '0000001')
-  assert len(drafts) == 4 and all(t.provenance.error for t in drafts)
+  assert len(drafts) == 4 and all(t.provenance and t.provenance.error for t in drafts)

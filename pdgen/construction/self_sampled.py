@@ -5,12 +5,17 @@ Synthetic errors do not look like the model's own. To notice its own errors, a m
 Second stage: 7 of 15 wrong drafts of its own noticed, against 1 of 14 (docs/experiments.md#second-stage).
 """
 
+import pathlib
+import shutil
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
 
+from pdgen.core import config as config_lib
 from pdgen.core import rng as rng_lib
 from pdgen.core import trajectory as trajectory_lib
+from pdgen.data import legacy_store, pipeline, records, sources
 
 _ORDER = 17  # random stream that chooses among right drafts
 
@@ -64,6 +69,70 @@ def collect(
   right = rng_lib.numpy_rng(seed, _ORDER).permutation(np.flatnonzero(~is_wrong))[: is_wrong.sum()]
   kept = np.sort(np.concatenate([np.flatnonzero(is_wrong), right]))
   return [reviewed[i] for i in kept]
+
+
+def write_drafts(
+  config: config_lib.Config,
+  workdir: pathlib.Path,
+  step: int,
+  *,
+  world: World,
+  make_painter: Callable[[], Painter],
+  is_main_process: bool = True,
+  barrier: Callable[[str], None] = lambda name: None,
+):
+  """Drafts of the model of a step as a record set in the workdir, a function of config and step; see `read_drafts`.
+
+  What exists is kept: it was made by the same weights, before a stop between this step and the next checkpoint. All
+  processes must call it, and paint the same.
+
+  Args:
+    config: of the run.
+    workdir: of the run.
+    step: steps taken.
+    world: requests and reviews the drafts.
+    make_painter: the model; called if there is something to paint.
+    is_main_process: whether this process writes.
+    barrier: returns when all processes have come to the point of that name.
+  """
+  path = _path(workdir, step)
+  exists = records.exists(path) or path.with_suffix('.npz').is_file()
+  barrier(f'drafts of step {step} were looked for')
+  if exists:
+    return
+  seed = int(rng_lib.numpy_rng(config.seed, step).integers(2**31))
+  collected = collect(make_painter(), world, count=config.train.self_samples, seed=seed)
+  if is_main_process:
+    trajectories = [t for t in collected if pipeline.fits(config, t)]
+    records.write(path, trajectories)
+    wrong = sum(map(_is_wrong, trajectories))
+    print(f'step {step}  of {config.train.self_samples} drafts of its own {wrong} are wrong: {path}', flush=True)
+    if len(trajectories) < len(collected):
+      print(f'step {step}  {len(collected) - len(trajectories)} more are longer than a row: left out', flush=True)
+  barrier(f'drafts of step {step} are saved')
+
+
+def read_drafts(config: config_lib.Config, workdir: pathlib.Path, *, before: int) -> list[sources.Source]:
+  """What `write_drafts` has written in the steps before that one, a source for each step.
+
+  Raises: FileNotFoundError where the drafts of a step are absent.
+  """
+  steps = sorted(step for step in config.train.self_sample_steps if step < before)
+  return [_read(_path(workdir, step)) for step in steps]
+
+
+def forget_drafts(workdir: pathlib.Path):
+  """Deletes all drafts: a run that ended before its first checkpoint, maybe of another configuration, left them."""
+  shutil.rmtree(_path(workdir, 0).parent, ignore_errors=True)
+
+
+def _path(workdir: pathlib.Path, step: int) -> pathlib.Path:
+  return workdir / 'self_sampled' / f'{step:07d}'
+
+
+def _read(path: pathlib.Path) -> sources.Source:
+  older = path.with_suffix('.npz')  # Of a run that began with an earlier version.
+  return sources.ListSource(legacy_store.read_npz(older)) if older.is_file() else sources.RecordSource(str(path))
 
 
 def _is_wrong(trajectory: trajectory_lib.Trajectory) -> bool:

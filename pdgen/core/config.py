@@ -155,7 +155,7 @@ class MeshConfig:
   """Devices along each mesh axis; -1 once: all that remain.
 
   Attributes:
-    data, fsdp, tensor, sequence: see `core.sharding`.
+    data, fsdp, tensor, sequence: see `core.mesh`.
     cpu_devices: devices that a CPU is split into. On two cores, two devices take a small training step 1.28 times as
       fast as one (docs/experiments.md#cpu-devices).
   """

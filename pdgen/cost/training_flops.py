@@ -41,6 +41,13 @@ def train_flops(config: config_lib.Config) -> dict[str, float]:
   return {**parts, 'total': sum(parts.values())}
 
 
+def summary(config: config_lib.Config) -> str:
+  """One line: GFLOP of a step, and the share of each part."""
+  work = train_flops(config)
+  shares = ', '.join(f'{name} {part / work["total"]:.0%}' for name, part in work.items() if part and name != 'total')
+  return f'{work["total"] / 1e9:.1f} GFLOP a step ({shares})'
+
+
 def _newton_schulz(config: config_lib.Config) -> int:
   """Five iterations a matrix: X X^T, its square, and its product with X. Once a step, however many rows it has."""
   cfg, vit = config.model, config.model.vit

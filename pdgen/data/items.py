@@ -182,7 +182,7 @@ class _Builder:
 
   def _text(self, item: Text):
     count = len(item.ids) + 1
-    weights = [item.weights] * count if isinstance(item.weights, float) else list(item.weights)
+    weights = [item.weights] * count if isinstance(item.weights, (int, float)) else list(item.weights)
     if len(weights) != count:
       raise ValueError(f'A text of {len(item.ids)} tokens has {len(weights)} weights; it needs {count}.')
     scale = length_weight(count) if self._sequence.length_weighting else 1.0
@@ -222,21 +222,22 @@ class _Builder:
       self._copies += item.learned
       self._hidden = item.learned and item.frame_delta is None
     reach, position = self._after_picture if item.blind else (_OWN_ORDER, self._position)
-    shared = dict(noised=self._hidden, reach=reach, position=position)
     patches = packed.position_ids(
       rows, columns, self._model.max_latent_size, interpolate=self._model.interpolate_positions
     )
-    self._boundary(self._specials.vision_start, **shared)
+    self._boundary(self._specials.vision_start, noised=self._hidden, reach=reach, position=position)
     self._run(
       len(patches),
       is_gen=True,
       span=self._spans,
       picture=self._picture(item.pixels),
       copy=self._copies if item.learned else 0,
-      **shared,
+      noised=self._hidden,
+      reach=reach,
+      position=position,
     )
     self._gen_patch.append(patches)
-    self._boundary(self._specials.vision_end, item, **shared)
+    self._boundary(self._specials.vision_end, item, noised=self._hidden, reach=reach, position=position)
     self._position += item.frame_delta if item.frame_delta is not None else int(not item.learned)
 
   def _boundary(

@@ -81,16 +81,17 @@ def pack_row(samples: Sequence[packed.PackedBatch], budget: packed.RowBudget) ->
   Raises: ValueError when they do not fit, in numbers or in kind: of grids and ViT streams all samples or none have
     their own.
   """
-  total = packed.RowBudget(*np.sum([sizes(s) for s in samples], axis=0).tolist())
+  total = packed.RowBudget(*(sum(part) for part in zip(*map(sizes, samples), strict=True)))
   if any(t > b for t, b in zip(total, budget, strict=True)):
     raise ValueError(f'{len(samples)} samples of together {total} do not fit a row of {budget}.')
-  has_grids, has_vit = (_all_or_none(name, samples) for name in ('grids', 'vit'))
+  has_grids = _all_or_none('grids', samples)
+  vit = samples[0].vit if _all_or_none('vit', samples) else None
   first = samples[0]
   spec = packed.spec(
     budget,
     canvas=first.pictures.shape[1:3],
     any_size=has_grids,
-    vit_values=first.vit.pixels.shape[-1] if has_vit else 0,
+    vit_values=0 if vit is None else vit.pixels.shape[-1],
     pixels=str(first.pictures.dtype),
   )
   return packed.map_fields(_padded, spec, *_renumbered(samples))
@@ -153,6 +154,7 @@ class PackIterDataset(grain.IterDataset):
       skip_too_long: leave out, and count, samples that are longer than a row; False: they are an error.
     """
     super().__init__(parent)
+    self._samples = parent
     if min(budget[:3]) < 1 or bins < 1:
       raise ValueError(f'{budget=} and {bins=} must be at least 1 (vit_tokens may be 0).')
     self._budget, self._bins, self._skip_too_long = budget, bins, skip_too_long
@@ -161,10 +163,11 @@ class PackIterDataset(grain.IterDataset):
     """Called by grain in a worker process, which then packs every so-many-th sample."""
     if sequential_slice:
       raise ValueError('The parent has no end, so that it has no sequential slices. Use sequential_slice=False.')
-    self._parents = (self._parent.slice(part),)
+    self._samples = self._samples.slice(part)
+    self._parents = (self._samples,)
 
   def __iter__(self) -> grain.DatasetIterator:
-    return _PackIterator(self._parent, budget=self._budget, bins=self._bins, skip_too_long=self._skip_too_long)
+    return _PackIterator(self._samples, budget=self._budget, bins=self._bins, skip_too_long=self._skip_too_long)
 
 
 class _PackIterator(grain.DatasetIterator):
@@ -204,6 +207,7 @@ class _PackIterator(grain.DatasetIterator):
 
   def _take(self, place: int):
     sample = self._source[place]
+    assert sample is not None  # grain: an element that a filter dropped; nothing filters.
     if (reason := self._too_long(sample)) is not None:
       if not self._skip_too_long:
         raise ValueError(f'{reason} Or leave such samples out: config.data.too_long=skip.')

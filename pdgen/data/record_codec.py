@@ -118,7 +118,7 @@ def _content_hash(content: Mapping[str, Any], pictures: Sequence[np.ndarray], fi
   digest = hashlib.sha256(canonical_json(content))
   for picture, file in zip(pictures, files, strict=True):
     digest.update(f' {picture.shape} '.encode())
-    digest.update(picture.ravel() if file.startswith(_PNG) else file)
+    digest.update(np.ascontiguousarray(picture).data if file.startswith(_PNG) else file)
   return digest.hexdigest()
 
 

@@ -29,7 +29,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, SupportsIndex
 
 import grain
-from array_record.python import array_record_module
+from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]  # C++, no stubs.
 
 from pdgen.core import trajectory as trajectory_lib
 from pdgen.data import record_codec
@@ -235,7 +235,8 @@ class Reader:
     self._ends = [*itertools.accumulate(shard.count for shard in self._index.shards)]
     parts = [_Part(str(self._folder / shard.file), 0, shard.count, shard.count) for shard in self._index.shards]
     # It opens a shard when it is first read, and leaves open files out of a pickle.
-    self._source = grain.sources.ArrayRecordDataSource(parts) if parts else ()
+    paths: Any = parts  # grain documents the protocol that _Part has, and types it as its own class.
+    self._source: Any = grain.sources.ArrayRecordDataSource(paths) if parts else ()
 
   def __len__(self) -> int:
     return self._index.count
@@ -294,7 +295,8 @@ def write(
 
 def read(folder: str | os.PathLike) -> list[trajectory_lib.Trajectory]:
   """All trajectories of a record set. Exceptions of `Reader`."""
-  return list(Reader(folder))
+  reader = Reader(folder)
+  return [reader[i] for i in range(len(reader))]
 
 
 def _write_index(path: pathlib.Path, index: _Index):

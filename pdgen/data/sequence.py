@@ -127,15 +127,15 @@ def describe(row: packed.PackedBatch, tokenizer: base.Tokenizer) -> str:
   lines = [('n', 'r', 'p', 's', 'token', 'learns')]
   order = np.concatenate([row.und.tokens.order, row.gen.tokens.order])
   for i in np.argsort(order, kind='stable'):
-    stream, j = (row.und, i) if i < len(row.und.label) else (row.gen, i - len(row.und.label))
-    meta = packed.TokenMeta(*(int(field[j]) for field in stream.tokens))
-    if stream is row.gen:
-      token, learns = f'patch {stream.patch[j]}', f'flow {stream.weight[j]:g}' if stream.weight[j] else ''
+    und, gen, count = row.und, row.gen, len(row.und.label)
+    if i < count:
+      meta = packed.TokenMeta(*(int(field[i]) for field in und.tokens))
+      token = f'ViT {und.patch[i]}' if und.picture[i] >= 0 else repr(tokenizer.decode([und.token_id[i]]))[1:-1]
+      learns = f'{repr(tokenizer.decode([und.label[i]]))[1:-1]} {und.weight[i]:.3g}' if und.weight[i] else ''
     else:
-      seen = stream.picture[j] >= 0
-      token = f'ViT {stream.patch[j]}' if seen else repr(tokenizer.decode([stream.token_id[j]]))[1:-1]
-      label = repr(tokenizer.decode([stream.label[j]]))[1:-1]
-      learns = f'{label} {stream.weight[j]:.3g}' if stream.weight[j] else ''
+      meta = packed.TokenMeta(*(int(field[i - count]) for field in gen.tokens))
+      token = f'patch {gen.patch[i - count]}'
+      learns = f'flow {gen.weight[i - count]:g}' if gen.weight[i - count] else ''
     noised = '^' if meta.noised else ''
     lines.append((str(meta.order), str(meta.reach), str(meta.position), str(meta.span), token + noised, learns))
   widths = [max(map(len, column)) for column in zip(*lines, strict=True)]

@@ -1,44 +1,38 @@
 """GenEval scorer: does a picture show the objects, counts, colours and positions that its prompt asks for?
 
-Implements the rules of the official `evaluate_images.py` and `summary_scores.py` (Ghosh et al. 2023) for any detector,
-which is an argument. The official scripts can read the folders, which have the official layout:
+Implements the rules of the official `evaluate_images.py` and `summary_scores.py` (Ghosh et al. 2023) for any detector
+(`judges.base.Detector`). `GenEval` is the evaluator: it samples, then scores. The official scripts can read the
+folders, which have the official layout:
 
     <out>/00000/metadata.jsonl      the prompt's metadata
     <out>/00000/samples/0000.png    its pictures
     <out>/results.jsonl             one line a picture, as the official evaluation writes it
+    <out>/run.json                  what the pictures were made from (ours)
 """
 
 import dataclasses
+import io
 import json
 import math
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from pdgen.core import geometry
 from pdgen.core import trajectory as trajectory_lib
-from pdgen.evals import intervals
+from pdgen.evals import base, intervals
+from pdgen.judges import base as judges_base
+from pdgen.viewing import gallery
 
 COLORS = ('red', 'orange', 'yellow', 'green', 'blue', 'purple', 'pink', 'brown', 'black', 'white')
 TASKS = ('single_object', 'two_object', 'counting', 'colors', 'position', 'color_attr')
 THRESHOLD = 0.3  # a detection counts above this score (official)
 COUNTING_THRESHOLD = 0.9  # the same in the counting task (official)
 MAX_OBJECTS = 16  # detections that count, a class (official)
-
-
-class Found(Protocol):
-  """One object that a detector reports."""
-
-  name: str | None  # the class; None if it has none
-  color: str  # one of COLORS
-  box: tuple[float, float, float, float]  # (x0, y0, x1, y1)
-  score: float  # in [0, 1]
-
-
-Detect = Callable[[np.ndarray], Sequence[Found]]
+_BATCH = 32  # prompts painted and written together, if nothing else is said
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,20 +61,95 @@ class Report:
     return '\n'.join([*lines, f'{"overall":<16} = {self.overall:7.2%} [{self.low:.3f}, {self.high:.3f}]'])
 
 
-def score(prompts: Sequence[Mapping[str, Any]], pictures: Sequence[np.ndarray], detect: Detect) -> Report:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GenEval:
+  """Evaluator: paints each prompt once and scores the last pictures (`evals.base.Evaluator`).
+
+  The picture of a prompt is a function of the painter, the prompt and its seed, in whichever batch it is painted.
+  """
+
+  prompts: base.PromptSet  # rows are GenEval metadata
+  detector: judges_base.Detector  # of the objects of a picture
+  mode: str = trajectory_lib.PROCESS  # or `direct`
+  seed: int = 0  # of the first prompt; the next prompts take the next numbers
+  batch_size: int | None = None  # trajectories painted together; None: as the painter does
+  checkpoint: str = ''  # name of what the painter was loaded from: a folder is of one of them
+  name: str = 'geneval'
+
+  def run(self, painter: base.Painter, out: pathlib.Path | None) -> base.Scores:
+    """Scores of a painter; `out` gets the official folder. Prompts whose pictures are there are not painted again."""
+    painted: dict[int, trajectory_lib.Trajectory] = {}
+    seconds = 0.0
+    if out is not None:
+      base.claim(out, self._identity(painter))
+    for numbers in self._batches(out):
+      texts = [self.prompts.texts[i] for i in numbers]
+      seeds = [self.seed + i for i in numbers]
+      result = painter.sample(texts, mode=self.mode, seed=seeds, batch_size=self.batch_size)
+      seconds += result.timings['seconds']
+      painted |= dict(zip(numbers, result.trajectories, strict=True))
+      if out is not None:
+        pictures = last_pictures(result.trajectories, size=painter.config.model.image_size)
+        for i, picture in zip(numbers, pictures, strict=True):
+          write_prompt(out, i, self.prompts.rows[i], [picture])
+    if out is not None:
+      report = score_folder(out, self.detector)
+    else:
+      pictures = last_pictures(list(painted.values()), size=painter.config.model.image_size)
+      report = score(self.prompts.rows, pictures, self.detector)
+    return self._scores(report, painted, seconds)
+
+  def _identity(self, painter: base.Painter) -> dict[str, Any]:
+    sampling = dataclasses.asdict(painter.config.sampling)
+    settings = dict(evaluator=self.name, mode=self.mode, seed=self.seed, checkpoint=self.checkpoint)
+    return {**settings, 'prompts': self.prompts.name, 'prompts_digest': self.prompts.digest, 'sampling': sampling}
+
+  def _batches(self, out: pathlib.Path | None) -> list[list[int]]:
+    """Numbers of the prompts that are still to be painted, those together that are written together."""
+    if out is None:
+      return [list(range(len(self.prompts.rows)))]
+    missing = [i for i in range(len(self.prompts.rows)) if not pathlib.Path(out, _name(i, 0)).is_file()]
+    size = self.batch_size or _BATCH
+    return [missing[i : i + size] for i in range(0, len(missing), size)]
+
+  def _scores(self, report: Report, painted: Mapping[int, trajectory_lib.Trajectory], seconds: float) -> base.Scores:
+    firsts: dict[str, trajectory_lib.Trajectory] = {}  # of each task, one to look at
+    for i, trajectory in painted.items():
+      firsts.setdefault(self.prompts.rows[i]['tag'], trajectory)
+    shown = [t for t in firsts.values() if t.pictures]
+    details = {}
+    if painted:
+      details['eval/finished'] = float(np.mean([t.stop == trajectory_lib.FINISHED for t in painted.values()]))
+      details['eval/pictures'] = float(np.mean([len(t.pictures) for t in painted.values()]))
+    overall = intervals.Estimate(report.overall, report.low, report.high, len(report.results))
+    return base.Scores(
+      name=self.name,
+      values={**{task: r.estimate for task, r in report.tasks.items()}, 'overall': overall},
+      asked=len(self.prompts.rows),
+      answered=len({row['filename'].partition('/')[0] for row in report.results}),
+      rows=report.results,
+      details=details,
+      text=f'{report}\n{_told(list(painted.values()), seconds)}',
+      strip=gallery.filmstrip(shown) if shown else None,
+    )
+
+
+def score(
+  prompts: Sequence[Mapping[str, Any]], pictures: Sequence[np.ndarray], detector: judges_base.Detector
+) -> Report:
   """Scores one picture a prompt.
 
   Args:
     prompts: GenEval metadata of each prompt.
     pictures: uint8[H, W, 3] each.
-    detect: the detector.
+    detector: sees the objects of a picture.
 
   Raises: ValueError if the numbers of prompts and pictures differ or there are none.
   """
   if len(prompts) != len(pictures):
     raise ValueError(f'{len(prompts)} prompts but {len(pictures)} pictures; give one picture a prompt.')
   names = [_name(i, 0) for i in range(len(prompts))]
-  return _report([_result(*args, detect) for args in zip(names, prompts, pictures, strict=True)])
+  return _report([_result(*args, detector) for args in zip(names, prompts, pictures, strict=True)])
 
 
 def last_pictures(trajectories: Sequence[trajectory_lib.Trajectory], *, size: int) -> list[np.ndarray]:
@@ -88,7 +157,7 @@ def last_pictures(trajectories: Sequence[trajectory_lib.Trajectory], *, size: in
   return [t.final if t.pictures else np.zeros((size, size, 3), np.uint8) for t in trajectories]
 
 
-def evaluate(metadata: Mapping[str, Any], detections: Sequence[Found]) -> tuple[bool, str]:
+def evaluate(metadata: Mapping[str, Any], detections: Sequence[judges_base.Found]) -> tuple[bool, str]:
   """Whether the detections satisfy the metadata, and the reason why not (official `evaluate`; "" if they do).
 
   Every `include` clause needs `count` objects of its class; colour and position are those of the best-scored `count`;
@@ -96,7 +165,7 @@ def evaluate(metadata: Mapping[str, Any], detections: Sequence[Found]) -> tuple[
   """
   objects = _by_class(metadata, detections)
   reasons: list[str] = []
-  groups: list[Sequence[Found] | None] = []
+  groups: list[Sequence[judges_base.Found] | None] = []
   for clause in metadata.get('include', []):
     found = objects.get(clause['class'], [])[: clause['count']]
     reason = _broken_clause(clause, found, groups)
@@ -125,12 +194,19 @@ def write_folder(out: str | pathlib.Path, prompts: Sequence[Mapping[str, Any]], 
   if len(prompts) != len(pictures):
     raise ValueError(f'{len(prompts)} prompts but {len(pictures)} entries of pictures; give one entry a prompt.')
   for i, (metadata, entry) in enumerate(zip(prompts, pictures, strict=True)):
-    samples = pathlib.Path(out, f'{i:05}', 'samples')
-    samples.mkdir(parents=True, exist_ok=True)
-    samples.with_name('metadata.jsonl').write_text(json.dumps(dict(metadata)) + '\n')
     entry = np.asarray(entry, np.uint8)
-    for k, picture in enumerate(entry.reshape(-1, *entry.shape[-3:])):
-      Image.fromarray(picture).save(samples / f'{k:04}.png')
+    write_prompt(out, i, metadata, entry.reshape(-1, *entry.shape[-3:]))
+
+
+def write_prompt(
+  out: str | pathlib.Path, number: int, metadata: Mapping[str, Any], pictures: Sequence[np.ndarray] | np.ndarray
+) -> None:
+  """Writes the metadata and the pictures, uint8[H, W, 3] each, of one prompt; each file is whole or absent."""
+  base.write_atomically(pathlib.Path(out, f'{number:05}', 'metadata.jsonl'), json.dumps(dict(metadata)) + '\n')
+  for k, picture in enumerate(pictures):
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, format='png')
+    base.write_atomically(pathlib.Path(out, _name(number, k)), file.getvalue())
 
 
 def read_folder(out: str | pathlib.Path) -> tuple[list[dict[str, Any]], list[np.ndarray], list[str]]:
@@ -150,11 +226,12 @@ def read_folder(out: str | pathlib.Path) -> tuple[list[dict[str, Any]], list[np.
   return list(prompts), list(pictures), list(names)
 
 
-def score_folder(out: str | pathlib.Path, detect: Detect) -> Report:
+def score_folder(out: str | pathlib.Path, detector: judges_base.Detector) -> Report:
   """Scores every picture of an official folder and writes `results.jsonl` into it."""
   prompts, pictures, names = read_folder(out)
-  report = _report([_result(*args, detect) for args in zip(names, prompts, pictures, strict=True)])
-  pathlib.Path(out, 'results.jsonl').write_text(''.join(json.dumps(dict(row)) + '\n' for row in report.results))
+  report = _report([_result(*args, detector) for args in zip(names, prompts, pictures, strict=True)])
+  lines = [json.dumps(dict(row)) + '\n' for row in report.results]
+  base.write_atomically(pathlib.Path(out, 'results.jsonl'), ''.join(lines))
   return report
 
 
@@ -167,9 +244,11 @@ def read_results(out: str | pathlib.Path) -> Report:
 # --- rules ---
 
 
-def _by_class(metadata: Mapping[str, Any], detections: Sequence[Found]) -> dict[str, list[Found]]:
+def _by_class(
+  metadata: Mapping[str, Any], detections: Sequence[judges_base.Found]
+) -> dict[str, list[judges_base.Found]]:
   threshold = COUNTING_THRESHOLD if metadata['tag'] == 'counting' else THRESHOLD
-  found: dict[str, list[Found]] = {}
+  found: dict[str, list[judges_base.Found]] = {}
   for item in sorted(detections, key=lambda d: -d.score):
     if item.name is not None and item.score > threshold:
       found.setdefault(item.name, []).append(item)
@@ -177,7 +256,7 @@ def _by_class(metadata: Mapping[str, Any], detections: Sequence[Found]) -> dict[
 
 
 def _broken_clause(
-  clause: Mapping[str, Any], found: Sequence[Found], groups: Sequence[Sequence[Found] | None]
+  clause: Mapping[str, Any], found: Sequence[judges_base.Found], groups: Sequence[Sequence[judges_base.Found] | None]
 ) -> str | None:
   """Why an `include` clause does not hold, or None if it holds.
 
@@ -206,8 +285,10 @@ def _broken_clause(
   return None
 
 
-def _result(filename: str, metadata: Mapping[str, Any], picture: np.ndarray, detect: Detect) -> dict[str, Any]:
-  detections = detect(picture)
+def _result(
+  filename: str, metadata: Mapping[str, Any], picture: np.ndarray, detector: judges_base.Detector
+) -> dict[str, Any]:
+  detections = detector.detect(picture)
   correct, reason = evaluate(metadata, detections)
   details = {
     name: [[*map(float, item.box), float(item.score)] for item in items]
@@ -238,3 +319,15 @@ def _report(results: list[dict[str, Any]]) -> Report:
 
 def _name(prompt: int, sample: int) -> str:
   return f'{prompt:05}/samples/{sample:04}.png'
+
+
+def _told(painted: Sequence[trajectory_lib.Trajectory], seconds: float) -> str:
+  """How many trajectories were painted, and how they went."""
+  if not painted:
+    return 'Nothing was left to paint.'
+  count, refined = len(painted), sum(s.refined is not None for t in painted for s in t.steps)
+  finished = sum(t.stop == trajectory_lib.FINISHED for t in painted)
+  return (
+    f'{count} trajectories in {seconds:.0f} s, {finished} of them ended by themselves; '
+    f'{sum(len(t.pictures) for t in painted) / count:.2f} pictures each, {refined / count:.2f} of them refined'
+  )

@@ -3,33 +3,46 @@
 Neither the paper nor anyone else reports them. A question is a partial trajectory whose last draft is to be inspected;
 the sampler continues it by one picture. An error is **found** if the inspection asks to refine, and **fixed** if the
 refined picture shows what the step should show. A right draft whose inspection asks to refine is a **false alarm**.
+
+`Inspection` is the evaluator; the folder that it is given gets
+
+    <out>/injected.jsonl, own.jsonl    one line a question: what was wrong, whether it was found, whether it was fixed
+    <out>/inspection.json              the rates
+    <out>/run.json                     what the answers were made from
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+import json
+import pathlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from pdgen.core import trajectory as trajectory_lib
-from pdgen.evals import intervals
+from pdgen.evals import base, intervals
+from pdgen.judges import base as judges_base
 
 # (partial trajectories, seed) -> the same trajectories, each continued by at most one picture.
 Sampler = Callable[[Sequence[trajectory_lib.Trajectory], int], Sequence[trajectory_lib.Trajectory]]
 # (kind of error or None, seed, index) -> a partial trajectory whose last step has a plan and a draft, and whose
 # `expected` is what the step should show. Its provenance names the error.
 Drafts = Callable[[str | None, int, int], trajectory_lib.Trajectory]
-# (uint8[H, W, 3], expected) -> whether the picture shows just that.
-Shows = Callable[[np.ndarray, Sequence[trajectory_lib.Content]], bool]
+
+OWN = 'own'  # the kind of an error that the model made itself
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
-  """Rates with their intervals."""
+  """Rates with their intervals, and the rows that they come from.
+
+  A row has `prompt`, `error` (kind, or None for a right draft), `found`, `fixed` and the text of the `inspection`.
+  """
 
   found: dict[str, intervals.Rate]  # recall of each kind of error
   fixed: dict[str, intervals.Rate]  # fix rate of each kind, of the errors found
   false_alarms: intervals.Rate  # share of right drafts whose inspection asks to refine
+  rows: tuple[Mapping[str, Any], ...] = ()  # one a question
 
   def table(self) -> str:
     """One line a kind of error, with 95 % intervals."""
@@ -38,18 +51,72 @@ class Report:
     return '\n'.join([*lines, f'{"false alarms":20} {self.false_alarms}'])
 
   def to_json(self) -> dict[str, Any]:
-    return dataclasses.asdict(self)
+    """The rates: `hits` and `total` of each."""
+    return {name: value for name, value in dataclasses.asdict(self).items() if name != 'rows'}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Inspection:
+  """Evaluator: injected errors of every kind, then errors in the model's own drafts (`evals.base.Evaluator`)."""
+
+  drafts: Drafts  # makes the questions
+  judge: judges_base.Judge  # of pictures, by what they should show
+  kinds: tuple[str, ...]  # kinds of errors to inject
+  per_kind: int = 100  # injected errors of each kind, and right drafts
+  own_drafts: int = 500  # drafts that the model paints itself
+  seed: int = 0  # of the questions and of the sampler
+  batch_size: int | None = None  # trajectories painted together; None: as the painter does
+  checkpoint: str = ''  # name of what the painter was loaded from: a folder is of one of them
+  questions: str = ''  # name of what makes the questions: a folder is of one of them
+  name: str = 'inspection'
+
+  def run(self, painter: base.Painter, out: pathlib.Path | None) -> base.Scores:
+    """Rates of a painter. A half (injected or own) whose answers are in `out` is not asked again."""
+    if out is not None:
+      base.claim(out, self._identity(painter))
+
+    def sample(trajectories: Sequence[trajectory_lib.Trajectory], seed: int) -> Sequence[trajectory_lib.Trajectory]:
+      return painter.sample(trajectories, seed=seed, batch_size=self.batch_size, pictures=1).trajectories
+
+    settings: dict[str, Any] = dict(seed=self.seed)
+    halves = {
+      'injected': lambda: injected(
+        sample, self.drafts, self.judge, kinds=self.kinds, per_kind=self.per_kind, **settings
+      ),
+      'own': lambda: own(sample, self.drafts, self.judge, count=self.own_drafts, **settings),
+    }
+    kinds = {'injected': self.kinds, 'own': (OWN,)}
+    reports = {half: _kept(out, half, kinds[half], ask) for half, ask in halves.items()}
+    if out is not None:
+      figures = {half: report.to_json() for half, report in reports.items()}
+      base.write_atomically(out / 'inspection.json', json.dumps(figures, indent=2) + '\n')
+    rows = [{'half': half, **row} for half, report in reports.items() for row in report.rows]
+    return base.Scores(
+      name=self.name,
+      values={f'{half}/{name}': e for half, report in reports.items() for name, e in _estimates(report).items()},
+      asked=len(rows),
+      answered=len(rows),
+      rows=rows,
+      text=(
+        f'Errors injected into drafts of held-out prompts\n{reports["injected"].table()}\n\n'
+        f"The model's own drafts of held-out prompts\n{reports['own'].table()}"
+      ),
+    )
+
+  def _identity(self, painter: base.Painter) -> dict[str, Any]:
+    names = ('name', 'kinds', 'per_kind', 'own_drafts', 'seed', 'checkpoint', 'questions')
+    return {**{n: getattr(self, n) for n in names}, 'sampling': dataclasses.asdict(painter.config.sampling)}
 
 
 def injected(
-  sample: Sampler, drafts: Drafts, shows: Shows, *, kinds: Iterable[str], per_kind: int, seed: int = 0
+  sample: Sampler, drafts: Drafts, judge: judges_base.Judge, *, kinds: Iterable[str], per_kind: int, seed: int = 0
 ) -> Report:
   """Metrics of injected errors, with as many right drafts as drafts of one kind.
 
   Args:
     sample: the sampler of the model.
     drafts: makes the questions.
-    detect: the detector.
+    judge: of pictures, by what they should show.
     kinds: kinds of errors.
     per_kind: questions a kind.
     seed: seed of the questions and of the sampler.
@@ -57,11 +124,11 @@ def injected(
   kinds = list(kinds)
   questions = [drafts(kind, seed, index) for kind in (*kinds, None) for index in range(per_kind)]
   answers = sample(questions, seed)
-  outcomes = [_outcome(q, a, shows) for q, a in zip(questions, answers, strict=True)]
-  return _report(kinds, [None if q.provenance is None else q.provenance.error for q in questions], outcomes)
+  errors = [None if q.provenance is None else q.provenance.error for q in questions]
+  return _report(kinds, [_row(q, a, e, judge) for q, a, e in zip(questions, answers, errors, strict=True)])
 
 
-def own(sample: Sampler, drafts: Drafts, shows: Shows, *, count: int, seed: int = 0) -> Report:
+def own(sample: Sampler, drafts: Drafts, judge: judges_base.Judge, *, count: int, seed: int = 0) -> Report:
   """Drafts that the model paints itself: `count` steps, right before it, are painted, judged, and inspected.
 
   The only kind of error is `own`. The plan and the steps before it are right and come from the world; a draft is
@@ -70,39 +137,78 @@ def own(sample: Sampler, drafts: Drafts, shows: Shows, *, count: int, seed: int 
   Args:
     sample: the sampler of the model.
     drafts: makes the questions; their drafts are replaced.
-    detect: the detector.
+    judge: of pictures, by what they should show.
     count: drafts to paint.
     seed: seed of the questions and of the sampler.
   """
   right = [drafts(None, seed, index) for index in range(count)]
   painted = sample([_without_draft(t) for t in right], seed)
   questions = [_with_draft(t, p.steps[len(t.steps) - 1].draft) for t, p in zip(right, painted, strict=True)]
-  kinds = [None if _shows(q.steps[-1].draft, q, shows) else 'own' for q in questions]
+  errors = [None if _is_right(_draft(q), q, judge) else OWN for q in questions]
   answers = sample(questions, seed + 1)
-  return _report(['own'], kinds, [_outcome(q, a, shows) for q, a in zip(questions, answers, strict=True)])
+  return _report([OWN], [_row(q, a, e, judge) for q, a, e in zip(questions, answers, errors, strict=True)])
 
 
-def _outcome(question: trajectory_lib.Trajectory, answer: trajectory_lib.Trajectory, shows: Shows) -> tuple[bool, bool]:
-  """(found something wrong, and refined it into what the step should show)."""
+def _kept(out: pathlib.Path | None, half: str, kinds: Sequence[str], ask: Callable[[], Report]) -> Report:
+  """The report of a half: from the answers in the folder, or asked for and kept there."""
+  if out is None:
+    return ask()
+  path = out / f'{half}.jsonl'
+  if path.is_file():
+    return _report(kinds, [json.loads(line) for line in path.read_text().splitlines()])
+  report = ask()
+  base.write_atomically(path, ''.join(json.dumps(dict(row)) + '\n' for row in report.rows))
+  return report
+
+
+def _estimates(report: Report) -> dict[str, intervals.Estimate]:
+  found = {f'found/{kind}': r.estimate for kind, r in report.found.items()}
+  fixed = {f'fixed/{kind}': r.estimate for kind, r in report.fixed.items()}
+  return {**found, **fixed, 'false_alarms': report.false_alarms.estimate}
+
+
+def _row(
+  question: trajectory_lib.Trajectory,
+  answer: trajectory_lib.Trajectory,
+  error: str | None,
+  judge: judges_base.Judge,
+) -> dict[str, Any]:
   step = answer.steps[len(question.steps) - 1]
-  return step.rejected, step.rejected and step.refined is not None and _shows(step.refined, question, shows)
+  fixed = step.rejected and step.refined is not None and _is_right(step.refined, question, judge)
+  return {
+    'prompt': question.prompt,
+    'error': error,
+    'found': step.rejected,
+    'fixed': fixed,
+    'inspection': step.inspection,
+  }
 
 
-def _shows(picture: np.ndarray, question: trajectory_lib.Trajectory, shows: Shows) -> bool:
-  if question.expected is None:
-    raise ValueError(f'It is not known what a step of {question.prompt!r} should show: give its trajectory `expected`.')
-  return shows(picture, question.expected)
+def _is_right(picture: np.ndarray, question: trajectory_lib.Trajectory, judge: judges_base.Judge) -> bool:
+  plan = question.steps[-1].plan
+  asked = judges_base.Question(
+    prompt=question.prompt, picture=picture, plan=plan, expected=question.expected, spec=question.spec
+  )
+  return judge.judge(asked).ok
 
 
-def _report(kinds: Sequence[str], errors: Sequence[str | None], outcomes: Sequence[tuple[bool, bool]]) -> Report:
-  def of(kind: str | None) -> list[tuple[bool, bool]]:
-    return [o for e, o in zip(errors, outcomes, strict=True) if e == kind]
+def _report(kinds: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Report:
+  def of(kind: str | None) -> list[Mapping[str, Any]]:
+    return [row for row in rows if row['error'] == kind]
 
   return Report(
-    found={k: intervals.rate(found for found, _ in of(k)) for k in kinds},
-    fixed={k: intervals.rate(fixed for found, fixed in of(k) if found) for k in kinds},
-    false_alarms=intervals.rate(found for found, _ in of(None)),
+    found={k: intervals.rate(row['found'] for row in of(k)) for k in kinds},
+    fixed={k: intervals.rate(row['fixed'] for row in of(k) if row['found']) for k in kinds},
+    false_alarms=intervals.rate(row['found'] for row in of(None)),
+    rows=tuple(rows),
   )
+
+
+def _draft(question: trajectory_lib.Trajectory) -> np.ndarray:
+  draft = question.steps[-1].draft
+  if draft is None:
+    raise ValueError(f'No draft was painted for {question.prompt!r}. Raise sampling.max_tokens.')
+  return draft
 
 
 def _without_draft(trajectory: trajectory_lib.Trajectory) -> trajectory_lib.Trajectory:

@@ -8,6 +8,16 @@ Z = 1.959964  # 97.5 % quantile of the normal distribution
 
 
 @dataclasses.dataclass(frozen=True)
+class Estimate:
+  """A figure with its 95 % interval."""
+
+  value: float  # nan when it rests on nothing
+  low: float  # lower end of the interval
+  high: float  # upper end of the interval
+  count: int  # pictures, prompts or questions that it rests on
+
+
+@dataclasses.dataclass(frozen=True)
 class Rate:
   """A number of hits out of a total, and its Wilson interval."""
 
@@ -22,6 +32,10 @@ class Rate:
   @property
   def interval(self) -> tuple[float, float]:
     return wilson(self.hits, self.total)
+
+  @property
+  def estimate(self) -> Estimate:
+    return Estimate(self.value, *self.interval, self.total)
 
   def __str__(self) -> str:
     if not self.total:

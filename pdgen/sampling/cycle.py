@@ -181,6 +181,7 @@ def decode_step(model: interleaved.Interleaved, state: State, sampler: flow.Samp
 def append_token(model: interleaved.Interleaved, state: State, spec: SamplerSpec) -> tuple[State, jax.Array]:
   """Every writing trajectory reads its next_input token. Also returns the final hidden states, [B, D]."""
   active = state.status == WRITING
+  one = active.astype(jnp.int32)
   text_position = state.text_position if spec.image_branch else None
   und = spans.text_tokens(state.next_input, active, state.order, state.position, text_position)
   slots = state.slot[:, None]
@@ -191,10 +192,10 @@ def append_token(model: interleaved.Interleaved, state: State, spec: SamplerSpec
   state = state.replace(
     cache=kv_cache.write(state.cache, kv, und.tokens, slots, after=hidden.und),
     grammar=jax.tree.map(lambda new, old: jnp.where(active, new, old), grammar, state.grammar),
-    slot=state.slot + active,
-    order=state.order + active,
-    position=state.position + active,
-    text_position=state.text_position + active,
+    slot=state.slot + one,
+    order=state.order + one,
+    position=state.position + one,
+    text_position=state.text_position + one,
     text_steps=state.text_steps + 1,
   )
   return state, hidden.und[:, 0]
@@ -205,6 +206,7 @@ def picture_phase(
 ) -> State:
   """The picture phase: those who wait are given a picture, look at it, and decide whether to go on."""
   active = state.status == WAITING
+  one = active.astype(jnp.int32)
   z = denoise(model, state, sampler, spec)
   # What is looked at is the picture as it is given out, so that a trajectory can be continued from its pictures.
   picture = model.codec.to_uint8(model.codec.decode(z))
@@ -215,19 +217,19 @@ def picture_phase(
 
   tokens_ = spans.concatenate(und.tokens, gen.tokens)
   count, copies = model.cfg.picture_tokens, 2 if model.vit is not None else 1
-  order, position = state.order + active * count, state.position + active * copies
+  order, position = state.order + one * count, state.position + one * copies
   index = jnp.where(active, state.picture_count, state.pictures.shape[1])
   state = state.replace(
     cache=kv_cache.write(state.cache, kv, tokens_, state.slot[:, None] + jnp.arange(count)[None], after=hidden.und),
     grammar=grammar_lib.after_picture(state.grammar, active),
-    slot=state.slot + active * count,
+    slot=state.slot + one * count,
     order=order,
     position=position,
     text_position=state.text_position if spec.sampling.contiguous_positions else position,
     picture_order=jnp.where(active, order - 1, state.picture_order),
     picture_position=jnp.where(active, position, state.picture_position),
     pictures=kv_cache.scatter_rows(state.pictures, index[:, None], picture[:, None]),
-    picture_count=state.picture_count + active,
+    picture_count=state.picture_count + one,
     rounds=state.rounds + 1,
   )
   return choose_next(model, state, hidden.und[:, -1], active, sampler, spec)
@@ -238,7 +240,7 @@ def denoise(model: interleaved.Interleaved, state: State, sampler: flow.SamplerP
 
   def noise(key: jax.Array, count: jax.Array) -> jax.Array:
     # Texts fold in 0, 1, 2, ...; pictures count down from the other end.
-    key = jax.random.fold_in(key, jnp.uint32(0xFFFFFFFF) - count)
+    key = jax.random.fold_in(key, jnp.uint32(0xFFFFFFFF) - count.astype(jnp.uint32))
     return jax.random.normal(key, (model.cfg.latent_tokens, model.codec.channels))
 
   z = jax.vmap(noise)(state.key, state.picture_count)
@@ -334,7 +336,7 @@ def choose_next(
     status=jnp.where(active, status, state.status),
     next_input=jnp.where(goes_on, token, state.next_input),
     output_tokens=kv_cache.scatter_rows(state.output_tokens, index[:, None], token[:, None]),
-    output_count=state.output_count + goes_on,
+    output_count=state.output_count + goes_on.astype(jnp.int32),
   )
 
 

@@ -109,7 +109,7 @@ def after_token(state: GrammarState, token: jax.Array, rules: Grammar) -> Gramma
     last_item=jnp.where(closes, jnp.where(plan_next, PLAN, INSPECTION), state.last_item),
     tag_state=jnp.where(opens, opened, jnp.where(closes, BOUNDARY, place)),
     length=jnp.where(opens, 0, state.length + 1),
-    texts_since_picture=state.texts_since_picture + closes,
+    texts_since_picture=state.texts_since_picture + closes.astype(jnp.int32),
     refining=refining,
   )
 

@@ -109,7 +109,7 @@ class Checkpointer:
     """
     path = run_checkpoints.step_directory(self.directory, step)
     meta = run_checkpoints.read_meta(path)
-    _check_config(path, meta['config'], exported.as_json(config))
+    _check_config(path, _with_new_fields(meta['config']), exported.as_json(config))
     named = dict(trees.flatten_with_paths(abstract))
     _check_shapes(path, meta['leaves'], named)
     loaded = run_checkpoints.load_leaves(path, meta, named)
@@ -130,6 +130,14 @@ def _sealed(meta: dict[str, Any]) -> str:
   """JSON of the metadata behind its own digest."""
   text = json.dumps(meta, sort_keys=True)
   return f'{hashlib.sha256(text.encode()).hexdigest()} {text}'
+
+
+def _with_new_fields(saved: dict[str, Any]) -> dict[str, Any]:
+  """A saved config with the defaults of the fields that have been added since."""
+  try:
+    return exported.as_json(config_lib.from_config_dict(saved))
+  except (KeyError, ValueError):  # Of a later version: what differs is told.
+    return saved
 
 
 def _check_config(path: pathlib.Path, saved: dict[str, Any], given: dict[str, Any]):

@@ -5,7 +5,7 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import tensorboardX
@@ -72,7 +72,8 @@ class Progress:
   def summary(self) -> Scalars:
     """Means over the steps since the summary before (counters: the last), and rates. Empty when there was no step.
 
-    tokens_per_second counts und and gen tokens that are not padding; seconds is training time of this process.
+    tokens_per_second counts und and gen tokens that are not padding, where the loss reports them; seconds is training
+    time of this process.
     """
     if not self._taken:
       return {}
@@ -81,7 +82,9 @@ class Progress:
     now = self._now()
     elapsed = max(now - self._last, 1e-9)
     out['steps_per_second'] = len(self._taken) / elapsed
-    out['tokens_per_second'] = sum(s['und_tokens'] + s['gen_tokens'] for s in self._taken) / elapsed
+    tokens = [s[name] for s in self._taken for name in ('und_tokens', 'gen_tokens') if name in s]
+    if tokens:
+      out['tokens_per_second'] = sum(tokens) / elapsed
     out['seconds'] = now
     self._taken, self._last = [], now
     return out
@@ -89,15 +92,24 @@ class Progress:
   def line(self, summary: Scalars) -> str:
     """The summary for a person, with the time that is left."""
     left = (self._steps - self.step) / summary['steps_per_second']
-    return (
-      f'step {self.step}/{self._steps}  loss {summary["loss"]:.4f}  ce {summary["ce"]:.4f}  mse {summary["mse"]:.4f}  '
-      f'text {summary["text_accuracy"]:.3f}  lr {summary["learning_rate"]:.2e}  '
-      f'{summary["tokens_per_second"] / 1e3:.1f}k tokens/s  {summary["steps_per_second"]:.2f} steps/s  '
-      f'eta {duration(left)}'
-    )
+    parts = [f'step {self.step}/{self._steps}']
+    parts += [form(summary[name]) for name, form in _LINE.items() if name in summary]
+    return '  '.join([*parts, f'eta {duration(left)}'])
 
   def _now(self) -> float:
     return self._seconds + time.perf_counter() - self._since
+
+
+# What a line shows of a summary; another loss may report less.
+_LINE: dict[str, Callable[[float], str]] = {
+  'loss': 'loss {:.4f}'.format,
+  'ce': 'ce {:.4f}'.format,
+  'mse': 'mse {:.4f}'.format,
+  'text_accuracy': 'text {:.3f}'.format,
+  'learning_rate': 'lr {:.2e}'.format,
+  'tokens_per_second': lambda rate: f'{rate / 1e3:.1f}k tokens/s',
+  'steps_per_second': '{:.2f} steps/s'.format,
+}
 
 
 def duration(seconds: float) -> str:

@@ -1,5 +1,7 @@
 """AdamW or Muon in two halves: optax gives the direction, the step scales it by a rate that follows the step count."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -19,11 +21,23 @@ def gradient_transform(cfg: config_lib.TrainConfig) -> optax.GradientTransformat
   """
   if cfg.optimizer not in _OPTIMIZERS:
     raise ValueError(f'Unknown optimizer {cfg.optimizer!r}. Known: {sorted(_OPTIMIZERS)}')
-  return optax.chain(
-    optax.clip_by_global_norm(cfg.clip_norm) if cfg.clip_norm else optax.identity(),
-    _OPTIMIZERS[cfg.optimizer](cfg),
-    optax.add_decayed_weights(cfg.weight_decay, mask=decayed) if cfg.weight_decay else optax.identity(),
+  return _promoting(
+    optax.chain(
+      optax.clip_by_global_norm(cfg.clip_norm) if cfg.clip_norm else optax.identity(),
+      _OPTIMIZERS[cfg.optimizer](cfg),
+      optax.add_decayed_weights(cfg.weight_decay, mask=decayed) if cfg.weight_decay else optax.identity(),
+    )
   )
+
+
+def _promoting(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+  """The transformation where dtype promotion is strict, too: optax raises float decays to int32 counts."""
+
+  def update(updates: Any, state: Any, params: Any = None) -> Any:
+    with jax.numpy_dtype_promotion('standard'):
+      return inner.update(updates, state, params)
+
+  return optax.GradientTransformation(inner.init, update)
 
 
 def _adam(cfg: config_lib.TrainConfig) -> optax.GradientTransformation:

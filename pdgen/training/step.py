@@ -33,19 +33,23 @@ class TrainStep(Protocol):
     ...
 
 
+# (model, batch, key, config) -> (scalar to minimise, further metrics); traced inside of the compiled step.
+Loss = Callable[[interleaved.Interleaved, packed.PackedBatch, jax.Array, config_lib.Config], tuple[jax.Array, Any]]
+
+
 @functools.cache
-def make_train_step(config: config_lib.Config, mesh: Mesh) -> TrainStep:
+def make_train_step(config: config_lib.Config, mesh: Mesh, *, loss: Loss = losses.interleaved_loss) -> TrainStep:
   """The jitted step: (state, batch) -> (state, metrics). The state that goes in is donated: use the one that comes out.
 
-  One function for each (config, mesh): asked for twice, it compiles once.
+  One function for each (config, mesh, loss): asked for twice, it compiles once.
 
   A step whose loss or gradient is not finite changes nothing but the counters. Its random key depends on config.seed
-  and state.step alone, so that a resumed run repeats it. metrics (scalars): those of `losses.interleaved_loss`, and
+  and state.step alone, so that a resumed run repeats it. metrics (scalars): loss and what `loss` gives besides, and
   learning_rate, grad_norm (before clipping), bad_steps, skipped_steps. Reading one waits for the step.
   """
   shardings = jax.tree.map(lambda leaf: leaf.sharding, state_lib.abstract_on_mesh(config, mesh))
   return jax.jit(
-    _step(config, mesh),
+    _step(config, mesh, loss),
     donate_argnums=0,
     in_shardings=(shardings, mesh_lib.batch_sharding(mesh)),
     out_shardings=(shardings, mesh_lib.replicated(mesh)),
@@ -58,13 +62,13 @@ def abstract_batch(config: config_lib.Config) -> packed.PackedBatch:
   return packed.map_fields(lambda name, field: jax.ShapeDtypeStruct(field.shape, field.dtype), fields)
 
 
-def gradients(config: config_lib.Config, mesh: Mesh) -> Callable[..., Any]:
+def gradients(config: config_lib.Config, mesh: Mesh, *, loss: Loss = losses.interleaved_loss) -> Callable[..., Any]:
   """(trainable, frozen, batch, key) -> ((loss, metrics), gradients of trainable), to be jitted on the mesh."""
   graphdef = interleaved.graphdef(config.model)
 
   def loss_fn(trainable, frozen, batch, key):
     params = partition.gather_params(params_lib.merge(trainable, frozen), dtype=config.model.dtype)
-    return losses.interleaved_loss(nnx.merge(graphdef, params), batch, key, config)
+    return loss(nnx.merge(graphdef, params), batch, key, config)
 
   def run(trainable, frozen, batch: packed.PackedBatch, key: jax.Array):
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
@@ -73,16 +77,16 @@ def gradients(config: config_lib.Config, mesh: Mesh) -> Callable[..., Any]:
   return run
 
 
-def _step(config: config_lib.Config, mesh: Mesh) -> Callable[..., Any]:
-  gradients_of = gradients(config, mesh)
+def _step(config: config_lib.Config, mesh: Mesh, loss: Loss) -> Callable[..., Any]:
+  gradients_of = gradients(config, mesh, loss=loss)
   tx = optimizer.gradient_transform(config.train)
 
   def train_step(state: state_lib.TrainState, batch: packed.PackedBatch):
     key = jax.random.fold_in(state_lib.rng_keys(config.seed)[1], state.step)
-    (loss, metrics), grads = gradients_of(state.trainable, state.frozen, batch, key)
+    (value, metrics), grads = gradients_of(state.trainable, state.frozen, batch, key)
     with jax.named_scope('optimizer'):
       grad_norm = optax.tree.norm(grads)
-      good = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+      good = jnp.isfinite(value) & jnp.isfinite(grad_norm)
       updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
       rate = optimizer.learning_rate(config.train, state.step)
       trainable = optimizer.apply_updates(state.trainable, updates, rate)
@@ -99,6 +103,6 @@ def _step(config: config_lib.Config, mesh: Mesh) -> Callable[..., Any]:
       skipped_steps=state.skipped_steps + skipped,
     )
     counters = {'bad_steps': state.bad_steps, 'skipped_steps': state.skipped_steps}
-    return state, {**metrics, 'learning_rate': rate, 'grad_norm': grad_norm, **counters}
+    return state, {'loss': value, **metrics, 'learning_rate': rate, 'grad_norm': grad_norm, **counters}
 
   return train_step

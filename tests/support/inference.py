@@ -29,7 +29,7 @@ def pixels(name):
 
 
 def prefixes(*contexts, cfg):
-  """A batch with a context (items of `data.plans`) a row, padded to the longest."""
+  """A batch with a context (items of `data.items`) a row, padded to the longest."""
   sizes = [item.pixels.shape[:2] for context in contexts for item in context if isinstance(item, items_lib.Latents)]
   canvas = np.max([(cfg.codec.patch,) * 2, *sizes], axis=0)
   rows = [

@@ -47,8 +47,8 @@ def main(workdir: pathlib.Path, steps: int, cache: str):
     return put(batch, mesh)
 
   checkpoints.Checkpointer.restore = noting_restore
-  train.mesh_lib.put_batch = noting_put
-  train._painter = test_train.Scribbler
+  mesh_lib.put_batch = noting_put
+  train.make_painter = test_train.Scribbler
   train.train(config, workdir)
 
 

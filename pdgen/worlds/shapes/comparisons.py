@@ -24,7 +24,7 @@ _VERDICT = {True: 'correct', False: 'wrong'}
 def compare(
   metadata: prompt_space.Metadata,
   planned: scenes.Scene,
-  seen: scenes.Scene,
+  seen: scenes.SeenScene,
   *,
   stands_for: Mapping[scenes.Object, scenes.Object] | None = None,
 ) -> str:
@@ -45,7 +45,7 @@ def compare(
   return ' '.join([*sentences, _rest(left), *_counts(answers.values()), *_relation(metadata, planned)])
 
 
-def _properties(planned: scenes.Object, shown: scenes.Object | None, item: prompt_space.Metadata | None) -> str:
+def _properties(planned: scenes.Object, shown: scenes.Seen | None, item: prompt_space.Metadata | None) -> str:
   """Compares the shape and the colour of one planned object.
 
   Args:
@@ -54,7 +54,7 @@ def _properties(planned: scenes.Object, shown: scenes.Object | None, item: promp
     item: the `include` clause of the prompt that the object satisfies; None if the prompt does not ask for it.
   """
   asked_shape, asked_color = ('nothing', None) if item is None else (item['class'], item.get('color'))
-  shape, color = ('nothing', 'nothing') if shown is None else (shown.shape or 'broken', _color(shown))
+  shape, color = _read(shown)
   where = language.at((planned,))
   read = (
     _property(shape, planned.shape, asked_shape, keeps=item is None or asked_shape == planned.shape),
@@ -63,18 +63,27 @@ def _properties(planned: scenes.Object, shown: scenes.Object | None, item: promp
   return f'{where[0].upper()}{where[1:]}: {"; ".join(read)}.'
 
 
-def _color(shown: scenes.Object) -> str:
-  return shown.color if shown.whole else 'broken'
+def _read(shown: scenes.Seen | None) -> tuple[str, str]:
+  """The words for the shape and the colour that are shown."""
+  if shown is None:
+    return 'nothing', 'nothing'
+  if isinstance(shown, scenes.Malformed):
+    return shown.likeness or 'broken', 'broken'
+  return shown.shape, shown.color
 
 
 def _property(shown: str, planned: str, asked: str, *, keeps: bool) -> str:
   return f'shown {shown}, planned {planned}, asked {asked}: {_VERDICT[keeps and shown == planned]}'
 
 
-def _rest(left: scenes.Scene) -> str:
+def _rest(left: scenes.SeenScene) -> str:
   """Compares the objects that are seen but not planned, `left`, with none."""
-  seen = ' and '.join(f'{language.named((item,))} {language.at((item,))}' for item in left)
+  seen = ' and '.join(f'{_named(item)} {language.at((item,))}' for item in left)
   return f'Else: shown {seen or "nothing"}: {_VERDICT[not left]}.'
+
+
+def _named(shown: scenes.Seen) -> str:
+  return 'a broken object' if isinstance(shown, scenes.Malformed) else language.named((shown,))
 
 
 def _counts(answers: Iterable[prompt_space.Metadata | None]) -> list[str]:

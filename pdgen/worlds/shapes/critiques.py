@@ -15,100 +15,136 @@ _MOST = 2  # faults that one inspection mentions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Fault:
-  """One difference between a draft and its plan."""
+class Changed:
+  """A planned object that the draft shows in another colour, shape or place."""
 
-  kind: str  # one of `faults.MISALIGNMENTS`
-  wanted: scenes.Object | None = None  # planned object; None for a surplus one
-  seen: scenes.Object | None = None  # object in the draft; None for an absent one
+  kind: str  # `wrong_color`, `wrong_shape` or `wrong_place`
+  wanted: scenes.Object  # planned object
+  seen: scenes.Object  # object in the draft
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lost:
+  """A planned object that the draft does not show, or shows malformed."""
+
+  kind: str  # `missing`, `wrong_count` or `malformed`
+  wanted: scenes.Object  # planned object
   counts: tuple[int, int] = (0, 0)  # objects of that shape and colour, (planned, in the draft)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Surplus:
+  """An object in the draft that is not planned."""
+
+  kind: str  # `extra` or `wrong_count`
+  seen: scenes.Seen  # object in the draft
+  counts: tuple[int, int] = (0, 0)  # objects of that shape and colour, (planned, in the draft)
+
+
+Fault = Changed | Lost | Surplus  # one difference between a draft and its plan; the kinds are `faults.MISALIGNMENTS`
 
 
 def explain(faults: Sequence[Fault], *, rng: np.random.Generator) -> tuple[tuple[str, ...], tuple[str, ...]]:
   """Words the first faults of a draft that does not show its plan. Returns (reasons, corrections), sentences each."""
   reasons, corrections = [], []
   for fault in faults[:_MOST]:
-    reason = _reason(fault, rng=rng)
+    reason, correction = _words(fault, rng=rng)
     if reason not in reasons:
       reasons.append(reason)
-    corrections.append(_correction(fault, rng=rng))
+    corrections.append(correction)
   return tuple(reasons), tuple(corrections)
 
 
-def _reason(fault: Fault, *, rng: np.random.Generator) -> str:
+def _words(fault: Fault, *, rng: np.random.Generator) -> tuple[str, str]:
+  """(reason, correction)."""
+  if isinstance(fault, Changed):
+    return _changed(fault, rng=rng)
+  if isinstance(fault, Lost):
+    return _lost(fault, rng=rng)
+  return _surplus(fault, rng=rng)
+
+
+def _changed(fault: Changed, *, rng: np.random.Generator) -> tuple[str, str]:
   wanted, seen = fault.wanted, fault.seen
-  item = wanted or seen
-  shape = item.shape or 'object'
-  words = {'color': item.color, 'shape': shape, 'place': item.place}
-  what = language.named((wanted,)) if wanted else ''
+  words = _described(wanted)
   if fault.kind == 'wrong_color':
     options = (
       'The {shape} at the {place} is {other}, but the plan asks for {color}.',
       'The {other} {shape} does not match the plan, which asks for {color}.',
       'The plan asks for {what}, not {other}.',
     )
-    return language.pick(rng, options, other=seen.color, what=what, **words)
+    reason = language.pick(rng, options, other=seen.color, **words)
+    return reason, language.refine((seen,), wanted.color, rng=rng)
   if fault.kind == 'wrong_shape':
     options = (
       'There is a {other} at the {place}, but the plan asks for a {shape}.',
       'The {other} does not match the plan, which asks for {what}.',
       'The plan asks for {what}, not a {other}.',
     )
-    return language.pick(rng, options, other=seen.shape, what=what, **words)
-  if fault.kind == 'wrong_place':
-    options = (
-      'The {shape} is at the {other}, but the plan puts it at the {place}.',
-      'The plan puts the {color} {shape} at the {place}, not the {other}.',
-    )
-    return language.pick(rng, options, other=seen.place, **words)
-  if fault.kind == 'wrong_count':
-    want, have = fault.counts
-    options = (
-      'There {are} {have} {color} {shapes}, but the plan asks for {want}.',
-      'The plan asks for {want} {color} {wanted}, but there {are} {have}.',
-    )
-    return language.pick(
-      rng,
-      options,
-      are='is' if have == 1 else 'are',
-      have=language.number(have),
-      want=language.number(want),
-      shapes=prompt_space.plural(shape, have),
-      wanted=prompt_space.plural(shape, want),
-      **words,
-    )
-  if fault.kind == 'missing':
-    options = ('The {color} {shape} at the {place} is missing.', 'The plan asks for {what}, but it is missing.')
-    return language.pick(rng, options, what=what, **words)
-  if fault.kind == 'extra':
-    if not seen.whole:
-      return f'There is a broken object at the {item.place}, which is not in the plan.'
-    options = ('The {color} {shape} at the {place} is not in the plan.', 'There is {what}, which is not in the plan.')
-    return language.pick(rng, options, what=language.named((seen,)), **words)
+    reason = language.pick(rng, options, other=seen.shape, **words)
+    return reason, language.swap((seen,), (wanted,), rng=rng)
   options = (
-    'The object at the {place} is broken.',
-    'The object at the {place} does not look like {what}.',
-    'The plan asks for {what}, but it is broken.',
+    'The {shape} is at the {other}, but the plan puts it at the {place}.',
+    'The plan puts the {color} {shape} at the {place}, not the {other}.',
   )
-  return language.pick(rng, options, what=what, **words)
+  reason = language.pick(rng, options, other=seen.place, **words)
+  return reason, language.move(seen, wanted, rng=rng)
 
 
-def _correction(fault: Fault, *, rng: np.random.Generator) -> str:
-  wanted, seen = fault.wanted, fault.seen
-  if fault.kind == 'wrong_color':
-    return language.refine((seen,), wanted.color, rng=rng)
-  if fault.kind == 'wrong_shape':
-    return language.swap((seen,), (wanted,), rng=rng)
-  if fault.kind == 'wrong_place':
-    return language.move(seen, wanted, rng=rng)
+def _lost(fault: Lost, *, rng: np.random.Generator) -> tuple[str, str]:
+  wanted = fault.wanted
+  words = _described(wanted)
   if fault.kind == 'malformed':
+    options = (
+      'The object at the {place} is broken.',
+      'The object at the {place} does not look like {what}.',
+      'The plan asks for {what}, but it is broken.',
+    )
+    reason = language.pick(rng, options, **words)
     options = ('Replace the broken object at the {place} with {what}.', 'Repaint the object at the {place} as {what}.')
-    return language.pick(rng, options, place=wanted.place, what=language.named((wanted,)))
-  if wanted is not None:
-    return language.add((wanted,), rng=rng)
-  if not seen.whole:
-    return f'Remove the broken object at the {seen.place}.'
-  return language.remove((seen,), rng=rng)
+    return reason, language.pick(rng, options, **words)
+  if fault.kind == 'wrong_count':
+    reason = _miscounted(wanted, fault.counts, rng=rng)
+  else:
+    options = ('The {color} {shape} at the {place} is missing.', 'The plan asks for {what}, but it is missing.')
+    reason = language.pick(rng, options, **words)
+  return reason, language.add((wanted,), rng=rng)
+
+
+def _surplus(fault: Surplus, *, rng: np.random.Generator) -> tuple[str, str]:
+  seen = fault.seen
+  if isinstance(seen, scenes.Malformed):
+    where = f'broken object at the {seen.place}'
+    return f'There is a {where}, which is not in the plan.', f'Remove the {where}.'
+  if fault.kind == 'wrong_count':
+    reason = _miscounted(seen, fault.counts, rng=rng)
+  else:
+    options = ('The {color} {shape} at the {place} is not in the plan.', 'There is {what}, which is not in the plan.')
+    reason = language.pick(rng, options, **_described(seen))
+  return reason, language.remove((seen,), rng=rng)
+
+
+def _miscounted(item: scenes.Object, counts: tuple[int, int], *, rng: np.random.Generator) -> str:
+  want, have = counts
+  options = (
+    'There {are} {have} {color} {shapes}, but the plan asks for {want}.',
+    'The plan asks for {want} {color} {wanted}, but there {are} {have}.',
+  )
+  return language.pick(
+    rng,
+    options,
+    are='is' if have == 1 else 'are',
+    have=language.number(have),
+    want=language.number(want),
+    color=item.color,
+    shapes=prompt_space.plural(item.shape, have),
+    wanted=prompt_space.plural(item.shape, want),
+  )
+
+
+def _described(item: scenes.Object) -> dict[str, str]:
+  """What templates say of an object."""
+  return {'color': item.color, 'shape': item.shape, 'place': item.place, 'what': language.named((item,))}
 
 
 # --- plans that contradict the prompt ---

@@ -6,7 +6,6 @@ detector reports every object that is corrupted here as malformed.
 The shipped model reads 97 % of single ones as broken, 86 % beside others (docs/experiments.md#malformed-objects).
 """
 
-import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,7 +16,7 @@ from pdgen.worlds.shapes import detector, renderer, scenes
 
 def paint(
   scene: scenes.Scene, victims: Sequence[scenes.Object], *, rng: np.random.Generator
-) -> tuple[np.ndarray, scenes.Scene]:
+) -> tuple[np.ndarray, scenes.SeenScene]:
   """Renders a scene with some of its objects malformed.
 
   Args:
@@ -28,7 +27,7 @@ def paint(
   Returns: (picture uint8[H, W, 3], the scene as the detector sees it).
   """
   picture = renderer.render(tuple(o for o in scene if o not in victims))
-  seen = {}
+  seen: dict[scenes.Object, scenes.Seen] = {}
   for victim in victims:
     picture, seen[victim] = _with_malformed(picture, victim, rng=rng)
   return picture, tuple(seen.get(o, o) for o in scene)
@@ -36,7 +35,7 @@ def paint(
 
 def _with_malformed(
   rest: np.ndarray, victim: scenes.Object, *, rng: np.random.Generator
-) -> tuple[np.ndarray, scenes.Object]:
+) -> tuple[np.ndarray, scenes.Seen]:
   while True:
     way = _WAYS[int(rng.integers(len(_WAYS)))]
     for _ in range(_TRIES):
@@ -44,8 +43,7 @@ def _with_malformed(
       way(picture, victim, rng)
       here = [d for d in detector.detect(picture) if d.cell == victim.cell]
       if here and all(d.shape is None and d.score < _CLEARLY for d in here):
-        likeness = here[0].object
-        return picture, dataclasses.replace(victim, shape=likeness.shape, color=likeness.color)
+        return picture, here[0].object
 
 
 _TRIES = 12  # attempts at one kind of corruption before another is chosen

@@ -41,14 +41,13 @@ class Detection:
     return 3 * row + column
 
   @property
-  def object(self) -> scenes.Object:
-    """The detection as a scene object; malformed ones in the form of `scenes.Object`."""
-    x, y = self.box[:2]
-    if self.shape is not None:
-      x, y = x - scenes.BOXES[self.shape][0], y - scenes.BOXES[self.shape][1]
+  def object(self) -> scenes.Seen:
+    """The detection as an object of a scene."""
+    if self.shape is None:
+      return scenes.Malformed(self.likeness, self.cell)
+    x, y = self.box[0] - scenes.BOXES[self.shape][0], self.box[1] - scenes.BOXES[self.shape][1]
     dx, dy = x - scenes.PITCH * (self.cell % 3), y - scenes.PITCH * (self.cell // 3)
-    color = self.color if self.shape == self.likeness else None
-    return scenes.Object(self.likeness, color, self.cell, dx, dy)
+    return scenes.Object(self.shape, self.color, self.cell, dx, dy)
 
 
 def detect(picture: np.ndarray) -> list[Detection]:
@@ -60,19 +59,20 @@ def detect(picture: np.ndarray) -> list[Detection]:
   if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3:
     raise ValueError(f'detect wants uint8[H, W, 3], not {picture.dtype}{list(picture.shape)}.')
   smooth = _median(picture, scenes.BACKGROUND).astype(np.float32)
-  best = None
+  best, fewest = [], None
   for linear, offset in _FOREGROUNDS:
     found = _pieces(picture, smooth, (smooth @ linear + offset).argmax(-1) > 0)
     broken = sum(d.shape is None for d in found)
-    if best is None or broken < best[0]:
-      best = broken, found
+    if fewest is None or broken < fewest:
+      best, fewest = found, broken
     if not broken:
       break
-  return sorted(best[1], key=lambda d: (-round(d.score, 3), d.box[1], d.box[0]))
+  return sorted(best, key=lambda d: (-round(d.score, 3), d.box[1], d.box[0]))
 
 
 def _pieces(picture: np.ndarray, smooth: np.ndarray, foreground: np.ndarray) -> list[Detection]:
-  labels, _ = ndimage.label(foreground, structure=_DIAGONAL)
+  labels = np.empty(foreground.shape, np.int32)
+  ndimage.label(foreground, structure=_DIAGONAL, output=labels)
   found = []
   for label, area in enumerate(ndimage.find_objects(labels), 1):
     mask = labels[area] == label

@@ -48,7 +48,7 @@ def shows(picture: np.ndarray, expected: Iterable[trajectory_lib.Content]) -> bo
   return sorted(map(str, seen)) == sorted(str(tuple(item)) for item in expected)
 
 
-def observed(picture: np.ndarray) -> scenes.Scene:
+def observed(picture: np.ndarray) -> scenes.SeenScene:
   """The scene that the detector sees in a picture uint8[H, W, 3]."""
   return tuple(d.object for d in detector.detect(picture))
 
@@ -104,8 +104,8 @@ def injected(kind: str | None, *, seed: int, index: int) -> trajectory_lib.Traje
         break
   made = trajectories.steps(story, rng=rng, stop=i)
   beat = story.beats[i]
-  plan_wrong = error is not None and error.instruction is not None
-  text = trajectories.wrong_plan(error, rng=rng) if plan_wrong else trajectories.plan(beat, rng=rng)
+  conflict = isinstance(error, faults.Conflict)
+  text = trajectories.wrong_plan(error, rng=rng) if conflict else trajectories.plan(beat, rng=rng)
   picture = renderer.render(beat.after) if error is None else error.picture
   made.append(trajectory_lib.Step(plan=text, draft=picture))
   kinds = () if kind is None else (kind,)
@@ -116,9 +116,9 @@ def _partial(story: stories.Story, made: list[trajectory_lib.Step], **more) -> t
   return trajectories.finished(story, made, stop=None, **more)
 
 
-def _moved(story: stories.Story, seen: scenes.Scene) -> stories.Story:
+def _moved(story: stories.Story, seen: scenes.SeenScene) -> stories.Story:
   """The story with its objects moved to the pixels where they were seen, within the jitter of the grid."""
-  at = {(o.shape, o.color, o.cell): o for o in seen}
+  at = {(o.shape, o.color, o.cell): o for o in scenes.whole(seen)}
 
   def move(item: scenes.Object) -> scenes.Object:
     found = at.get((item.shape, item.color, item.cell))

@@ -27,18 +27,25 @@ CONFLICT_TASKS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FaultyStep:
-  """A step with an error: its draft, the instruction of its plan if that is wrong, and the words of its inspection."""
+  """A step with an error: its draft and the words of its inspection. Its plan is right, unless it is a `Conflict`."""
 
-  scene: scenes.Scene  # what the draft shows, as the detector sees it
+  scene: scenes.SeenScene  # what the draft shows, as the detector sees it
   picture: np.ndarray  # uint8[H, W, 3], the draft
-  instruction: str | None = None  # instruction of a wrong plan; None if the plan is right
-  reasons: tuple[str, ...] = ()  # sentences before `<refine>`
-  corrections: tuple[str, ...] = ()  # sentences inside `<refine>`
+  reasons: tuple[str, ...]  # sentences before `<refine>`
+  corrections: tuple[str, ...]  # sentences inside `<refine>`
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Conflict(FaultyStep):
+  """A step whose plan contradicts the prompt; the draft shows the plan."""
+
+  scene: scenes.Scene  # what the plan describes and the draft shows
+  instruction: str  # instruction of the plan
 
 
 def conflict(
   kind: str, metadata: prompt_space.Metadata, beat: stories.Beat, *, rng: np.random.Generator
-) -> FaultyStep | None:
+) -> Conflict | None:
   """Replaces the plan of a beat by one that contradicts the prompt; the draft shows the wrong plan.
 
   Args:
@@ -47,7 +54,7 @@ def conflict(
     beat: the right step.
     rng: chooses the error and its wording.
 
-  Returns: the faulty step, or None if the kind does not apply to the beat.
+  Returns: the conflict, or None if the kind does not apply to the beat.
   """
   made = {
     'conflict_color': _conflict_color,
@@ -59,7 +66,7 @@ def conflict(
     return None
   new, reason, correction = made
   scene = beat.before + new
-  return FaultyStep(
+  return Conflict(
     scene=scene,
     picture=renderer.render(scene),
     instruction=language.add(new, rng=rng),
@@ -98,7 +105,7 @@ def misalignment(kind: str, beat: stories.Beat, *, rng: np.random.Generator) -> 
   return FaultyStep(scene=scene, picture=picture, reasons=reasons, corrections=corrections)
 
 
-def find_faults(scene: scenes.Scene, seen: scenes.Scene) -> list[critiques.Fault]:
+def find_faults(scene: scenes.Scene, seen: scenes.SeenScene) -> list[critiques.Fault]:
   """The differences between the scene that a picture should show and the scene that it shows; [] if there are none.
 
   Kinds are those of MISALIGNMENTS. An absent or surplus object is a `wrong_count` if the scene has others of its shape
@@ -110,43 +117,37 @@ def find_faults(scene: scenes.Scene, seen: scenes.Scene) -> list[critiques.Fault
   """
   matched, rest = scenes.matched(scene, seen)
   left = list(rest)
-  found = []
+  found: list[critiques.Fault] = []
   for item, there in matched.items():
-    if not there.whole:
-      found.append(critiques.Fault(kind='malformed', wanted=item, seen=there))
+    if isinstance(there, scenes.Malformed):
+      found.append(critiques.Lost(kind='malformed', wanted=item))
     elif there.shape != item.shape:
-      found.append(critiques.Fault(kind='wrong_shape', wanted=item, seen=there))
+      found.append(critiques.Changed(kind='wrong_shape', wanted=item, seen=there))
     elif there.color != item.color:
-      found.append(critiques.Fault(kind='wrong_color', wanted=item, seen=there))
+      found.append(critiques.Changed(kind='wrong_color', wanted=item, seen=there))
   for item in (item for item in scene if item not in matched):
-    moved = next((o for o in left if (o.shape, o.color) == (item.shape, item.color)), None)
+    moved = next((o for o in scenes.whole(left) if scenes.alike(o, item)), None)
     if moved is not None:
       left.remove(moved)
-      found.append(critiques.Fault(kind='wrong_place', wanted=item, seen=moved))
+      found.append(critiques.Changed(kind='wrong_place', wanted=item, seen=moved))
     else:
-      found.append(_count_fault(scene, seen, wanted=item))
-  found += [_count_fault(scene, seen, seen_item=item) for item in left]
+      counts = _counts(item, scene, seen)
+      found.append(critiques.Lost(kind='wrong_count' if counts[0] > 1 else 'missing', wanted=item, counts=counts))
+  for item in left:
+    counts = _counts(item, scene, seen)
+    found.append(critiques.Surplus(kind='wrong_count' if counts[0] > 0 else 'extra', seen=item, counts=counts))
   return found
 
 
-def _count_fault(
-  scene: scenes.Scene,
-  seen: scenes.Scene,
-  *,
-  wanted: scenes.Object | None = None,
-  seen_item: scenes.Object | None = None,
-) -> critiques.Fault:
-  item = wanted or seen_item
-  counts = tuple(sum((o.shape, o.color) == (item.shape, item.color) for o in s) for s in (scene, seen))
-  several = counts[0] > 1 if wanted else counts[0] > 0
-  kind = 'wrong_count' if several else 'missing' if wanted else 'extra'
-  return critiques.Fault(kind=kind, wanted=wanted, seen=seen_item, counts=counts)
+def _counts(item: scenes.Seen, scene: scenes.Scene, seen: scenes.SeenScene) -> tuple[int, int]:
+  """Objects of the same shape and colour: (planned, seen)."""
+  return sum(scenes.alike(o, item) for o in scene), sum(scenes.alike(o, item) for o in seen)
 
 
 def _misdrawn(
   kind: str, scene: scenes.Scene, victim: scenes.Object, *, rng: np.random.Generator
 ) -> scenes.Scene | None:
-  alike = sum((o.shape, o.color) == (victim.shape, victim.color) for o in scene)
+  alike = sum(scenes.alike(o, victim) for o in scene)
   rest = tuple(o for o in scene if o != victim)
   if kind == 'wrong_color':
     color = stories.choose(rng, [c for c in scenes.COLORS if c != victim.color])
@@ -163,7 +164,7 @@ def _misdrawn(
     return rest if alike == 1 else None
   shape, color = stories.choose(rng, tuple(scenes.SHAPES)), stories.choose(rng, tuple(scenes.COLORS))
   extra = scenes.Object(shape, color, cell, victim.dx, victim.dy)
-  return None if any((o.shape, o.color) == (shape, color) for o in scene) else (*scene, extra)
+  return None if any(scenes.alike(o, extra) for o in scene) else (*scene, extra)
 
 
 def _others(scene: scenes.Scene, rng: np.random.Generator) -> tuple[scenes.Scene, scenes.Scene]:

@@ -41,15 +41,13 @@ def listed(parts: Sequence[str]) -> str:
   return parts[0] if len(parts) == 1 else f'{", ".join(parts[:-1])} and {parts[-1]}'
 
 
-def at(group: scenes.Scene) -> str:
+def at(group: scenes.SeenScene) -> str:
   """`at the left and the top`."""
   return f'at {listed([f"the {o.place}" for o in group])}'
 
 
 def named(group: scenes.Scene) -> str:
-  """`a red ring`, `two red rings`, for objects of one shape and colour; `a broken object` for a malformed one."""
-  if not group[0].whole:
-    return prompt_space.noun('broken object', count=len(group))
+  """`a red ring`, `two red rings`, for objects of one shape and colour."""
   return prompt_space.noun(group[0].shape, color=group[0].color, count=len(group))
 
 

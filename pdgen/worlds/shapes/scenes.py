@@ -1,10 +1,11 @@
 """Scene representation of the shapes world: coloured objects on a 3 x 3 grid.
 
 A scene is a tuple of `Object`s in painting order. All randomness of a picture is in its objects: equal scenes are equal
-pictures.
+pictures. A picture may show `Malformed` ones too: what the detector sees in it is a `SeenScene`.
 """
 
 import dataclasses
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -80,10 +81,10 @@ SHAPES = {
 
 @dataclasses.dataclass(frozen=True)
 class Object:
-  """One object. As the detector sees it, it may be malformed: without a shape, or without a single colour."""
+  """One object."""
 
-  shape: str | None  # key of SHAPES; None: malformed, no silhouette fits
-  color: str | None  # key of COLORS; None: malformed, not of one colour
+  shape: str  # key of SHAPES
+  color: str  # key of COLORS
   cell: int  # grid cell, row-major from 0
   dx: int = 0  # column of its silhouette's square in the cell, in pixels
   dy: int = 0  # row of that square
@@ -101,19 +102,38 @@ class Object:
     return x + x0, y + y0, x + x1, y + y1
 
   @property
-  def whole(self) -> bool:
-    """Whether the object is not malformed: it can be painted."""
-    return self.shape is not None and self.color is not None
+  def place(self) -> str:
+    return PLACES[self.cell]
+
+
+@dataclasses.dataclass(frozen=True)
+class Malformed:
+  """An object of a picture, as the detector sees it, that has no shape or several colours."""
+
+  likeness: str | None  # key of SHAPES: the silhouette that fits, of several colours; None: none fits
+  cell: int  # grid cell, row-major from 0
 
   @property
   def place(self) -> str:
     return PLACES[self.cell]
 
 
+Seen = Object | Malformed
 Scene = tuple[Object, ...]
+SeenScene = tuple[Seen, ...]
 
 
-def matched(wanted: Scene, seen: Scene) -> tuple[dict[Object, Object], Scene]:
+def whole(seen: Iterable[Seen]) -> Scene:
+  """The objects that are not malformed."""
+  return tuple(o for o in seen if isinstance(o, Object))
+
+
+def alike(a: Seen, b: Seen) -> bool:
+  """Whether two objects have the same shape and colour; a malformed one has neither."""
+  return isinstance(a, Object) and isinstance(b, Object) and (a.shape, a.color) == (b.shape, b.color)
+
+
+def matched(wanted: Scene, seen: SeenScene) -> tuple[dict[Object, Seen], SeenScene]:
   """Matches seen objects to wanted ones by grid cell, preferring one of equal shape and colour.
 
   Returns: (wanted object to seen object, for those that have one; the other seen objects, ordered by cell).
@@ -122,7 +142,7 @@ def matched(wanted: Scene, seen: Scene) -> tuple[dict[Object, Object], Scene]:
   for item in wanted:
     there = [o for o in left if o.cell == item.cell]
     if there:
-      found[item] = next((o for o in there if (o.shape, o.color) == (item.shape, item.color)), there[0])
+      found[item] = next((o for o in there if alike(o, item)), there[0])
       left.remove(found[item])
   return found, tuple(left)
 

@@ -126,7 +126,7 @@ def plan(beat: stories.Beat, *, rng: np.random.Generator) -> str:
   return language.plan(beat.instruction, beat.after, new=beat.new, rng=rng)
 
 
-def wrong_plan(error: faults.FaultyStep, *, rng: np.random.Generator) -> str:
+def wrong_plan(error: faults.Conflict, *, rng: np.random.Generator) -> str:
   """The plan of a conflict, which contradicts the prompt."""
   return language.plan(error.instruction, error.scene, rng=rng)
 
@@ -163,13 +163,13 @@ def rejected(
     **more: other fields of the step.
   """
   planned, stands_for = beat.after, {}
-  if error.instruction is not None:  # The plan is wrong, and the draft shows just that.
+  if isinstance(error, faults.Conflict):
     planned = error.scene
     stands_for = dict(zip((o for o in planned if o not in beat.before), beat.new, strict=False))
   compared = comparisons.compare(story.metadata, planned, error.scene, stands_for=stands_for)
   inspection = language.wrong(compared, error.reasons, error.corrections, rng=rng)
   corrected = None
-  if error.instruction is not None:
+  if isinstance(error, faults.Conflict):
     corrected = language.plan(' '.join(error.corrections), beat.after, rng=rng)
     plan_text = plan_text or wrong_plan(error, rng=rng)
   return trajectory_lib.Step(
@@ -182,7 +182,7 @@ def rejected(
   )
 
 
-def conflict_at(kind: str, *, split: str, rng: np.random.Generator) -> tuple[stories.Story, int, faults.FaultyStep]:
+def conflict_at(kind: str, *, split: str, rng: np.random.Generator) -> tuple[stories.Story, int, faults.Conflict]:
   """A random story with a conflict of that kind. Returns (story, index of the beat, the conflict).
 
   Args:
@@ -217,9 +217,9 @@ def misalignment_at(
   return None
 
 
-def may_show(scene: scenes.Scene, *, split: str) -> bool:
+def may_show(scene: scenes.SeenScene, *, split: str) -> bool:
   """Whether a picture of that split may show the scene: training pictures may not contain a held-out pair."""
-  return split != 'train' or not prompt_space.holds_held_out(tuple(o for o in scene if o.whole))
+  return split != 'train' or not prompt_space.holds_held_out(scenes.whole(scene))
 
 
 def _conflict(rng: np.random.Generator) -> trajectory_lib.Trajectory:
@@ -231,11 +231,12 @@ def _conflict(rng: np.random.Generator) -> trajectory_lib.Trajectory:
 def _misalignment(rng: np.random.Generator) -> trajectory_lib.Trajectory:
   """A trajectory with one misalignment, and a second one at another step if the story has several."""
   kinds = _any_order(rng)
-  error = None
-  while error is None:
+  while True:
     story = stories.tell(rng, split='train')
     i = int(rng.integers(len(story.beats)))
     error = misalignment_at(kinds[0], story, i, split='train', rng=rng)
+    if error is not None:
+      break
   wrong = {i: (kinds[0], error)}
   others = [j for j in range(len(story.beats)) if j != i]
   if others:
