@@ -35,7 +35,8 @@ def main(arguments: Sequence[str] | None = None):
   flags = parser.parse_args(arguments)
   painter, world = flags_lib.load(parser, flags)
   prompts = [m['prompt'] for m in world.prompts('heldout', per_task=-(-max(flags.batch_sizes) // len(world.TASKS)))]
-  print(f'{jax.devices()[0].device_kind} x {jax.device_count()}, {os.cpu_count()} host cores, {flags.mode} mode')
+  used = 1 if painter.mesh is None else painter.mesh.size
+  print(f'{jax.devices()[0].device_kind} x {used}, {os.cpu_count()} host cores, {flags.mode} mode')
   print(f'{"batch":>5} {"trajectories/s":>15} {"pictures/s":>11} {"seconds":>8}  {_heads()}  compile')
   rows = []
   for size in flags.batch_sizes:
@@ -69,4 +70,5 @@ def _line(row: dict[str, float]) -> str:
 
 
 if __name__ == '__main__':
+  flags_lib.enable_compilation_cache()
   main()

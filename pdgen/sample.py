@@ -77,4 +77,5 @@ def _verdict(trajectory: trajectory_lib.Trajectory, detect: Callable | None) -> 
 
 
 if __name__ == '__main__':
+  flags_lib.enable_compilation_cache()
   main()

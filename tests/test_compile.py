@@ -82,6 +82,15 @@ def test_depth_does_not_change_the_size_of_the_programs(small):
     assert sizes[0] == sizes[1]
 
 
+def test_the_prompts_are_lowered_with_the_dtypes_that_they_are_sampled_with(small):
+  batch = aot.sample_program(small, mesh_lib.make_mesh(small.mesh), 8).arguments['batch']
+  und, gen = batch.prefix.und, batch.prefix.gen
+  assert und.weight.dtype == gen.weight.dtype == jnp.float32
+  assert {x.dtype for x in (*und.tokens, und.token_id, und.picture, *gen.tokens, gen.patch)} == {jnp.dtype('int32')}
+  assert batch.grammar.direct.dtype == batch.grammar.refining.dtype == jnp.bool_
+  assert und.label.shape == (8, aot.PREFIX) and gen.patch.shape == (8, 0)
+
+
 def test_copies_of_a_model_sample_apart(tiny):
   """Each device paints its own trajectories; all that they tell each other is whether a loop goes on."""
   apart = dataclasses.replace(tiny, model=toy.WITH_VAE, mesh=config_lib.MeshConfig(data=8))

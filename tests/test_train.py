@@ -21,6 +21,7 @@ from pdgen.data import feed, records
 from pdgen.training import checkpoints, loop
 from pdgen.training import state as state_lib
 from pdgen.weights import exported, run_checkpoints
+from pdgen.worlds import shapes
 
 
 class Scribbler:
@@ -233,3 +234,21 @@ def test_the_command_line_trains_scores_and_exports(tmp_path):
   # A model of random weights paints nothing right.
   drafts = records.read(tmp_path / 'self_sampled' / '0000001')
   assert len(drafts) == 4 and all(t.provenance and t.provenance.error for t in drafts)
+
+
+def test_trajectories_of_ones_own_are_trained_on_and_resumed_exactly(tiny, tmp_path, monkeypatch):
+  """A record set as the only source; the run that is stopped takes the batches of the one that is not."""
+  own = [shapes.trajectory(shapes.KINDS[i % 3], seed=7, index=i) for i in range(40)]
+  records.write(tmp_path / 'own', own, shard_records=16)
+  source = config_lib.SourceConfig(kind='records', name=str(tmp_path / 'own'))
+  config = dataclasses.replace(
+    tiny,
+    data=dataclasses.replace(tiny.data, sources=(source,)),
+    train=dataclasses.replace(tiny.train, self_sample_steps=()),
+  )
+  want = jax.device_get(train.train(config, tmp_path / 'whole'))
+  with monkeypatch.context() as patch:
+    at_batch(patch, 4, terminate)
+    train.train(config, tmp_path / 'stopped')
+  have = jax.device_get(train.train(config, tmp_path / 'stopped'))
+  jax.tree.map(np.testing.assert_array_equal, have, want)

@@ -81,18 +81,12 @@ def _compiled(phase: Callable[..., Any], *, donate: bool) -> Any:
 
 
 def _over_mesh(state: cycle.State) -> cycle.State:
-  """The state split in one way, whichever phase made it, so that the next phase compiles once.
-
-  Types of Python numbers, which JAX calls weak, become those of the arrays for the same reason.
-  """
+  """The state split in one way, whichever phase made it, so that the next phase compiles once."""
   heads = lambda x: mesh_lib.constrain(x, None, mesh_lib.ROWS, None, 'tensor')
   rows = lambda x: mesh_lib.constrain(x, mesh_lib.ROWS)
-  cache = attention.KVCache(heads(state.cache.k), heads(state.cache.v), jax.tree.map(rows, state.cache.tokens))
-  return jax.tree.map(_strong, jax.tree.map(rows, state.replace(cache=None)).replace(cache=cache))
-
-
-def _strong(x: jax.Array) -> jax.Array:
-  return jax.lax.convert_element_type(x, x.dtype) if x.aval.weak_type else x
+  tokens = jax.tree.map(rows, state.cache.tokens)
+  cache = attention.KVCache(heads(state.cache.k), heads(state.cache.v), tokens)
+  return jax.tree.map(rows, state.replace(cache=None)).replace(cache=cache)
 
 
 # The state is donated where it changes, as the whole program changes its cache in place.
