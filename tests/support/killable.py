@@ -25,9 +25,11 @@ from pdgen.training import checkpoints
 def main(workdir: pathlib.Path, steps: int, cache: str):
   jax.config.update('jax_compilation_cache_dir', cache)  # Every life would compile again otherwise.
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+  jax.config.update('jax_num_cpu_devices', 2)
   tiny = testing.tiny_config()
   settings = dataclasses.replace(tiny.train, steps=steps, checkpoint_every=2, log_every=1, self_samples=4)
-  config = dataclasses.replace(tiny, train=settings, mesh=dataclasses.replace(tiny.mesh, data=2))
+  data = dataclasses.replace(tiny.data, und_tokens=768)  # So many batches have a trajectory of more than 640 tokens.
+  config = dataclasses.replace(tiny, train=settings, data=data, mesh=dataclasses.replace(tiny.mesh, data=2))
   workdir.mkdir(exist_ok=True)
   consumed = (workdir / 'consumed.txt').open('a', buffering=1)
   place = {'step': 0}
