@@ -324,7 +324,7 @@ def test_two_scales_of_guidance_share_a_program():
   assert one == other != none and not none.text_branch
 
 
-def _with_draft(height, width, dtype=np.uint8):
+def _with_draft(height, width, dtype='uint8'):
   return Trajectory(prompt='p', steps=(Step(plan='x', draft=np.zeros((height, width, 3), dtype)),))
 
 
@@ -342,7 +342,7 @@ def _with_draft(height, width, dtype=np.uint8):
     ([WHOLE], {}, "'a ring' has 4 pictures and may not paint another"),
     ([_with_draft(12, 16)], {}, 'no whole patches of 8'),
     ([_with_draft(16, 32)], {}, "The trajectory of 'p' does not fit the model: .* 3 position ids a side"),
-    ([_with_draft(16, 16, np.float32)], {}, r'picture float32\[16, 16, 3\]; pictures are uint8'),
+    ([_with_draft(16, 16, 'float32')], {}, r'picture float32\[16, 16, 3\]; pictures are uint8'),
   ],
 )
 def test_what_cannot_be_sampled_is_refused(script, arguments, options, message):

@@ -80,6 +80,7 @@ def test_a_mesh_samples_what_one_device_does(mesh, alone):
 
 def test_rows_and_weights_are_split():
   painter = _on(MESHES['fsdp=4, tensor=2'])
+  assert painter.mesh is not None
   placed = dict(trees.flatten_with_paths(partition.shardings(PAINTER.params, painter.mesh)))
   for name, leaf in trees.flatten_with_paths(painter.params):
     assert leaf.sharding == placed[name], name
@@ -135,7 +136,7 @@ def _load(*arguments):
 def test_options_of_the_mesh(checkpoint):
   assert _load(f'--checkpoint={checkpoint}').mesh is None
   painter = _load(f'--checkpoint={checkpoint}', '--mesh.tensor=4')
-  assert dict(painter.mesh.shape) == dict(data=1, fsdp=2, tensor=4, sequence=1)
+  assert painter.mesh is not None and dict(painter.mesh.shape) == dict(data=1, fsdp=2, tensor=4, sequence=1)
   want = pdgen.load(checkpoint).sample('a photo of a red ring', seed=1).trajectories
   _assert_same(painter.sample('a photo of a red ring', seed=1).trajectories, want)
 

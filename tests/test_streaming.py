@@ -1,6 +1,7 @@
 """Streaming gives the texts and pictures of the one compiled call, event by event, and compiles once for a shape."""
 
 import dataclasses
+import itertools
 
 import jax
 import numpy as np
@@ -91,33 +92,21 @@ def test_a_shape_compiles_once(told, prompts):
   assert not compiled
 
 
-def test_one_prompt_among_idle_rows_and_closed_early():
-  [want] = PAINTER.sample('ab', seed=3, batch_size=3).trajectories
-  stream = PAINTER.stream('ab', seed=3, batch_size=3)
-  first = next(stream)
-  assert isinstance(first, streaming.Token) and want.steps[0].plan.startswith(first.text)
-  stream.close()
-  with pytest.raises(StopIteration):
-    next(stream)
-  never_begun = PAINTER.stream('ab', seed=3, batch_size=3)
-  never_begun.close()
-  with compilations.counted() as compiled:
-    *events, end = PAINTER.stream('ab', seed=3, batch_size=3)
-  assert compiled == dict(picture_phase=1)  # It was not reached before.
-  _equal([end.trajectory], [want])
-  assert {e.row for e in events} == {0}
+def test_a_stream_may_be_closed_at_any_time(prompts, told):
+  for count in (0, 1, 40):
+    stream = PAINTER.stream(prompts, seed=SEEDS)
+    first = list(itertools.islice(stream, count))
+    stream.close()
+    with pytest.raises(StopIteration):
+      next(stream)
+    assert [type(e) for e in first] == [type(e) for e in told[0][:count]]
 
 
-def test_two_streams_in_turn_do_not_disturb_each_other():
-  alone = [[*PAINTER.stream('ab', seed=s)][-1].trajectory for s in (3, 4)]
-  streams = [PAINTER.stream('ab', seed=s) for s in (3, 4)]
-  ends = [None, None]
-  while None in ends:
-    for i, stream in enumerate(streams):
-      event = next(stream, None)
-      if isinstance(event, streaming.End):
-        ends[i] = event.trajectory
-  _equal(ends, alone)
+def test_streams_in_turn_do_not_disturb_each_other(prompts, whole):
+  other = PAINTER.stream(['zz', *prompts[1:]], seed=8)
+  events = [event for event, _ in itertools.zip_longest(PAINTER.stream(prompts, seed=SEEDS), other)]
+  ends = {e.row: e.trajectory for e in events if isinstance(e, streaming.End)}
+  _equal([ends[row] for row in range(3)], whole)
 
 
 @pytest.mark.parametrize(
@@ -165,11 +154,10 @@ def test_the_shipped_model_streams_what_it_samples():
   _equal([ends[0], ends[1]], want)
 
 
-def test_a_state_outlives_what_was_told_of_it():
+def test_what_was_told_of_a_state_outlives_it(prompts):
   """Arrays given to the host are no part of the state that the next phase takes over."""
   runner = PAINTER.phases(SAMPLING)
-  made = requests.make(['ab', 'c', 'd'], sampling=SAMPLING, seed=3)
-  batch = PAINTER.sample_batch(made)
+  batch = PAINTER.sample_batch(requests.make(prompts, sampling=SAMPLING, seed=SEEDS))
   state = runner.prefill(batch)
   seen = phases.progress(state)
   before = jax.tree.map(np.array, seen)

@@ -1,8 +1,10 @@
 """The Python API: load a checkpoint, sample prompts in one compiled call or as a stream of events.
 
-painter = pdgen.load('shapes')
-result = painter.sample(['a photo of a red ring and a blue square'], seed=1)
-result.trajectories[0].final
+    painter = pdgen.load('shapes')
+    result = painter.sample(['a photo of a red ring and a blue square'], seed=1)
+    result.trajectories[0].final
+
+On several devices: `pdgen.load('shapes', mesh=mesh.make_mesh(config.MeshConfig(tensor=4)))`.
 """
 
 import dataclasses
@@ -10,11 +12,12 @@ import functools
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -85,7 +88,7 @@ class Painter:
     prompts: Prompt | Sequence[Prompt],
     *,
     mode: str | None = None,
-    seed: int | Sequence[int] = 0,
+    seed: int | np.integer | Sequence[int] = 0,
     sampling: config_lib.SamplingConfig | None = None,
     batch_size: int | None = None,
     pictures: int | None = None,
@@ -131,11 +134,11 @@ class Painter:
     prompts: Prompt | Sequence[Prompt],
     *,
     mode: str | None = None,
-    seed: int | Sequence[int] = 0,
+    seed: int | np.integer | Sequence[int] = 0,
     sampling: config_lib.SamplingConfig | None = None,
     batch_size: int | None = None,
     pictures: int | None = None,
-  ) -> Iterator[streaming.Event]:
+  ) -> Generator[streaming.Event, None, None]:
     """Paints all prompts as one batch and tells what happens as it happens (`inference.streaming`).
 
     Texts and pictures are those of `sample` with the same arguments. It may be closed at any time.

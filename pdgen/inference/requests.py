@@ -48,7 +48,7 @@ def make(
   *,
   sampling: config_lib.SamplingConfig,
   mode: str | None = None,
-  seed: int | Sequence[int] = 0,
+  seed: int | np.integer | Sequence[int] = 0,
   pictures: int | None = None,
 ) -> list[Request]:
   """A request for each prompt. Arguments as of `painter.Painter.sample`, whose errors these are.

@@ -8,7 +8,7 @@ The host drives the phases that the compiled call consists of (`inference.phases
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -76,7 +76,7 @@ def events(
   batch: cycle.SampleBatch,
   requests: Sequence[requests_lib.Request],
   tokenizer: base.Tokenizer,
-) -> Iterator[Event]:
+) -> Generator[Event, None, None]:
   """Samples a batch to its end, row by row within a phase.
 
   Nothing is left behind when the iterator is closed or dropped early: the state belongs to it alone.

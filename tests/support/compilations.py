@@ -13,8 +13,8 @@ def counted():
   """Counts, by name, the phases of the sampler that are compiled inside the block."""
   counts = collections.Counter()
 
-  def listen(event, seconds, fun_name='', **_):
-    name = fun_name.removeprefix('jit(').removesuffix(')')
+  def listen(event: str, duration_secs: float, **details: str | int):
+    name = str(details.get('fun_name', '')).removeprefix('jit(').removesuffix(')')
     if event == '/jax/core/compile/backend_compile_duration' and name in _PHASES:
       counts[name] += 1
 
