@@ -10,11 +10,11 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 SPREAD = '-n auto --maxprocesses=4 --dist=loadfile'
 
-# Is new enough; `-m venv` puts itself there as .venv/bin/python; everything else it is asked for goes to a log.
+# Is new enough; `-m venv` puts itself there as .venv/bin/python; its name and arguments go to a log.
 STUB = """#!/usr/bin/env bash
-echo "$*" >> "$LOG"
+echo "${0##*/} $*" >> "$LOG"
 case "$*" in
-  "-m venv .venv") mkdir -p .venv/bin && cp "$0" .venv/bin/python && cp "$0" .venv/bin/ruff ;;
+  "-m venv .venv") mkdir -p .venv/bin && for name in python ruff basedpyright; do cp "$0" ".venv/bin/$name"; done ;;
   *"pip install"*) exit "${PIP_FAILS:-0}" ;;
   --version) echo 'Python 3.11.7' ;;
 esac
@@ -56,10 +56,10 @@ def test_quickstart_installs_once_and_paints(clone):
 
 
 @pytest.mark.parametrize('script', ['launch/test.sh', '.ci/run'])
-def test_the_checks_install_the_test_extra_and_run_all_three(clone, script):
+def test_the_checks_install_the_test_extra_and_run_all_four(clone, script):
   code, output, log = clone(script)
   assert code == 0, output
-  wanted = ['--editable .[test]', 'check .', 'format --check .', f'-m pytest {SPREAD}']
+  wanted = ['--editable .[test]', 'ruff check .', 'ruff format --check .', 'basedpyright ', f'-m pytest {SPREAD}']
   places = [log.index(f'{w}\n') for w in wanted]
   assert places == sorted(places)
 
