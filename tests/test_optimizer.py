@@ -42,8 +42,10 @@ def test_only_kernels_decay(tiny):
 
 def test_directions_equal_optax_adamw():
   cfg = config_lib.TrainConfig(weight_decay=0.1, clip_norm=1.0, b1=0.9, b2=0.98)
-  reference = optax.chain(
-    optax.clip_by_global_norm(1.0), optax.adamw(0.01, b1=0.9, b2=0.98, weight_decay=0.1, mask=optimizer.decayed)
+  reference = optimizer._promoting(
+    optax.chain(
+      optax.clip_by_global_norm(1.0), optax.adamw(0.01, b1=0.9, b2=0.98, weight_decay=0.1, mask=optimizer.decayed)
+    )
   )
   mine = theirs = {'kernel': jnp.arange(6.0).reshape(2, 3), 'bias': jnp.ones(3)}
   tx = optimizer.gradient_transform(cfg)

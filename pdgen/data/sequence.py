@@ -206,23 +206,26 @@ def _text_item(
     return items_lib.Text(ids=tuple(ids), end_label=end, end_weight=0.0)
   weights = [sequence.inspection_weight if is_inspection else sequence.plan_weight] * (len(ids) + 1)
   if is_inspection:
-    for i in _places(ids, tokenizer, sequence.decisive):
+    pieces = [tokenizer.decode([i]) for i in ids]
+    for i in _places(pieces, sequence.decisive):
       weights[i] = sequence.verdict_weight
-    for i in _places(ids, tokenizer, sequence.faults):
+    for i in _places(pieces, sequence.faults):
       weights[i] *= sequence.fault_weight
   return items_lib.Text(ids=tuple(ids), weights=tuple(weights), end_label=end)
 
 
-def _places(ids: list[int], tokenizer: base.Tokenizer, patterns: tuple[str, ...]) -> list[int]:
+def _places(pieces: list[str], patterns: tuple[str, ...]) -> list[int]:
   """Places of the tokens that hold a part of what the patterns match, ` wrong` of `This step is wrong. The ring ..`.
 
   Not of the sentence around them: how it begins is chosen at random, and weight on a choice is weight on noise.
+
+  pieces: text of each token.
   """
-  pieces = [tokenizer.decode([i]) for i in ids]
-  ends = np.cumsum([len(piece) for piece in pieces], dtype=int)
-  matches = [m.span() for pattern in patterns for m in re.finditer(pattern, ''.join(pieces))]
-  return [
-    i
-    for i, (end, piece) in enumerate(zip(ends, pieces, strict=True))
-    if any(first < end and end - len(piece) < last for first, last in matches)
-  ]
+  text, ends = ''.join(pieces), np.cumsum([len(piece) for piece in pieces], dtype=int)
+  starts = ends - [len(piece) for piece in pieces]
+  found = np.zeros(len(pieces), bool)
+  for pattern in patterns:
+    for match in re.finditer(pattern, text):
+      first, last = np.searchsorted(ends, match.start(), 'right'), np.searchsorted(starts, match.end(), 'left')
+      found[first:last] = True
+  return np.flatnonzero(found).tolist()
