@@ -1,6 +1,6 @@
-"""From (seed, index) to packed batches: world -> sequence -> packing -> batch -> prefetch, all of it resumable.
+"""Input pipeline: source -> sequence -> packing -> batch -> prefetch; resumable exactly.
 
-    python -m pdgen.data.pipeline --config=configs/shapes.py
+    python -m pdgen.inspect_data --config=configs/shapes.py
 
 prints what a trajectory takes, how full the rows are and how fast they are made.
 
