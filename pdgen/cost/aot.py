@@ -259,7 +259,7 @@ def _bytes_of_compiled(compiled: jax.stages.Compiled) -> dict[str, int]:
   """Bytes of a device that the compiled program tells: its temporaries, and all that it holds at a time."""
   memory = compiled.memory_analysis()
   if memory is None:
-    raise NotImplementedError('The compiler for this target does not tell how much memory the program takes.')
+    raise RuntimeError('The compiler for this target does not tell how much memory the program takes.')
   held = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
   return {'activations': memory.temp_size_in_bytes, 'peak': held - memory.alias_size_in_bytes}
 
