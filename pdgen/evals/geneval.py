@@ -170,7 +170,7 @@ def score(
     raise ValueError(f'{len(prompts)} prompts but {len(pictures)} pictures; give one picture a prompt.')
   names = [_name(i, 0) for i in range(len(prompts))]
   for i, picture in enumerate(pictures):
-    _check_picture(picture, i)
+    judges_base.check_picture(picture, whose=f' of prompt {i}')
   return _report([_result(*args, detector) for args in zip(names, prompts, pictures, strict=True)])
 
 
@@ -227,18 +227,12 @@ def write_prompt(
   Raises: ValueError for pictures of another type, of which nothing is written.
   """
   for picture in pictures:
-    _check_picture(picture, number)
+    judges_base.check_picture(picture, whose=f' of prompt {number}')
   base.write_atomically(pathlib.Path(out, f'{number:05}', 'metadata.jsonl'), json.dumps(dict(metadata)) + '\n')
   for k, picture in enumerate(pictures):
     file = io.BytesIO()
     Image.fromarray(picture).save(file, format='png')
     base.write_atomically(pathlib.Path(out, _name(number, k)), file.getvalue())
-
-
-def _check_picture(picture: np.ndarray, number: int):
-  """Raises ValueError, naming the prompt, for what is no uint8[H, W, 3]: floats in 0..1 would be scored as black."""
-  if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3 or not picture.size:
-    raise ValueError(f'The picture of prompt {number} is {picture.dtype}{list(picture.shape)}, not uint8[H, W, 3].')
 
 
 def read_folder(out: str | pathlib.Path) -> tuple[list[dict[str, Any]], list[np.ndarray], list[str]]:
