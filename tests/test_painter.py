@@ -469,6 +469,16 @@ def test_the_cache_of_a_request_is_reckoned_as_it_is_made(monkeypatch):
         painter._check_memory(sampling, prefix=shape.row_budget, size=3)
 
 
+def test_a_container_may_have_less_than_the_machine(monkeypatch, tmp_path):
+  whole, group = memory.limit(PAINTER.params), tmp_path / 'memory.max'
+  assert whole is not None and whole > 2**28
+  monkeypatch.setattr(memory, '_LIMITS', (tmp_path / 'none', group))
+  for text, want in (('3000000\n', 2_000_000), ('max\n', None)):  # `max`: no limit.
+    group.write_text(text)
+    found = memory.limit(PAINTER.params)
+    assert found == want or want is None and found is not None and found >= whole
+
+
 def test_pictures_bound_what_is_added(script):
   run = script(*[PAINT] * 2)
   PAINTER.sample([_cut(steps=1), 'p'], pictures=3)

@@ -76,7 +76,7 @@ def check(needed: dict[str, int], *, weights: int, rows: int, prefix: packed.Row
   )
   raise ValueError(
     f'{rows} trajectories at once, of a prompt of {tokens:,} tokens and {max_tokens:,} more, need {_gib(total)} '
-    f'GiB ({parts}); the device has {_gib(limit)}. Lower the batch size or sampling.max_tokens, or '
+    f'GiB ({parts}); the device has {_gib(limit)} for it. Lower the batch size or sampling.max_tokens, or '
     'shorten the prompt.'
   )
 
@@ -94,7 +94,11 @@ def of_weights(params: Any) -> int:
 
 
 def limit(params: Any) -> int | None:
-  """Bytes that the device of the parameters has; None where that is not known. A CPU has the machine's memory."""
+  """Bytes that the device of the parameters has for a batch; None where that is not known.
+
+  A CPU has two thirds of the machine's memory, or of its container's: there XLA holds half of the cache twice
+  (`memory_analysis` of `cycle.run`: 1.5 times the cache, with and without guidance by pictures).
+  """
   leaves = [leaf for leaf in jax.tree.leaves(params) if isinstance(leaf, jax.Array)]
   device = min(leaves[0].devices(), key=lambda d: d.id) if leaves else jax.devices()[0]
   if device.platform != 'cpu':
@@ -105,7 +109,7 @@ def limit(params: Any) -> int | None:
     found.append(os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE'))
   except (AttributeError, ValueError, OSError):  # Windows has no sysconf.
     pass
-  return min(found, default=None)
+  return min(found) * 2 // 3 if found else None
 
 
 def _gib(size: int) -> str:
