@@ -9,7 +9,6 @@ import argparse
 import itertools
 import json
 import os
-import pathlib
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -21,18 +20,24 @@ from pdgen.inference import timing
 
 def main(arguments: Sequence[str] | None = None):
   """The command line."""
-  parser = argparse.ArgumentParser(
-    prog='python -m pdgen.benchmark',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
+  parser = flags_lib.Parser(prog='python -m pdgen.benchmark', description=__doc__)
+  parser.add_argument(
+    '--batch_sizes', type=_sizes, default=[1, 8, 64], help='trajectories painted together, a row each'
   )
-  parser.add_argument('--batch_sizes', type=lambda text: [int(n) for n in text.split(',')], default=[1, 8, 64])
   parser.add_argument('--mode', choices=trajectory_lib.MODES, default='process', help='direct: one picture, no words')
-  parser.add_argument('--repeats', type=int, default=3, help='timed calls, of which the fastest counts')
-  parser.add_argument('--out', help='file for the figures, JSON')
+  parser.add_argument(
+    '--repeats', type=flags_lib.whole(1, 1000), default=3, help='timed calls, of which the fastest counts'
+  )
+  parser.add_argument('--out', type=flags_lib.path, help='file for the figures, JSON')
   flags_lib.add_arguments(parser)
   flags = parser.parse_args(arguments)
+  with flags_lib.one_line_errors(parser.prog, debug=flags.debug) as kept:
+    _measure(parser, flags, kept)
+
+
+def _measure(parser: flags_lib.Parser, flags: argparse.Namespace, kept: flags_lib.Kept):
+  """Times every batch size. The file is made and tried first, and holds every row as soon as it is measured."""
+  out = flags_lib.writable_file(flags.out) if flags.out else None
   painter, world = flags_lib.load(parser, flags)
   prompts = [m['prompt'] for m in world.prompts('heldout', per_task=-(-max(flags.batch_sizes) // len(world.TASKS)))]
   used = 1 if painter.mesh is None else painter.mesh.size
@@ -45,8 +50,13 @@ def main(arguments: Sequence[str] | None = None):
     row = timing.measure(painter, mixed, mode=flags.mode, repeats=flags.repeats)
     rows.append({'batch_size': size, **row})
     print(_line(rows[-1]), flush=True)
-  if flags.out:
-    pathlib.Path(flags.out).write_text(json.dumps(rows, indent=2) + '\n')
+    if out:
+      out.write_text(json.dumps(rows, indent=2) + '\n')
+      kept.words = f'{len(rows)} of {len(flags.batch_sizes)} rows are in {out}.'
+
+
+def _sizes(text: str) -> list[int]:
+  return [flags_lib.whole(1, flags_lib.MANY)(n) for n in text.split(',')]
 
 
 def _in_turn(prompts: Sequence[str], tasks: int) -> Iterator[str]:

@@ -12,15 +12,15 @@ program does not fit.
 
 import json
 import os
-import pathlib
 import sys
 
 os.environ['TPU_SKIP_MDS_QUERY'] = '1'  # There is no TPU near whose metadata JAX could ask for when it is imported.
 os.environ['ALLOW_MULTIPLE_LIBTPU_LOAD'] = 'true'  # No device is taken, so that several may compile at a time.
 
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
+from pdgen import flags as flags_lib
 from pdgen.core import config as config_lib
 from pdgen.cost import accelerators, aot
 
@@ -31,26 +31,26 @@ def main():
   targets = 'h100:8, h100:64, v5p:4x4x4, v6e:16x16, cpu:8 and the like.'
   target_flag = flags.DEFINE_string('target', None, targets, required=True)
   program_flag = flags.DEFINE_enum('program', 'train', ['train', 'sample'], 'Which of the two programs.')
-  batch_flag = flags.DEFINE_integer('batch_size', 0, 'Trajectories sampled at once; 0: four for each row of devices.')
+  batch_flag = flags.DEFINE_integer(
+    'batch_size', 0, 'Trajectories sampled at once; 0: four for each row of devices.', 0
+  )
   json_flag = flags.DEFINE_string('json', None, 'File to write; default: out/compile/<config>-<target>-<program>.json.')
   flags.mark_flag_as_required('config')
 
-  def run(_):
+  def run(_: flags_lib.Kept):
     config = config_lib.from_config_dict(config_flag.value)
-    try:
-      target = accelerators.parse(target_flag.value)
-      aot.configure(target)
-      found = aot.report(config, target, program=program_flag.value, batch_size=batch_flag.value)
-    except (ModuleNotFoundError, ValueError) as error:
-      sys.exit(str(error))
-    print(aot.text(found))
+    target = accelerators.parse(target_flag.value)
+    if json_flag.value == '':
+      raise ValueError('--json: the name is empty.')
     name = f'{config.name}-{target.name.replace(":", "-")}-{program_flag.value}.json'
-    file = pathlib.Path(json_flag.value or f'out/compile/{name}')
-    file.parent.mkdir(parents=True, exist_ok=True)
+    file = flags_lib.writable_file(json_flag.value or f'out/compile/{name}')
+    aot.configure(target)
+    found = aot.report(config, target, program=program_flag.value, batch_size=batch_flag.value)
+    print(aot.text(found))
     file.write_text(json.dumps(found, indent=2) + '\n')
     sys.exit(0 if found['fits'] else 1)
 
-  app.run(run)
+  flags_lib.run_absl('python -m pdgen.compile', run)
 
 
 if __name__ == '__main__':

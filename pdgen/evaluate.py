@@ -12,7 +12,6 @@ A command that is stopped goes on when it is given again with the same --out.
 
 import argparse
 import json
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,22 +26,17 @@ def main(arguments: Sequence[str] | None = None):
   """The command line."""
   parser = _parser()
   flags = parser.parse_args(arguments)
-  painter, world = flags_lib.load(parser, flags)
-  if world is None:
-    parser.error(f'{flags.checkpoint} has no world that could ask and judge.')
-  out = pathlib.Path(flags.out) if flags.out else None
-  try:
+  with flags_lib.one_line_errors(parser.prog, debug=flags.debug) as kept:
+    out = flags_lib.writable_folder(flags.out) if flags.out else None
+    painter, world = flags_lib.load(parser, flags)
     evaluator: base.Evaluator = flags.evaluator(world, flags)
-  except ValueError as error:
-    parser.error(str(error))
-  try:
+    if out is not None:
+      kept.words = f'What is done is in {out}: the same command goes on from there.'
     scores = evaluator.run(painter, out)
-  except base.AnotherRunError as error:
-    parser.error(str(error))
-  print(scores.table())
-  if out is not None:
-    base.write_atomically(out / 'scores.json', json.dumps(scores.to_json(), indent=2) + '\n')
-    print(f'Figures, and the rows that they come from: {out / "scores.json"}')
+    print(scores.table())
+    if out is not None:
+      base.write_atomically(out / 'scores.json', json.dumps(scores.to_json(), indent=2) + '\n')
+      print(f'Figures, and the rows that they come from: {out / "scores.json"}')
 
 
 def geneval_of(world: Any, flags: argparse.Namespace) -> base.Evaluator:
@@ -74,27 +68,25 @@ def inspection_of(world: Any, flags: argparse.Namespace) -> base.Evaluator:
   )
 
 
-def _parser() -> argparse.ArgumentParser:
-  raw = argparse.RawDescriptionHelpFormatter
-  parser = argparse.ArgumentParser(
-    prog='python -m pdgen.evaluate', description=__doc__, formatter_class=raw, allow_abbrev=False
-  )
+def _parser() -> flags_lib.Parser:
+  parser = flags_lib.Parser(prog='python -m pdgen.evaluate', description=__doc__)
+  count = flags_lib.whole(1, flags_lib.MANY)
   commands = parser.add_subparsers(required=True, metavar='geneval | inspection')
 
-  one = commands.add_parser('geneval', help='do the pictures hold what the prompts ask for', allow_abbrev=False)
+  one = commands.add_parser('geneval', help='do the pictures hold what the prompts ask for')
   one.set_defaults(evaluator=geneval_of)
-  one.add_argument('--per_task', type=int, default=100, help='held-out prompts a task')
+  one.add_argument('--per_task', type=count, default=100, help='held-out prompts a task')
   one.add_argument('--mode', choices=trajectory_lib.MODES, default='process', help='direct: one picture, no words')
 
-  two = commands.add_parser('inspection', help='are errors noticed and fixed', allow_abbrev=False)
+  two = commands.add_parser('inspection', help='are errors noticed and fixed')
   two.set_defaults(evaluator=inspection_of)
-  two.add_argument('--per_kind', type=int, default=100, help='drafts of each kind of error, and right ones')
-  two.add_argument('--drafts', type=int, default=500, help='drafts that the model paints itself')
+  two.add_argument('--per_kind', type=count, default=100, help='drafts of each kind of error, and right ones')
+  two.add_argument('--drafts', type=count, default=500, help='drafts that the model paints itself')
 
   for command in (one, two):
-    command.add_argument('--seed', type=int, default=0, help='of prompts and noise')
-    command.add_argument('--batch_size', type=int, default=64, help='trajectories painted together')
-    command.add_argument('--out', help='folder to write into, and to go on from')
+    command.add_argument('--seed', type=flags_lib.whole(0, 2**32 - 1), default=0, help='of prompts and noise')
+    command.add_argument('--batch_size', type=count, default=64, help='trajectories painted together')
+    command.add_argument('--out', type=flags_lib.path, help='folder to write into, and to go on from')
     flags_lib.add_arguments(command)
   return parser
 

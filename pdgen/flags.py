@@ -1,32 +1,166 @@
-"""Options of the commands that sample a checkpoint: `--checkpoint`, `--sampling.text_guidance=3`, `--mesh.tensor=4`.
+"""What commands share: options of sampling (`--checkpoint`, `--sampling.flow_steps=3`), bounds, errors of one line.
+
+What a user gets wrong ends a command with status 2 and one line; PDGEN_DEBUG=1 or `--debug` shows the traceback.
 
 Only what the command line gives is laid over the checkpoint's own sampling config. With an option of the mesh the model
 is sampled on all devices that the mesh takes, without one on a single device.
 """
 
 import argparse
+import contextlib
 import dataclasses
+import functools
 import os
+import pathlib
+import sys
 import tempfile
 import typing
 import warnings
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn
 
+import absl.flags
 import jax
+from absl import app
 from jax.sharding import Mesh
 
 from pdgen import worlds
 from pdgen.core import config as config_lib
 from pdgen.core import mesh as mesh_lib
 from pdgen.inference import painter as painter_lib
+from pdgen.viewing import transcript
 from pdgen.worlds import base
 
+MANY = 100_000  # Prompts, drafts and trajectories of a batch: more is a slip of the finger.
 _SAMPLING, _MESH = 'sampling.', 'mesh.'
+
+
+class Parser(argparse.ArgumentParser):
+  """A parser whose errors are one line, with status 2; its help is its description as it is written."""
+
+  def __init__(self, **settings: Any):
+    raw = argparse.RawDescriptionHelpFormatter
+    super().__init__(**{'formatter_class': raw, 'allow_abbrev': False, **settings})
+
+  def error(self, message: str) -> NoReturn:
+    _exit(self.prog, f'{message} (--help lists the options)')
+
+
+@dataclasses.dataclass
+class Kept:
+  """What a command has written so far, in words, for one that is stopped."""
+
+  words: str = 'Nothing is kept.'
+
+
+@contextlib.contextmanager
+def one_line_errors(prog: str, *, debug: bool = False) -> Iterator[Kept]:
+  """Ends the command with a line where the user has got something wrong (status 2) or presses Ctrl-C (130).
+
+  Args:
+    prog: name of the command.
+    debug: the traceback is shown; so it is with PDGEN_DEBUG=1.
+
+  Returns: what the line says after Ctrl-C, to be set as files are written.
+  """
+  kept, as_before = Kept(), warnings.formatwarning
+  warnings.formatwarning = lambda message, category, *_, **__: f'{category.__name__}: {_one_line(message)}\n'
+  try:
+    yield kept
+  except KeyboardInterrupt:
+    if _debug(debug):
+      raise
+    print(f'{prog}: stopped. {kept.words}', file=sys.stderr)
+    sys.exit(130)
+  except (ValueError, OSError, ImportError, KeyError, MemoryError, jax.errors.JaxRuntimeError) as error:
+    if _debug(debug) or not (words := _users(error)):
+      raise
+    _exit(prog, words)
+  finally:
+    warnings.formatwarning = as_before
+
+
+def run_absl(prog: str, main: Callable[[Kept], Any]):
+  """`absl.app.run` with errors of one line. Help, and what the flags are, are absl's.
+
+  Args:
+    prog: name of the command.
+    main: what it does once the flags are parsed.
+  """
+
+  def parse(argv: Sequence[str]) -> list[str]:
+    try:
+      rest = absl.flags.FLAGS(argv)
+    except Exception as error:  # A config file may raise anything.
+      if _debug(False):
+        raise
+      kind = '' if isinstance(error, (absl.flags.Error, OSError)) else f'{type(error).__name__}: '
+      _exit(prog, f'{kind}{error}')
+    if rest[1:]:
+      _exit(prog, f'unexpected argument {rest[1]!r} (--help lists the options)')
+    return rest
+
+  def run(_: Sequence[str]):
+    with one_line_errors(prog) as kept:
+      main(kept)
+
+  app.run(run, flags_parser=parse)
+
+
+def whole(low: int, high: int) -> Callable[[str], int]:
+  """The type of an option that is a whole number from `low` to `high`, for argparse."""
+
+  def read(text: str) -> int:
+    try:
+      value = int(text)
+    except ValueError:
+      raise argparse.ArgumentTypeError(f'{text[:40]!r} is no whole number') from None
+    if not low <= value <= high:
+      raise argparse.ArgumentTypeError(f'{text[:40]} is out of range: from {low} to {high}')
+    return value
+
+  return read
+
+
+def path(text: str) -> str:
+  """The type of an option that names a file or a folder, for argparse."""
+  if not text.strip():
+    raise argparse.ArgumentTypeError('the name is empty')
+  return text
+
+
+def writable_folder(name: str | os.PathLike) -> pathlib.Path:
+  """Makes the folder and tries to write into it, before anything is painted.
+
+  Raises: ValueError where that cannot be.
+  """
+  folder = pathlib.Path(name)
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+      file.write(b'tried')
+      file.flush()
+  except OSError as error:
+    raise ValueError(f'{folder} cannot be written ({error.strerror or error}). Name another.') from error
+  return folder
+
+
+def writable_file(name: str | os.PathLike) -> pathlib.Path:
+  """Makes and tries the folder of a file to be written. Raises: ValueError where that cannot be."""
+  file = pathlib.Path(name)
+  if file.is_dir() or (file.exists() and not os.access(file, os.W_OK)):
+    raise ValueError(f'{file} {"is a folder" if file.is_dir() else "cannot be written"}. Name another file.')
+  if not file.exists():
+    writable_folder(file.parent)
+  return file
 
 
 def add_arguments(parser: argparse.ArgumentParser):
   """Adds `--checkpoint` and one option a field of SamplingConfig and of MeshConfig."""
-  parser.add_argument('--checkpoint', default='shapes', help='a shipped model, an exported folder or a workdir')
+  parser.add_argument(
+    '--checkpoint', type=path, default='shapes', help='a shipped model, an exported folder or a workdir'
+  )
+  parser.add_argument('--debug', action='store_true', help='show tracebacks')
   group = parser.add_argument_group("sampling, if not as the checkpoint's config says (SamplingConfig)")
   _add_fields(group, config_lib.SamplingConfig, _SAMPLING)
   group = parser.add_argument_group('devices to sample on, if not a single one (MeshConfig)')
@@ -55,6 +189,8 @@ def make_mesh(flags: argparse.Namespace) -> Mesh | None:
     return None
   cfg = config_lib.MeshConfig(**given)
   if 'cpu_devices' in given:
+    if not 1 <= cfg.cpu_devices <= 1024:
+      raise ValueError(f'--mesh.cpu_devices={cfg.cpu_devices} is out of range: from 1 to 1024.')
     try:
       jax.config.update('jax_num_cpu_devices', cfg.cpu_devices)
     except RuntimeError as error:
@@ -84,6 +220,8 @@ def load(
     if needs_world and world is not None:
       worlds.require(world, base.JudgedWorld)
   except (FileNotFoundError, ValueError) as error:
+    if _debug(flags.debug):
+      raise
     parser.error(str(error))
   painter = dataclasses.replace(painter, config=dataclasses.replace(painter.config, sampling=sampling))
   if needs_world and world is None:
@@ -110,8 +248,15 @@ def _reader(hint: Any):
     return _read_bool
   if typing.get_origin(hint) is tuple:
     kind = typing.get_args(hint)[0]
-    return lambda text: tuple(kind(part) for part in text.strip('()').split(',') if part.strip())
+    return functools.partial(_read_numbers, kind=kind)
   return hint
+
+
+def _read_numbers(text: str, *, kind: type) -> tuple[Any, ...]:
+  try:
+    return tuple(kind(part) for part in text.strip('()').split(',') if part.strip())
+  except ValueError:
+    raise argparse.ArgumentTypeError(f'{text[:40]!r} are no numbers, as in 0.5,1') from None
 
 
 def _read_bool(text: str) -> bool:
@@ -146,3 +291,28 @@ def enable_compilation_cache() -> str | None:
   if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
   return folder or None
+
+
+def _debug(wanted: bool) -> bool:
+  return wanted or os.environ.get('PDGEN_DEBUG', '') not in ('', '0')
+
+
+def _users(error: BaseException) -> str:
+  """What an error that a user can cause says to them; empty for others, whose traceback is for us."""
+  if isinstance(error, jax.errors.JaxRuntimeError):  # Of XLA.
+    out_of_memory = 'RESOURCE_EXHAUSTED' in str(error)
+    return 'The device is out of memory: lower the batch size or sampling.max_tokens.' if out_of_memory else ''
+  if isinstance(error, MemoryError):
+    return f'The memory does not suffice: {error}'
+  if isinstance(error, KeyError):  # A sentence is for users (an unknown key of a config), a bare key a slip of ours.
+    return str(error.args[0]) if error.args and ' ' in str(error.args[0]) else ''
+  return str(error) or type(error).__name__
+
+
+def _exit(prog: str, words: Any) -> NoReturn:
+  print(f'{prog}: {_one_line(words)}', file=sys.stderr)
+  sys.exit(2)
+
+
+def _one_line(words: Any) -> str:
+  return transcript.printable(' '.join(str(words).split()))

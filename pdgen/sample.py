@@ -2,19 +2,19 @@
 
     python -m pdgen.sample --checkpoint=shapes --prompt='a photo of a red ring and a blue square' --out=out/sample
 
-prints what was planned, seen and refined, and writes a page to look at, the pictures and the texts. In Python
-`pdgen.load('shapes').sample(prompts)` does the same without files.
+prints what was planned, seen and refined, and writes a page to look at, the pictures and the texts, batch by batch. In
+Python `pdgen.load('shapes').sample(prompts)` does the same without files.
 """
 
-import argparse
 import pathlib
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from pdgen import flags as flags_lib
 from pdgen.core import trajectory as trajectory_lib
 from pdgen.evals import geneval
+from pdgen.inference import results
 from pdgen.viewing import gallery, report
 
 
@@ -24,33 +24,55 @@ def main(arguments: Sequence[str] | None = None):
   flags = parser.parse_args(arguments)
   if not flags.prompt and not flags.heldout:
     parser.error('nothing to paint: give --prompt=... (as often as you like) or --heldout=1')
-  painter, world = flags_lib.load(parser, flags, needs_world=bool(flags.heldout))
-  detect = world.detect if world else None
-  wanted = [_row(prompt, world) for prompt in flags.prompt]
-  wanted += world.prompts('heldout', per_task=flags.heldout) if world and flags.heldout else []
-  asked = [_asked(row) for row in wanted]
-  result = painter.sample(asked, mode=flags.mode, seed=flags.seed, batch_size=flags.batch_size)
-  verdicts = [_verdict(t, detect) for t in result.trajectories]
-  print(report.summary(result.trajectories, verdicts, timings=result.timings, detect=detect))
-  if flags.out:
-    title = f'Painted by {pathlib.Path(flags.checkpoint).name}'
-    page = report.write_folder(pathlib.Path(flags.out), result.trajectories, verdicts, title=title)
-    print(f'\nTo look at: {page}')
+  with flags_lib.one_line_errors(parser.prog, debug=flags.debug) as kept:
+    out = flags_lib.writable_folder(flags.out) if flags.out else None
+    painter, world = flags_lib.load(parser, flags, needs_world=bool(flags.heldout))
+    detect = world.detect if world else None
+    wanted = [_row(prompt, world) for prompt in flags.prompt]
+    wanted += world.prompts('heldout', per_task=flags.heldout) if world and flags.heldout else []
+    folder = report.Folder(out, title=f'Painted by {pathlib.Path(flags.checkpoint).name}') if out else None
+
+    def write(batches: Iterator[tuple[list[int], results.Result]]) -> Iterator[tuple[list[int], results.Result]]:
+      done = 0
+      for numbers, batch in batches:
+        done += len(numbers)
+        if folder:
+          page = folder.add(batch.trajectories, [_verdict(t, detect) for t in batch.trajectories])
+          kept.words = f'{done} of {len(wanted)} trajectories are in {page}'
+        yield numbers, batch
+
+    asked = [_asked(row) for row in wanted]
+    batches = painter.sample_batches(asked, mode=flags.mode, seed=flags.seed, batch_size=flags.batch_size)
+    result = results.join(write(batches))
+    verdicts = [_verdict(t, detect) for t in result.trajectories]
+    print(report.summary(result.trajectories, verdicts, timings=result.timings, detect=detect))
+    if folder:
+      print(f'\nTo look at: {folder.page}')
+    if result.not_finite:
+      parser.exit(1)  # A warning has said why.
 
 
-def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(prog='python -m pdgen.sample', description=__doc__, allow_abbrev=False)
-  parser.formatter_class = argparse.RawDescriptionHelpFormatter
+def _parser() -> flags_lib.Parser:
+  parser = flags_lib.Parser(prog='python -m pdgen.sample', description=__doc__)
   parser.add_argument('--prompt', action='append', default=[], help='what to paint; as often as you like')
   parser.add_argument(
-    '--heldout', type=int, default=0, metavar='N', help="N prompts a task that the model's world kept from training"
+    '--heldout',
+    type=flags_lib.whole(0, flags_lib.MANY),
+    default=0,
+    metavar='N',
+    help="N prompts a task that the model's world kept from training",
   )
   parser.add_argument(
     '--mode', choices=trajectory_lib.MODES, default='process', help='process: with words; direct: without'
   )
-  parser.add_argument('--seed', type=int, default=0, help='of the first prompt; the next prompts take the next numbers')
-  parser.add_argument('--batch_size', type=int, help='trajectories painted together')
-  parser.add_argument('--out', help='folder for index.html, trajectories.json and pictures/')
+  parser.add_argument(
+    '--seed',
+    type=flags_lib.whole(0, 2**32 - 1),
+    default=0,
+    help='of the first prompt; the next prompts take the next numbers',
+  )
+  parser.add_argument('--batch_size', type=flags_lib.whole(1, flags_lib.MANY), help='trajectories painted together')
+  parser.add_argument('--out', type=flags_lib.path, help='folder for index.html, trajectories.json and pictures/')
   flags_lib.add_arguments(parser)
   return parser
 

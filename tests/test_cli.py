@@ -8,13 +8,16 @@ import shutil
 import subprocess
 import sys
 
+import absl.flags
 import numpy as np
 import pytest
+from absl import app
 from PIL import Image
 from support import toy
 
 import pdgen
-from pdgen import benchmark, evaluate, sample
+from pdgen import benchmark, evaluate, inspect_data, sample
+from pdgen import compile as compile_command
 from pdgen import flags as flags_lib
 from pdgen.core import config
 from pdgen.core.trajectory import Step, Trajectory
@@ -27,6 +30,7 @@ from pdgen.worlds import shapes
 from pdgen.worlds.shapes import renderer, scenes
 
 ROOT = pathlib.Path(__file__).parents[1]
+CONFIG = f'--config={ROOT / "configs" / "shapes.py"}'
 KNOWN = 'a photo of a red ring'
 RING = renderer.render((scenes.Object('ring', 'red', 4),))
 
@@ -58,11 +62,23 @@ class Rings:
 
   def __init__(self):
     self.calls = []
+    self.stopped_at, self.not_finite = None, ()  # prompt at which Ctrl-C is pressed; numbers in every result
 
   def sample(self, prompts, **settings):
     self.calls.append((prompts, settings))
+    return self.painted(prompts)
+
+  def sample_batches(self, prompts, *, batch_size=None, **settings):
+    self.calls.append((prompts, {**settings, 'batch_size': batch_size}))
+    for first in range(0, len(prompts), batch_size or len(prompts)):
+      if first == self.stopped_at:
+        raise KeyboardInterrupt
+      chosen = prompts[first : first + (batch_size or len(prompts))]
+      yield list(range(first, first + len(chosen))), self.painted(chosen)
+
+  def painted(self, prompts):
     timings = dict(seconds=1.5, compile_calls=0, text_steps=1, rounds=1, tokens=9, pictures=len(prompts))
-    return painter_lib.Result([self.paint(p) for p in prompts], timings)
+    return painter_lib.Result([self.paint(p) for p in prompts], timings, self.not_finite)
 
   def paint(self, prompt):
     t = Trajectory(prompt=prompt, steps=()) if isinstance(prompt, str) else prompt
@@ -111,9 +127,12 @@ def test_a_model_of_no_world_is_sampled_and_not_judged(checkpoint, tmp_path, cap
   header = json.loads((folder / 'config.json').read_text())
   header['config']['data']['sources'] = []
   (folder / 'config.json').write_text(json.dumps(header))
-  sample.main([f'--checkpoint={folder}', f'--prompt={KNOWN}'])
+  with pytest.warns(UserWarning, match='not trained to paint in steps'):
+    sample.main([f'--checkpoint={folder}', f'--prompt={KNOWN}'])
   out = capsys.readouterr().out
   assert '[not judged]' in out and '[picture 1]' in out and 'detector' not in out
+  sample.main([f'--checkpoint={folder}', f'--prompt={KNOWN}', '--mode=direct'])  # Warnings are errors.
+  capsys.readouterr()
   for command, arguments in ((sample, ['--heldout=1']), (evaluate, ['geneval'])):
     with pytest.raises(SystemExit):
       command.main([*arguments, f'--checkpoint={folder}'])
@@ -140,6 +159,224 @@ def test_held_out_prompts_are_scored_and_the_flags_arrive(rings, capsys):
   assert out.startswith(f'prompt   {KNOWN}\n')  # told is one that is right
 
 
+def test_every_batch_is_written_as_it_is_painted_and_ctrl_c_says_what_is_kept(rings, tmp_path, capsys):
+  rings.stopped_at = 4
+  with pytest.raises(SystemExit) as stopped:
+    sample.main([f'--prompt={i}' for i in range(6)] + ['--batch_size=2', f'--out={tmp_path}'])
+  printed = capsys.readouterr()
+  assert stopped.value.code == 130 and printed.out == ''
+  assert printed.err == f'python -m pdgen.sample: stopped. 4 of 6 trajectories are in {tmp_path}/index.html\n'
+  told = json.loads((tmp_path / 'trajectories.json').read_text(encoding='utf-8'))
+  assert [t['prompt'] for t in told] == ['0', '1', '2', '3'] and (tmp_path / 'index.html').is_file()
+  # The next one with fewer prompts leaves nothing of it.
+  rings.stopped_at = None
+  sample.main(['--prompt=new', f'--out={tmp_path}'])
+  assert [p.name for p in (tmp_path / 'pictures').iterdir()] == ['00000_1_draft.png']
+  rings.stopped_at = 0
+  with pytest.raises(SystemExit):
+    sample.main(['--prompt=x'])
+  assert 'Nothing is kept.' in capsys.readouterr().err
+
+
+def test_pictures_that_are_not_finite_end_with_status_1(rings, tmp_path, capsys):
+  rings.not_finite = (0,)
+  with pytest.raises(SystemExit) as ended:
+    sample.main(['--prompt=x', f'--out={tmp_path}'])
+  assert ended.value.code == 1 and (tmp_path / 'index.html').is_file() and 'To look at' in capsys.readouterr().out
+
+
+def test_output_is_tried_before_anything_is_loaded_or_painted(monkeypatch, tmp_path, capsys):
+  monkeypatch.setattr(flags_lib, 'load', lambda *_, **__: pytest.fail('The checkpoint is loaded.'))
+  (tmp_path / 'file').touch()
+  for command, arguments, out in (
+    (sample, ['--prompt=x'], tmp_path / 'file' / 'out'),
+    (sample, ['--prompt=x'], tmp_path / 'file'),
+    (evaluate, ['geneval'], tmp_path / 'file' / 'out'),
+    (evaluate, ['inspection'], tmp_path / 'file'),
+    (benchmark, [], tmp_path / 'file' / 'out.json'),
+    (benchmark, [], tmp_path),
+  ):
+    with pytest.raises(SystemExit) as error:
+      command.main([*arguments, f'--out={out}'])
+    err = capsys.readouterr().err
+    assert error.value.code == 2 and err.count('\n') == 1 and str(tmp_path) in err and 'Name another' in err
+
+
+def test_a_stopped_evaluation_says_where_it_goes_on(rings, monkeypatch, tmp_path, capsys):
+  def stop(*_, **__):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(rings, 'sample', stop)
+  with pytest.raises(SystemExit) as stopped:
+    evaluate.main(['geneval', '--per_task=1', f'--out={tmp_path}'])
+  assert stopped.value.code == 130
+  assert f'What is done is in {tmp_path}: the same command goes on from there.' in capsys.readouterr().err
+
+
+def test_a_benchmark_keeps_every_row_as_it_is_measured(rings, monkeypatch, tmp_path, capsys):
+  rings.mesh, measured = None, dict.fromkeys(('trajectories', 'pictures', 'seconds', 'compile', 'other'), 1.0)
+
+  def measure(painter, prompts, *, mode, repeats):
+    if len(prompts) == 3:
+      raise KeyboardInterrupt
+    return {**measured, **dict.fromkeys(timing.PHASES, 0.1), 'compiled_again': 0}
+
+  monkeypatch.setattr(timing, 'measure', measure)
+  file = tmp_path / 'new' / 'rows.json'
+  with pytest.raises(SystemExit) as stopped:
+    benchmark.main(['--batch_sizes=1,2,3', f'--out={file}'])
+  assert stopped.value.code == 130 and f'2 of 3 rows are in {file}.' in capsys.readouterr().err
+  assert [row['batch_size'] for row in json.loads(file.read_text())] == [1, 2]
+
+
+SAMPLE = ['--prompt=x']
+WRONG = {
+  sample: [
+    ([], 'nothing to paint'),
+    (['--prompt'], 'expected one argument'),
+    ([*SAMPLE, '--seed=-1'], '--seed: -1 is out of range: from 0 to 4294967295'),
+    ([*SAMPLE, '--seed=4294967296'], 'from 0 to 4294967295'),
+    ([*SAMPLE, '--seed=one'], "'one' is no whole number"),
+    ([*SAMPLE, '--prompt=y', '--seed=4294967295'], 'Seeds are from 0 to'),
+    ([*SAMPLE, '--batch_size=0'], '--batch_size: 0 is out of range: from 1 to 100000'),
+    ([*SAMPLE, '--batch_size=100001'], 'from 1 to 100000'),
+    (['--heldout=-1'], '--heldout: -1 is out of range: from 0 to 100000'),
+    ([*SAMPLE, '--mode=sketch'], "invalid choice: 'sketch'"),
+    ([*SAMPLE, '--out='], '--out: the name is empty'),
+    ([*SAMPLE, '--checkpoint='], '--checkpoint: the name is empty'),
+    ([*SAMPLE, '--checkpoint=nowhere'], "No model 'nowhere'"),
+    ([*SAMPLE, '--sampling.temperature=inf'], 'sampling.temperature=inf: it must be finite'),
+    ([*SAMPLE, '--sampling.text_guidance=nan'], 'sampling.text_guidance=nan: it must be finite'),
+    ([*SAMPLE, '--sampling.guidance_interval=a,b'], "'a,b' are no numbers"),
+    ([*SAMPLE, '--sampling.max_tokens=1000000000'], 'Lower the batch size or sampling.max_tokens'),
+    ([f'--prompt={"x" * 100_000}'], 'of at most 4,096: shorten it'),
+    ([*SAMPLE, '--mesh.tensor=0'], 'sizes are at least 1'),
+    ([*SAMPLE, '--mesh.cpu_devices=0'], 'mesh.cpu_devices=0 is out of range: from 1 to 1024'),
+    ([*SAMPLE, '--\x1b[31mred'], r'unrecognized arguments: --\x1b[31mred'),
+  ],
+  evaluate: [
+    ([], 'arguments are required'),
+    (['paint'], "invalid choice: 'paint'"),
+    (['geneval', '--per_task=0'], '--per_task: 0 is out of range: from 1'),
+    (['geneval', '--per_task=x'], "'x' is no whole number"),
+    (['geneval', '--seed=-1'], '--seed: -1 is out of range'),
+    (['geneval', '--batch_size=0'], '--batch_size: 0 is out of range: from 1'),
+    (['geneval', '--out='], '--out: the name is empty'),
+    (['geneval', '--mode=x'], "invalid choice: 'x'"),
+    (['geneval', '--drafts=3'], 'unrecognized arguments: --drafts=3'),
+    (['inspection', '--drafts=-5'], '--drafts: -5 is out of range: from 1'),
+    (['inspection', '--per_kind=0'], '--per_kind: 0 is out of range: from 1'),
+    (['inspection', '--sampling.renorm=loud'], "Unknown renorm 'loud'"),
+  ],
+  benchmark: [
+    (['now'], 'unrecognized arguments: now'),
+    (['--batch_sizes='], "'' is no whole number"),
+    (['--batch_sizes=1,0'], '0 is out of range: from 1'),
+    (['--batch_sizes=1,x'], "'x' is no whole number"),
+    (['--batch_sizes=200000'], '200000 is out of range'),
+    (['--repeats=0'], '--repeats: 0 is out of range: from 1 to 1000'),
+    (['--mode=x'], "invalid choice: 'x'"),
+    (['--out='], '--out: the name is empty'),
+    (['--checkpoint=nowhere'], "No model 'nowhere'"),
+    (['--sampling.flow_steps=0'], 'config.sampling.flow_steps=0 is too small'),
+    (['--sampling.grammar=perhaps'], 'neither true nor false'),
+  ],
+  compile_command: [
+    ([], '--config must have a value'),
+    (['--config='], 'must have a value'),
+    ([CONFIG], '--target must have a value'),
+    ([CONFIG, '--target='], "Unknown target ''"),
+    ([CONFIG, '--target=h1000:8'], "Unknown target 'h1000:8'"),
+    ([CONFIG, '--target=h100:12'], 'hosts have 8 each'),
+    ([CONFIG, '--target=cpu:8', '--program=paint'], 'should be one of <train|sample>'),
+    ([CONFIG, '--target=cpu:8', '--batch_size=-1'], 'is not a non-negative integer'),
+    ([CONFIG, '--target=cpu:8', '--batch_size=x'], 'invalid literal'),
+    ([CONFIG, '--target=cpu:8', '--json='], '--json: the name is empty'),
+    ([CONFIG, '--target=cpu:8', f'--json={ROOT}'], 'is a folder. Name another file.'),
+    ([CONFIG, '--target=cpu:8', '--config.model.depht=1'], 'depht'),
+    ([CONFIG, '--target=cpu:8', '--config.sampling.max_tokens=0'], 'config.sampling.max_tokens=0 is too small'),
+    ([CONFIG, '--target=cpu:8', 'now'], "unexpected argument 'now'"),
+    (['--config=nowhere.py', '--target=cpu:8'], 'nowhere.py'),
+    ([CONFIG, '--tagret=cpu:8'], "Unknown command line flag 'tagret'"),
+  ],
+  inspect_data: [
+    ([], '--config must have a value'),
+    (['--config=nowhere.py'], 'nowhere.py'),
+    ([f'--config={ROOT / "setup.cfg"}'], 'setup.cfg'),
+    ([f'--config={ROOT / "tests" / "support" / "toy.py"}'], 'get_config'),
+    ([CONFIG, '--index=-1'], 'is not a non-negative integer'),
+    ([CONFIG, '--index=x'], 'invalid literal'),
+    ([CONFIG, 'now'], "unexpected argument 'now'"),
+    ([CONFIG, '--indx=1'], "Unknown command line flag 'indx'"),
+    ([CONFIG, "--config.data.sources=('nowhere',)"], "Unknown kind of source 'nowhere'"),
+    ([CONFIG, "--config.data.sources=('records:/nowhere',)"], '/nowhere'),
+    ([CONFIG, '--config.data.tokenizer=nowhere'], 'nowhere'),
+    ([CONFIG, '--config.data.batch_size=0'], 'config.data.batch_size=0 is too small'),
+  ],
+}
+
+
+@pytest.mark.parametrize(
+  'command, arguments, words',
+  [
+    pytest.param(command, *case, id=f'{command.__name__.rpartition(".")[2]}-{number}')
+    for command, cases in WRONG.items()
+    for number, case in enumerate(cases)
+  ],
+)
+@pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')  # Of ml_collections.
+def test_what_a_user_gets_wrong_ends_with_status_2_and_one_line(command, arguments, words, monkeypatch, capsys):
+  with pytest.raises(SystemExit) as error:
+    run(command, arguments, monkeypatch)
+  out, err = capsys.readouterr()
+  assert error.value.code == 2 and out == ''
+  assert words in err and err.count('\n') == 1 and err.endswith('\n') and 'Traceback' not in err
+  assert '\x1b' not in err
+
+
+@pytest.mark.parametrize('command', WRONG, ids=lambda command: command.__name__)
+def test_help_tells_what_a_command_is_for(command, monkeypatch, capsys):
+  with pytest.raises(SystemExit) as ended:
+    run(command, ['--help'], monkeypatch)
+  out, err = capsys.readouterr()
+  assert ended.value.code in (0, 1) and len(out) > 200 and 'Traceback' not in err
+
+
+def run(command, arguments, monkeypatch):
+  """A command in this process; those of absl read `sys.argv`."""
+  monkeypatch.delenv('PDGEN_DEBUG', raising=False)
+  if command in (sample, evaluate, benchmark):
+    command.main(arguments)
+  else:
+    monkeypatch.setattr(sys, 'argv', [command.__name__, *arguments])
+    app.define_help_flags()
+    before = set(absl.flags.FLAGS)
+    sys.modules.pop('config_config', None)  # The config file of another call.
+    try:
+      command.main()
+    finally:  # A process has the flags of one command.
+      absl.flags.FLAGS.unparse_flags()
+      absl.flags.FLAGS.remove_flag_values([name for name in absl.flags.FLAGS if name not in before])
+
+
+def test_tracebacks_are_shown_on_request(monkeypatch, capsys):
+  for arguments, variable in ((['--debug'], ''), ([], '1')):
+    monkeypatch.setenv('PDGEN_DEBUG', variable)
+    with pytest.raises(FileNotFoundError, match="No model 'nowhere'"):
+      sample.main([*SAMPLE, '--checkpoint=nowhere', *arguments])
+
+
+def test_an_error_of_ours_keeps_its_traceback(rings, monkeypatch):
+  """A bare key or a wrong type is no message to a user."""
+
+  def paint(prompts, **_):
+    raise KeyError('slot')
+
+  monkeypatch.setattr(rings, 'sample_batches', paint)
+  with pytest.raises(KeyError):
+    sample.main(SAMPLE)
+
+
 @pytest.mark.parametrize(
   'arguments, words',
   [
@@ -153,7 +390,7 @@ def test_held_out_prompts_are_scored_and_the_flags_arrive(rings, capsys):
     ([f'--prompt={KNOWN}', '--promp=x'], 'unrecognized arguments'),
   ],
 )
-def test_what_cannot_be_is_said_with_the_usage(checkpoint, arguments, words, capsys):
+def test_what_cannot_be_is_said(checkpoint, arguments, words, capsys):
   with pytest.raises(SystemExit) as error:
     sample.main([f'--checkpoint={checkpoint}', *arguments])
   assert error.value.code == 2 and words in capsys.readouterr().err
@@ -248,6 +485,11 @@ def test_benchmark_splits_the_time_and_compiles_once(checkpoint, tmp_path, capsy
     assert sum(row[part] for part in (*timing.PHASES, 'other')) == pytest.approx(row['seconds'])
     assert row['rounds'] >= 1 and row['pictures'] >= row['batch_size']
   assert len(printed.read().splitlines()) == 4
+
+
+def test_nothing_is_timed_without_a_call():
+  with pytest.raises(ValueError, match='repeats=0: at least 1 call is timed'):
+    timing.measure(Rings(), ['x'], repeats=0)
 
 
 def test_a_painter_that_compiles_every_time_is_told():

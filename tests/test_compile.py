@@ -224,7 +224,7 @@ def test_what_does_not_fit_is_told_what_to_change(small):
 def test_the_command_line_names_what_is_wrong():
   command = [sys.executable, '-m', 'pdgen.compile', '--config=configs/shapes.py', '--target=h1000:8']
   done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-  assert done.returncode == 1 and "Unknown target 'h1000:8'" in done.stderr
+  assert done.returncode == 2 and "Unknown target 'h1000:8'" in done.stderr
 
 
 if __name__ == '__main__':

@@ -19,6 +19,28 @@ from pdgen.core import config
     (config.SamplingConfig, 'timestep_shift', 0.0, 'config.sampling.timestep_shift=0.0: it must be more than 0'),
     (config.SamplingConfig, 'guidance_interval', (0.5,), 'config.sampling.guidance_interval=(0.5,): give two times'),
     (config.SamplingConfig, 'guidance_interval', (0.8, 0.5), 'the lower one first'),
+    *(
+      (config.SamplingConfig, name, value, f'config.sampling.{name}={value}: it must be finite')
+      for name in ('temperature', 'text_guidance', 'image_guidance', 'renorm_min', 'timestep_shift')
+      for value in (float('nan'), float('inf'), -float('inf'), 1e39)  # 1e39 is infinite in float32.
+    ),
+    (
+      config.SamplingConfig,
+      'guidance_interval',
+      (float('nan'), 1.0),
+      'guidance_interval=(nan, 1.0): it must be finite',
+    ),
+    (
+      config.SamplingConfig,
+      'guidance_interval',
+      (0.0, float('inf')),
+      'guidance_interval=(0.0, inf): it must be finite',
+    ),
+    (config.SamplingConfig, 'temperature', 1e7, 'config.sampling.temperature=10000000.0 is too large'),
+    (config.SamplingConfig, 'timestep_shift', 1e-46, 'config.sampling.timestep_shift=1e-46 is too small'),
+    (config.SamplingConfig, 'renorm_min', 1.5, 'config.sampling.renorm_min=1.5 is too large: it is at most 1'),
+    (config.SamplingConfig, 'flow_steps', 10**9, 'is too large: it is at most 10000'),
+    (config.SamplingConfig, 'max_tokens', 2**31, 'is too large: it is at most 2147483647'),
     (config.SamplingConfig, 'renorm', 'loud', "Unknown renorm 'loud'"),
     (config.TrainConfig, 'steps', 0, 'config.train.steps=0 is too small'),
     (config.TrainConfig, 'eval_prompts', 0, 'config.train.eval_prompts=0 is too small'),
@@ -40,6 +62,7 @@ def test_what_cannot_be_is_named(kind, field, value, words):
     ({'model': {'codec': {'kidn': 'flux'}}}, KeyError, 'Unknown key config.model.codec.kidn'),
     ({'train': {'steps': 'ten'}}, ValueError, "config.train.steps must be int, not 'ten'"),
     ({'sampling': 3}, ValueError, "config.sampling must be a mapping of ['max_pictures'"),
+    (3, ValueError, "config must be a mapping of ['name', 'seed'"),
   ],
 )
 def test_keys_and_types_that_are_not_the_configs_are_named(values, error, words):

@@ -113,6 +113,48 @@ def test_killed_in_any_call_it_goes_on_to_the_same_files(make, call, tmp_path):
   assert again.calls == (3 - call if make is make_geneval else 3 - min(call, 1))
 
 
+def test_an_inspection_is_written_batch_by_batch(tmp_path):
+  """Killed at any call it loses one batch at most, and its answers are those of one call."""
+  whole = make_inspection().run(Paints(), None)
+  with pytest.raises(Killed):
+    make_inspection(batch_size=5).run(Paints(killed_in=5), tmp_path / 'out')  # In the second of two calls of a batch.
+  kept = [(tmp_path / 'out' / f'{half}.jsonl').read_text().count('\n') for half in ('injected', 'own')]
+  assert kept == [12, 5]
+  again = Paints()
+  scores = make_inspection(batch_size=5).run(again, tmp_path / 'out')
+  assert again.calls == 2 and scores.values == whole.values and list(scores.rows) == list(whole.rows)
+
+
+def test_half_a_file_of_answers_is_asked_for_again_or_refused(tmp_path):
+  whole = make_inspection().run(Paints(), tmp_path)
+  answers = tmp_path / 'injected.jsonl'
+  lines = answers.read_text().splitlines(keepends=True)
+  answers.write_text(''.join(lines[:4]))
+  assert make_inspection().run(Paints(), tmp_path).values == whole.values
+  answers.write_text(''.join(lines)[:-9])
+  with pytest.raises(ValueError, match='injected.jsonl, line 12: no JSON object'):
+    make_inspection().run(Paints(), tmp_path)
+  answers.write_text(''.join(lines + lines[:1]))
+  with pytest.raises(ValueError, match='holds 13 answers to 12 questions'):
+    make_inspection().run(Paints(), tmp_path)
+  (tmp_path / 'run.json').write_text('{"name"')
+  with pytest.raises(base.AnotherRunError, match='run.json is damaged'):
+    make_inspection().run(Paints(), tmp_path)
+
+
+def test_a_folder_with_more_prompts_than_the_set_is_not_scored_as_it(tmp_path):
+  make_geneval().run(Paints(), tmp_path)
+  row, picture = shapes.prompts('heldout', per_task=1)[0], renderer.blank()
+  geneval.write_prompt(tmp_path, 12, row, [picture])
+  with pytest.raises(base.AnotherRunError, match='holds 13 prompts, not 12'):
+    make_geneval().run(Paints(), tmp_path)
+
+
+def test_control_characters_of_a_task_are_shown_escaped():
+  scores = base.Scores(name='x', values={'a\x1b[31m': intervals.rate([True]).estimate}, asked=1, answered=1)
+  assert scores.table().startswith(r'a\x1b[31m') and '\x1b' not in scores.table()
+
+
 @pytest.mark.parametrize('make', MAKE.values(), ids=MAKE)
 def test_a_folder_is_of_one_run(make, tmp_path):
   make().run(Paints(), tmp_path / 'out')

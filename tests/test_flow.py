@@ -1,9 +1,12 @@
 """The time grid, guidance and renormalisation, against numbers worked out by hand."""
 
+import types
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pdgen.core import config
 from pdgen.sampling import flow
 
 RENORMS = ('none', 'global', 'channel', 'text_channel')
@@ -20,6 +23,16 @@ def _knobs(**changes):
     flow_steps=1,
   )
   return flow.SamplerParams(**{**values, **changes})
+
+
+@pytest.mark.parametrize('field', sorted(set(flow.DYNAMIC_FIELDS) - {'guidance_interval', 'flow_steps'}))
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+def test_numbers_that_are_not_finite_are_refused_whatever_they_come_from(field, value):
+  """A config refuses them itself; here a caller's own object of the same fields."""
+  values = {name: getattr(config.SamplingConfig(), name) for name in flow.DYNAMIC_FIELDS}
+  assert flow.SamplerParams.of(types.SimpleNamespace(**values)).flow_steps == 8
+  with pytest.raises(ValueError, match=f'sampling.{field}={value} is not finite'):
+    flow.SamplerParams.of(types.SimpleNamespace(**{**values, field: value}))
 
 
 def test_times_fall_evenly_from_noise_to_picture_without_shift():

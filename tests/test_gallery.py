@@ -3,15 +3,17 @@
 import base64
 import html.parser
 import io
+import json
 import re
+import unicodedata
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from pdgen.core import trajectory
+from pdgen.core import tags, trajectory
 from pdgen.core.trajectory import PromptSpec, Step, Trajectory
-from pdgen.viewing import gallery, transcript
+from pdgen.viewing import gallery, report, transcript
 
 PICTURES = [np.random.default_rng(i).integers(0, 256, (32, 32, 3), np.uint8) for i in range(4)]
 PLAN = '<ins>Add a {0}.</ins><des>A page with a {0}.</des>'
@@ -145,6 +147,59 @@ def test_the_strip_shows_each_picture_over_a_bar_that_says_what_became_of_it():
   np.testing.assert_array_equal(strip[72:136, 68:], 255)  # DIRECT has one picture: nothing to its right
   kept, rejected, refined, last = (strip[64, i * 68].astype(int) for i in range(4))
   assert kept.argmax() == 1 and rejected.argmax() == 0 and refined.argmax() == 2 and np.ptp(last) == 0
+
+
+HOSTILE = '\x1b]0;title\x07 \x1b[31m\x9b1m\x7f\u202e\u2028\x00 \r'
+
+
+def test_what_reaches_a_terminal_holds_no_control_characters():
+  step = Step(
+    plan=HOSTILE, draft=PICTURES[0], inspection=f'<refine>{HOSTILE}</refine>', corrected_plan=PLAN.format(HOSTILE)
+  )
+  hostile = Trajectory(prompt=f'a ring{HOSTILE}', steps=(step,), stop='picture_cap')
+  timings = dict(pictures=1, tokens=1, seconds=1.0, compile_calls=0)
+  shown = [
+    transcript.text(hostile, describe=lambda picture: HOSTILE),
+    report.summary([hostile], [(False, HOSTILE)], timings=timings),
+  ]
+  for text in shown:
+    assert not [c for c in text if c != '\n' and unicodedata.category(c) in ('Cc', 'Zl', 'Zp') or c == '\u202e']
+    assert r'a ring\x1b]0;title\x07 \x1b[31m\x9b1m\x7f\u202e\u2028\x00 \x0d' in text.replace('\n         ', ' ')
+  # What people write stays: other scripts, joined emoji, newlines of a paragraph.
+  assert transcript.printable('環 हिन्दी 👩\u200d🎨 é') == '環 हिन्दी 👩\u200d🎨 é'
+  assert transcript.printable('\ud800') == r'\ud800'
+
+
+def test_tags_are_read_in_linear_time():
+  """Each text would take hours if the rest of it were read anew at every tag."""
+  many = 300_000
+  for text in ('<refine>' + ' ' * many, '<refine>' * many, '<refine>' + ' <' * many, '<refine>a' * many):
+    assert tags.refine_instruction(text) is None and tags.around_refine(text) == [text]
+  instruction = tags.refine_instruction('<refine>' * many + '</refine>' * many)
+  assert instruction == '<refine>' * (many - 1)
+  for text in ('<ins>' + '</ins><des>' * many, '<ins>' * many + '</des>', '<ins>' + '</ins><des></des>' * many + ' '):
+    with pytest.raises(ValueError, match='Not a plan'):
+      tags.plan_parts(text)
+  step = Step(plan='p', draft=PICTURES[0], inspection='<refine>' + ' ' * many)
+  assert '<mark>' not in gallery.page([Trajectory(prompt='p', steps=(step,))])
+  assert transcript.text(Trajectory(prompt='p', steps=(step,)))
+
+
+def test_a_page_grows_by_batches_and_leaves_nothing_of_an_earlier_one(tmp_path):
+  first = report.Folder(tmp_path, title='A')
+  first.add([process(), DIRECT], [None, (True, 'right')])
+  (tmp_path / 'pictures' / 'mine.png').write_bytes(b'kept')
+  (tmp_path / 'notes.txt').write_text('kept')
+  second = report.Folder(tmp_path, title='B')
+  second.add([DIRECT], [None])
+  assert {p.name for p in (tmp_path / 'pictures').iterdir()} == {'00000_1_draft.png', 'mine.png'}
+  assert (tmp_path / 'notes.txt').is_file() and not list(tmp_path.rglob('*.partial'))
+  page = second.add([process()], [(False, 'no')])
+  told = json.loads((tmp_path / 'trajectories.json').read_text(encoding='utf-8'))
+  assert [t['prompt'] for t in told] == [DIRECT.prompt, process().prompt]
+  named = {step[part] for t in told for step in t['steps'] for part in ('draft', 'refined')} - {None}
+  assert named | {'pictures/mine.png'} == {f'pictures/{p.name}' for p in (tmp_path / 'pictures').iterdir()}
+  assert page == tmp_path / 'index.html' and page.read_text(encoding='utf-8').count('<article>') == 2
 
 
 def test_a_strip_of_nothing_is_an_error():

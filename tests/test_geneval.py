@@ -1,6 +1,7 @@
 """GenEval's rules, folder and summary, against hand-worked cases and the official position rule as it is written."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -143,6 +144,71 @@ def test_folder_is_the_official_one_and_scores_alike(tmp_path):
   assert [r['filename'] for r in report.failures] == ['00005/samples/0001.png']
   again = geneval.read_results(tmp_path)
   assert again.overall == report.overall and again.results == report.results
+
+
+@pytest.fixture
+def folder(tmp_path):
+  """An official folder of six prompts that are painted right, scored."""
+  made = [shapes.trajectory('direct', seed=0, index=i) for i in range(6)]
+  geneval.write_folder(tmp_path, [t.spec.to_row(t.prompt) for t in made if t.spec], [t.final for t in made])
+  geneval.score_folder(tmp_path, EXACT)
+  return tmp_path
+
+
+def test_a_prompt_without_a_picture_does_not_silently_drop_out(folder):
+  whole = geneval.score_folder(folder, EXACT)
+  assert (whole.answered, whole.asked, whole.missing) == (6, 6, ()) and 'rest on' not in str(whole)
+  (folder / '00002' / 'samples' / '0000.png').unlink()
+  shutil.rmtree(folder / '00004')
+  for report in (geneval.score_folder(folder, EXACT), geneval.read_results(folder)):
+    assert (report.answered, report.asked, report.missing) == (4, 6, (2, 4))
+    assert 'These figures rest on 4 of 6 prompts; without a picture: 00002, 00004.' in str(report)
+
+
+def test_half_a_results_file_is_not_scored_as_a_whole(folder):
+  results = folder / 'results.jsonl'
+  whole = results.read_text()
+  assert geneval.read_results(folder).overall == 1
+  for cut, words in (
+    (whole[:-20], 'results.jsonl, line 6: no JSON object'),
+    ('\n'.join(whole.splitlines()[:3]), 'has 3 rows for 6 pictures: it is not whole'),
+    (whole.replace('"correct"', '"corect"', 1), "line 1: no JSON object with .*'correct'"),
+    ('', 'has no rows'),
+  ):
+    results.write_text(cut)
+    with pytest.raises(ValueError, match=words):
+      geneval.read_results(folder)
+  # Another machine may have the results alone; the official script writes whole paths.
+  alone = folder / 'alone'
+  alone.mkdir()
+  (alone / 'results.jsonl').write_text(whole.replace('"filename": "', '"filename": "/data/run/'))
+  assert geneval.read_results(alone).answered == 6
+
+
+@pytest.mark.parametrize('dtype', [np.float32, np.float64, np.int64, bool])
+def test_pictures_of_another_type_are_refused(dtype, tmp_path):
+  """Floats in 0..1 would be written, and scored, as black."""
+  row, picture = shapes.prompts('heldout', per_task=1)[0], np.ones((32, 32, 3), dtype)
+  for write in (
+    lambda: geneval.write_folder(tmp_path, [row], [picture]),
+    lambda: geneval.write_folder(tmp_path, [row], [picture[None]]),
+    lambda: geneval.write_prompt(tmp_path, 0, row, [picture]),
+    lambda: geneval.score([row], [picture], NOTHING),
+    lambda: geneval.score([row], [np.zeros((32, 32), np.uint8)], NOTHING),
+  ):
+    with pytest.raises(ValueError, match=r'picture of prompt 0 is \w+\[32, 32.*, not uint8\[H, W, 3\]'):
+      write()
+  assert not list(tmp_path.iterdir())
+
+
+def test_damaged_files_are_named(folder):
+  picture = folder / '00001' / 'samples' / '0000.png'
+  picture.write_bytes(picture.read_bytes()[:60])
+  with pytest.raises(ValueError, match='00001/samples/0000.png is no whole picture'):
+    geneval.score_folder(folder, EXACT)
+  (folder / '00000' / 'metadata.jsonl').write_text('{"tag": "colors"')
+  with pytest.raises(ValueError, match='00000/metadata.jsonl, line 1: no JSON object'):
+    geneval.score_folder(folder, EXACT)
 
 
 def test_reading_an_empty_folder_says_what_is_missing(tmp_path):

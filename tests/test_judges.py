@@ -53,6 +53,15 @@ def test_the_exact_judge_agrees_with_the_world(index):
     assert bool(verdict.reason) != verdict.ok
 
 
+@pytest.mark.parametrize('dtype', [np.float32, np.int32, bool])
+def test_pictures_of_another_type_are_refused(dtype):
+  """Floats in 0..1 would be seen as black."""
+  picture = np.ones((32, 32, 3), dtype)
+  for look in (lambda: EXACT.detect(picture), lambda: ask(picture), lambda: EXACT.detect(renderer.blank()[..., 0])):
+    with pytest.raises(ValueError, match=r'The picture is \w+\[32, 32.*, not uint8\[H, W, 3\]'):
+      look()
+
+
 def test_a_question_without_what_is_expected_is_refused():
   with pytest.raises(ValueError, match="'a ring'.*`expected`"):
     EXACT.judge(base.Question(prompt='a ring', picture=np.zeros((32, 32, 3), np.uint8)))

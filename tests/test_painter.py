@@ -9,6 +9,7 @@ import pytest
 from support import toy
 
 from pdgen.core import config, trajectory
+from pdgen.inference import memory, requests
 from pdgen.sampling import cycle, flow, grammar
 
 Step, Trajectory = trajectory.Step, trajectory.Trajectory
@@ -52,7 +53,7 @@ class Script:
   """Stands for `cycle.run`: keeps what it is asked and gives out what it was told, a row a prompt."""
 
   def __init__(self, rows):
-    self.rows = list(rows)
+    self.rows, self.not_finite = list(rows), None  # number of the row whose picture is not finite
     self.calls = []
 
   def _cache_size(self):
@@ -75,6 +76,7 @@ class Script:
       output_count=counts,
       pictures=pictures,
       picture_count=painted,
+      finite=np.arange(size) != self.not_finite,
       stop=stop,
       text_steps=np.array(7),
       rounds=np.array(2),
@@ -328,6 +330,14 @@ def _with_draft(height, width, dtype='uint8'):
   return Trajectory(prompt='p', steps=(Step(plan='x', draft=np.zeros((height, width, 3), dtype)),))
 
 
+def _direct(**changes):
+  return Trajectory(prompt='p', steps=(Step(draft=toy.picture(1)),), mode='direct', **changes)
+
+
+def _finished(**parts):
+  return Trajectory(prompt='p', steps=(Step(plan='x', draft=toy.picture(1), **parts),))
+
+
 @pytest.mark.parametrize(
   ('arguments', 'options', 'message'),
   [
@@ -339,6 +349,27 @@ def _with_draft(height, width, dtype='uint8'):
     (['p'], dict(sampling=dataclasses.replace(SAMPLING, max_tokens=33)), 'max_tokens=33 leaves no room.* 34'),
     (['p'], dict(sampling=dataclasses.replace(SAMPLING, max_text_tokens=4)), 'max_text_tokens=4 leaves no room'),
     (['p'], dict(pictures=0), 'may not paint another'),
+    (['p'], dict(seed=[1.5]), 'Seeds are from 0 .* not 1.5'),
+    (['p'], dict(batch_size=0), 'batch_size=0: a batch holds at least 1'),
+    (['p'], dict(batch_size=-3), 'batch_size=-3: a batch holds at least 1'),
+    ([_direct(stop=None)], {}, "direct trajectory of 'p' has its picture: nothing is left to paint"),
+    ([_direct(stop='finished')], {}, "direct trajectory of 'p' has its picture: nothing is left to paint"),
+    ([['q', _direct(stop='picture_cap')]], dict(mode='process'), 'has its picture: nothing is left to paint'),
+    ([_finished(inspection=None)], {}, "trajectory of 'p' is finished: nothing is left to paint. With stop=None"),
+    ([_finished(inspection='good')], {}, "trajectory of 'p' is finished: nothing is left to paint"),
+    (['p' * 100_000], {}, r"The prompt of 'p+'.. has 100,000 tokens, of at most 4,096: shorten it."),
+    ([_finished(inspection='no ' * 5000)], {}, r"The inspection of 'p'.. has 15,000 tokens, of at most 4,096"),
+    (
+      ['p' * 4000],
+      dict(batch_size=2000),
+      r'2000 trajectories at once, of a prompt of 4,\d{3} tokens.* GiB .*attention scores',
+    ),
+    (['p'], dict(sampling=dataclasses.replace(SAMPLING, max_tokens=10**9)), r'GiB \(KV cache .*Lower the batch size'),
+    (
+      ['p'],
+      dict(batch_size=10**9),
+      r'1000000000 trajectories at once, of a prompt of 32 tokens .*Lower the batch size',
+    ),
     ([WHOLE], {}, "'a ring' has 4 pictures and may not paint another"),
     ([_with_draft(12, 16)], {}, 'no whole patches of 8'),
     ([_with_draft(16, 32)], {}, "The trajectory of 'p' does not fit the model: .* 3 position ids a side"),
@@ -350,6 +381,102 @@ def test_what_cannot_be_sampled_is_refused(script, arguments, options, message):
   with pytest.raises(ValueError, match=message):
     PAINTER.sample(*arguments, **options)
   assert not run.calls
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    (dict(sampling=dataclasses.replace(SAMPLING, max_tokens=10**9)), 'KV cache'),
+    (dict(batch_size=0), 'at least 1'),
+  ],
+)
+def test_what_cannot_be_streamed_is_refused(options, message):
+  with pytest.raises(ValueError, match=message):
+    PAINTER.stream('p', **options)
+  with pytest.raises(ValueError, match='nothing is left to paint'):
+    PAINTER.stream(_finished(inspection=None))
+
+
+def test_a_finished_trajectory_goes_on_where_something_is_left(script):
+  """Its last draft was rejected, or cut away by whoever edits it."""
+  script(PAINT, PAINT)
+  rejected = dataclasses.replace(WHOLE, steps=(dataclasses.replace(WHOLE.steps[0], corrected_plan=None, refined=None),))
+  planned = Trajectory(prompt='p', steps=(Step(plan=NEW_PLAN),))
+  assert {rejected.stop, planned.stop} == {trajectory.FINISHED}
+  got = PAINTER.sample([rejected, planned]).trajectories
+  assert [len(t.pictures) for t in got] == [2, 1]
+
+
+def test_a_picture_that_is_not_finite_is_told(script):
+  run = script(PAINT, PAINT, PAINT)
+  run.not_finite = 1
+  with pytest.warns(UserWarning, match="^1 trajectories have pictures with values that are NaN or infinite.*'q'"):
+    result = PAINTER.sample(['p', 'q', 'r'])
+  assert result.not_finite == (1,) and len(result.trajectories) == 3
+  run = script(*[PAINT] * 4)
+  run.not_finite = 0
+  with pytest.warns(UserWarning):
+    assert PAINTER.sample(list('pqrs'), batch_size=2).not_finite == (0, 2)
+
+
+def test_batches_come_one_by_one_and_join_to_the_whole(script):
+  run = script(*[PAINT] * 5)
+  parts = PAINTER.sample_batches(list('pqrst'), batch_size=2, mode='direct')
+  numbers, first = next(parts)
+  assert numbers == [0, 1] and [t.prompt for t in first.trajectories] == ['p', 'q'] and len(run.calls) == 1
+  assert [n for n, _ in parts] == [[2, 3], [4]] and len(run.calls) == 3
+  run = script(*[PAINT] * 5)
+  whole = PAINTER.sample(list('pqrst'), batch_size=2, mode='direct')
+  assert [t.prompt for t in whole.trajectories] == list('pqrst') and whole.timings['rounds'] == 6
+
+
+def test_words_of_a_model_that_has_learned_none_are_warned_of(script):
+  imported = dataclasses.replace(
+    PAINTER, config=dataclasses.replace(PAINTER.config, data=config.DataConfig(sources=(), sequence=toy.PLAIN))
+  )
+  direct = config.SourceConfig(kind='world', name='shapes', mixture=(('direct', 1.0),))
+  taught_direct = dataclasses.replace(
+    PAINTER, config=dataclasses.replace(PAINTER.config, data=config.DataConfig(sources=(direct,), sequence=toy.PLAIN))
+  )
+  script(*[PAINT] * 6)
+  for painter in (imported, taught_direct):
+    with pytest.warns(UserWarning, match='not trained to paint in steps.*--mode=direct'):
+      painter.sample('p')
+    painter.sample('p', mode='direct')  # Warnings are errors: it says nothing.
+  PAINTER.sample('p')
+
+
+def test_the_cache_of_a_request_is_reckoned_as_it_is_made(monkeypatch):
+  """Against the bytes of the state that the program makes, with both branches of guidance."""
+  sampling = dataclasses.replace(SAMPLING, image_guidance=2.0)
+  shape = requests.prefix_shape(requests.make('p', sampling=sampling), config=PAINTER.config, tokenizer=toy.WORDS)
+  needed = memory.required(toy.MODEL, sampling, prefix=shape.row_budget, rows=3)
+  batch = PAINTER.sample_batch(requests.make(['p'] * 3, sampling=sampling))
+  knobs, program = flow.SamplerParams.of(sampling), PAINTER.spec(sampling)
+  state = jax.eval_shape(lambda: cycle.run(PAINTER.graphdef, PAINTER.params, batch, knobs, program))
+  size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+  assert needed['KV cache'] == size(state.cache)
+  assert needed['pictures'] == size(state.pictures) and needed['output tokens'] == size(state.output_tokens)
+  # A device that has a byte less refuses it, one that has just enough does not.
+  total = sum(needed.values()) + memory.of_weights(PAINTER.params)
+  for limit, fits in ((total, True), (total - 1, False)):
+    monkeypatch.setattr(memory, 'limit', lambda params, limit=limit: limit)
+    painter = dataclasses.replace(PAINTER)
+    if fits:
+      painter._check_memory(sampling, prefix=shape.row_budget, size=3)
+    else:
+      with pytest.raises(ValueError, match='the device has'):
+        painter._check_memory(sampling, prefix=shape.row_budget, size=3)
+
+
+def test_a_container_may_have_less_than_the_machine(monkeypatch, tmp_path):
+  whole, group = memory.limit(PAINTER.params), tmp_path / 'memory.max'
+  assert whole is not None and whole > 2**28
+  monkeypatch.setattr(memory, '_LIMITS', (tmp_path / 'none', group))
+  for text, want in (('3000000\n', 2_000_000), ('max\n', None)):  # `max`: no limit.
+    group.write_text(text)
+    found = memory.limit(PAINTER.params)
+    assert found == want or want is None and found is not None and found >= whole
 
 
 def test_pictures_bound_what_is_added(script):

@@ -102,6 +102,24 @@ def test_a_stream_may_be_closed_at_any_time(prompts, told):
     assert [type(e) for e in first] == [type(e) for e in told[0][:count]]
 
 
+def test_pictures_that_are_not_finite_are_told(prompts, whole):
+  """With weights that are NaN: at the end of each trajectory, and in the result; the same programs, no others."""
+  nan = jax.tree.map(lambda x: x * np.nan, PAINTER.params['latent_out'])
+  damaged = dataclasses.replace(PAINTER, params={**PAINTER.params, 'latent_out': nan})
+  with pytest.warns(UserWarning, match='^[1-3] trajectories have pictures with values that are NaN'):
+    result = damaged.sample(prompts, seed=SEEDS)
+  given = (0, 0, len(PARTIAL.pictures))
+  adding = [row for row, t in enumerate(result.trajectories) if len(t.pictures) > given[row]]
+  assert adding[:2] == [0, 1] and result.not_finite == tuple(adding)
+  assert not PAINTER.sample(prompts, seed=SEEDS).not_finite
+  with pytest.warns(UserWarning, match='^1 trajectories have pictures with values that are NaN'):
+    events = list(damaged.stream(prompts, seed=SEEDS))
+  assert {e.row: e.finite for e in events if isinstance(e, streaming.End)} == {
+    row: row not in adding for row in range(3)
+  }
+  assert all(e.finite for e in PAINTER.stream(prompts, seed=SEEDS) if isinstance(e, streaming.End))
+
+
 def test_streams_in_turn_do_not_disturb_each_other(prompts, whole):
   other = PAINTER.stream(['zz', *prompts[1:]], seed=8)
   events = [event for event, _ in itertools.zip_longest(PAINTER.stream(prompts, seed=SEEDS), other)]

@@ -19,6 +19,8 @@ from pdgen.core.model_config import ModelConfig as ModelConfig
 from pdgen.core.model_config import VaeConfig as VaeConfig
 from pdgen.core.model_config import VitConfig as VitConfig
 
+MOST = 2**31 - 1  # Of what is counted in int32.
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Specials:
@@ -116,11 +118,13 @@ class SamplingConfig:
     renorm: `none`, or BAGEL's `global`, `channel`, `text_channel`.
     contiguous_positions: in that cache pictures leave no gap in the positions (BAGEL's sampler; QUIRKS 8, 27), as
       dropped ones do in training (BAGEL's, and ours).
-    temperature: of the text; 0 = greedy.
+    temperature: of the text; 0 = greedy, at most 1e6.
     text_guidance, image_guidance: BAGEL's two scales; 1 = none. Guidance by pictures costs a second, text-only cache.
     guidance_interval: guidance is on for low < t <= high, t the shifted time.
-    renorm_min: lower clamp of the renormalisation.
+    renorm_min: lower clamp of the renormalisation, from 0 to 1.
     timestep_shift: s in t <- s t / (1 + (s - 1) t).
+
+  Raises: ValueError for a number out of its bounds, NaN and infinity among them.
   """
 
   max_pictures: int = 10
@@ -140,10 +144,15 @@ class SamplingConfig:
   def __post_init__(self):
     if self.renorm not in ('none', 'global', 'channel', 'text_channel'):
       raise ValueError(f"Unknown renorm {self.renorm!r}. Known: ['none', 'global', 'channel', 'text_channel']")
+    dataclass_io.finite(self, 'sampling')
     dataclass_io.at_least(
-      self, 'sampling', max_pictures=1, max_text_tokens=1, max_tokens=1, flow_steps=1, temperature=0
+      self, 'sampling', max_pictures=1, max_text_tokens=1, max_tokens=1, flow_steps=1, temperature=0, renorm_min=0
     )
     dataclass_io.positive(self, 'sampling', 'timestep_shift')
+    dataclass_io.at_least(self, 'sampling', timestep_shift=1e-6)  # Less is 0 in float32, some of it.
+    # temperature: from about 1e37 on, noise times temperature is infinite, and what the grammar forbids is written.
+    dataclass_io.at_most(self, 'sampling', temperature=1e6, renorm_min=1, flow_steps=10_000, timestep_shift=1e6)
+    dataclass_io.at_most(self, 'sampling', max_pictures=MOST, max_text_tokens=MOST, max_tokens=MOST)
     if len(self.guidance_interval) != 2 or self.guidance_interval[0] > self.guidance_interval[1]:
       raise ValueError(
         f'config.sampling.guidance_interval={self.guidance_interval}: give two times, the lower one first.'
@@ -259,6 +268,7 @@ def from_config_dict(values: ml_collections.ConfigDict | dict[str, Any]) -> Conf
   >>> from_config_dict(to_config_dict(Config())) == Config()
   True
   """
-  if isinstance(values, ml_collections.ConfigDict):
-    values = values.to_dict()
-  return dataclass_io.from_dict(Config, values, path='config')
+  # Where the file could not be read, ml_collections gives an object that says so when it is asked for anything.
+  to_dict = None if isinstance(values, dict) else getattr(values, 'to_dict', None)
+  nested: Any = to_dict() if to_dict else values
+  return dataclass_io.from_dict(Config, nested, path='config')

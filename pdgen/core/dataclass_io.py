@@ -5,6 +5,8 @@ import types
 import typing
 from typing import Any
 
+FLOAT32_MAX = 3.4028234663852886e38
+
 
 def to_dict(value: Any) -> Any:
   """Dataclasses to dicts, at every depth and in tuples; all else stays as it is."""
@@ -21,6 +23,8 @@ def from_dict(cls: type, values: dict[str, Any], *, path: str) -> Any:
   Raises: KeyError naming an unknown key and the known ones, ValueError naming a value of the wrong type.
   """
   hints = typing.get_type_hints(cls)
+  if not isinstance(values, dict):
+    raise ValueError(f'{path} must be a mapping of {list(hints)}, not {values!r}.')
   unknown = sorted(set(values) - set(hints))
   if unknown:
     raise KeyError(f'Unknown key {path}.{unknown[0]}. Known: {sorted(hints)}')
@@ -33,8 +37,6 @@ def _coerce(hint: Any, value: Any, *, path: str) -> Any:
       return None
     hint = next(a for a in typing.get_args(hint) if a is not type(None))
   if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-    if not isinstance(value, dict):
-      raise ValueError(f'{path} must be a mapping of {[f.name for f in dataclasses.fields(hint)]}, not {value!r}.')
     return from_dict(hint, value, path=path)
   if typing.get_origin(hint) is tuple:
     part = typing.get_args(hint)[0]
@@ -68,6 +70,22 @@ def at_least(section: Any, name: str, **least: float):
   for field, bound in least.items():
     if not getattr(section, field) >= bound:
       raise ValueError(f'config.{name}.{field}={getattr(section, field)} is too small: it is at least {bound}.')
+
+
+def at_most(section: Any, name: str, **most: float):
+  """Raises ValueError naming the first field that is more than it may be."""
+  for field, bound in most.items():
+    if not getattr(section, field) <= bound:
+      raise ValueError(f'config.{name}.{field}={getattr(section, field)} is too large: it is at most {bound}.')
+
+
+def finite(section: Any, name: str):
+  """Raises ValueError naming the first number that is NaN or infinite in float32, in which programs compute."""
+  for field in dataclasses.fields(section):
+    value = getattr(section, field.name)
+    for number in value if isinstance(value, (tuple, list)) else (value,):
+      if not isinstance(number, str) and not abs(number) <= FLOAT32_MAX:
+        raise ValueError(f'config.{name}.{field.name}={value}: it must be finite (in float32).')
 
 
 def positive(section: Any, name: str, field: str):

@@ -19,8 +19,7 @@ TAGS = {
 NAMES = {**{text: name for name, text in TAGS.items()}, '<\\refine>': 'refine_end'}
 
 _TAG = re.compile('(' + '|'.join(re.escape(text) for text in NAMES) + ')')
-_PLAN = re.compile(r'\A<ins>(.*?)</ins><des>(.*?)</des>\Z', re.DOTALL)
-_REFINE = re.compile(r'<refine>(.*?)<[/\\]refine>', re.DOTALL)
+_REFINE_END = re.compile(r'<[/\\]refine>')
 
 
 def split(text: str) -> list[str]:
@@ -49,10 +48,11 @@ def plan_parts(text: str) -> tuple[str, str]:
 
   Raises: ValueError for a text that is not a plan.
   """
-  match = _PLAN.match(text)
-  if match is None:
+  begin, middle, end = TAGS['ins'], TAGS['ins_end'] + TAGS['des'], TAGS['des_end']
+  instruction, between, rest = text.removeprefix(begin).partition(middle)
+  if not (text.startswith(begin) and between and rest.endswith(end)):
     raise ValueError(f'Not a plan: {text!r}. A plan reads <ins>...</ins><des>...</des>.')
-  return match.group(1), match.group(2)
+  return instruction, rest.removesuffix(end)
 
 
 def refine(instruction: str) -> str:
@@ -74,8 +74,8 @@ def refine_instruction(inspection: str) -> str | None:
   >>> refine_instruction('The intermediate step is correct.') is None
   True
   """
-  match = _REFINE.search(inspection)
-  return match.group(1).strip() if match else None
+  parts = around_refine(inspection)
+  return parts[1] if len(parts) == 3 else None
 
 
 def around_refine(text: str) -> list[str]:
@@ -84,5 +84,7 @@ def around_refine(text: str) -> list[str]:
   >>> around_refine('Wrong. <refine> Add a ring. </refine> Then go on.')
   ['Wrong. ', 'Add a ring.', ' Then go on.']
   """
-  match = _REFINE.search(text)
-  return [text] if match is None else [text[: match.start()], match.group(1).strip(), text[match.end() :]]
+  # No regular expression of the whole: it would look for an end after every `<refine>`, quadratic in the text.
+  before, opening, rest = text.partition(TAGS['refine'])
+  closing = _REFINE_END.search(rest) if opening else None
+  return [text] if closing is None else [before, rest[: closing.start()].strip(), rest[closing.end() :]]

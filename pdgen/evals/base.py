@@ -19,6 +19,7 @@ import numpy as np
 from pdgen.core import config as config_lib
 from pdgen.core import trajectory as trajectory_lib
 from pdgen.evals import intervals
+from pdgen.viewing import transcript
 
 _RUN = 'run.json'  # what identifies the run that a folder belongs to
 _PARTIAL = '.partial'
@@ -70,15 +71,7 @@ class PromptSet:
   @classmethod
   def read(cls, path: str | os.PathLike, *, key: str = 'prompt') -> 'PromptSet':
     """The rows of a JSONL file. Raises: ValueError naming the first line that is no row with a prompt."""
-    rows = []
-    for number, line in enumerate(pathlib.Path(path).read_text(encoding='utf-8').splitlines(), 1):
-      if line.strip():
-        try:
-          rows.append(json.loads(line))
-          rows[-1][key]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-          raise ValueError(f'{path}, line {number}: no JSON object with {key!r} ({error}).') from None
-    return cls(pathlib.Path(path).stem, tuple(rows), key)
+    return cls(pathlib.Path(path).stem, tuple(read_rows(path, key)), key)
 
   @property
   def texts(self) -> list[str]:
@@ -113,7 +106,7 @@ class Scores:
     lines = [self.text] if self.text else [_line(name, e) for name, e in self.values.items()]
     if self.answered < self.asked:
       lines.append(f'These figures rest on {self.answered} of {self.asked}.')
-    return '\n'.join(lines)
+    return transcript.printable('\n'.join(lines), keep='\n')
 
   def to_json(self) -> dict[str, Any]:
     """Figures, counts and rows; figures that rest on nothing are null."""
@@ -160,7 +153,10 @@ def claim(out: pathlib.Path, identity: Mapping[str, Any]):
   """
   given = json.loads(json.dumps(identity))
   if (out / _RUN).is_file():
-    there = json.loads((out / _RUN).read_text())
+    try:
+      there = dict(json.loads((out / _RUN).read_text()))
+    except (ValueError, TypeError) as error:
+      raise AnotherRunError(f'{out / _RUN} is damaged ({error}): it is not known whose folder it is.') from None
     differ = sorted(name for name in there.keys() | given.keys() if there.get(name) != given.get(name))
     if differ:
       found = ', '.join(f'{name} {there.get(name)!r} there, {given.get(name)!r} given' for name in differ)
@@ -170,6 +166,26 @@ def claim(out: pathlib.Path, identity: Mapping[str, Any]):
     raise AnotherRunError(f'{out} is not empty: what is left there of another run would be scored, too. Name another.')
   out.mkdir(parents=True, exist_ok=True)
   write_atomically(out / _RUN, json.dumps(given, indent=2) + '\n')
+
+
+def read_rows(path: str | os.PathLike, *keys: str) -> list[dict[str, Any]]:
+  """The objects of a JSONL file, each with those keys.
+
+  Raises: ValueError naming the first line that is cut or lacks a key, and for a file without rows.
+  """
+  rows = []
+  for number, line in enumerate(pathlib.Path(path).read_text(encoding='utf-8').splitlines(), 1):
+    if line.strip():
+      try:
+        rows.append(json.loads(line))
+        for key in keys:
+          rows[-1][key]
+      except (ValueError, KeyError, TypeError) as error:
+        named = ', '.join(map(repr, keys))
+        raise ValueError(f'{path}, line {number}: no JSON object with {named} ({error}).') from None
+  if not rows:
+    raise ValueError(f'{path} has no rows.')
+  return rows
 
 
 def write_atomically(path: pathlib.Path, content: str | bytes):

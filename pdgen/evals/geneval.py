@@ -39,6 +39,7 @@ _BATCH = 32  # prompts painted and written together, if nothing else is said
 class Report:
   """The scores of a set of pictures.
 
+  Prompts without a picture are in no rate: `missing` names them, and the text says how many prompts the scores rest on.
   The 95 % interval of `overall` combines the tasks' Wilson intervals by square-and-add (Zou and Donner 2008). A row of
   `results` has the official fields `filename`, `tag`, `prompt`, `correct`, `reason`, `metadata`, `details`.
   """
@@ -48,6 +49,17 @@ class Report:
   low: float  # lower end of its interval
   high: float  # upper end of its interval
   results: tuple[Mapping[str, Any], ...]  # one row a picture
+  missing: tuple[int, ...] = ()  # numbers of the prompts that have no picture
+
+  @property
+  def answered(self) -> int:
+    """Prompts that the scores rest on."""
+    return len({pathlib.PurePath(row['filename']).parent.parent for row in self.results})
+
+  @property
+  def asked(self) -> int:
+    """Prompts that there are."""
+    return self.answered + len(self.missing)
 
   @property
   def failures(self) -> list[Mapping[str, Any]]:
@@ -58,7 +70,11 @@ class Report:
       f'{tag:<16} = {r.value:7.2%} [{r.interval[0]:.3f}, {r.interval[1]:.3f}] ({r.hits} / {r.total})'
       for tag, r in self.tasks.items()
     ]
-    return '\n'.join([*lines, f'{"overall":<16} = {self.overall:7.2%} [{self.low:.3f}, {self.high:.3f}]'])
+    lines.append(f'{"overall":<16} = {self.overall:7.2%} [{self.low:.3f}, {self.high:.3f}]')
+    if self.missing:
+      names = ', '.join(f'{number:05}' for number in self.missing[:5]) + (', ..' if len(self.missing) > 5 else '')
+      lines.append(f'These figures rest on {self.answered} of {self.asked} prompts; without a picture: {names}.')
+    return '\n'.join(lines)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,6 +110,10 @@ class GenEval:
           write_prompt(out, i, self.prompts.rows[i], [picture])
     if out is not None:
       report = score_folder(out, self.detector)
+      if report.asked != len(self.prompts.rows):
+        raise base.AnotherRunError(
+          f'{out} holds {report.asked} prompts, not {len(self.prompts.rows)}: see its folders.'
+        )
     else:
       pictures = last_pictures(list(painted.values()), size=painter.config.model.image_size)
       report = score(self.prompts.rows, pictures, self.detector)
@@ -126,7 +146,7 @@ class GenEval:
       name=self.name,
       values={**{task: r.estimate for task, r in report.tasks.items()}, 'overall': overall},
       asked=len(self.prompts.rows),
-      answered=len({row['filename'].partition('/')[0] for row in report.results}),
+      answered=report.answered,
       rows=report.results,
       details=details,
       text=f'{report}\n{_told(list(painted.values()), seconds)}',
@@ -144,11 +164,13 @@ def score(
     pictures: uint8[H, W, 3] each.
     detector: sees the objects of a picture.
 
-  Raises: ValueError if the numbers of prompts and pictures differ or there are none.
+  Raises: ValueError if the numbers of prompts and pictures differ, there are none, or one is no uint8[H, W, 3].
   """
   if len(prompts) != len(pictures):
     raise ValueError(f'{len(prompts)} prompts but {len(pictures)} pictures; give one picture a prompt.')
   names = [_name(i, 0) for i in range(len(prompts))]
+  for i, picture in enumerate(pictures):
+    judges_base.check_picture(picture, whose=f' of prompt {i}')
   return _report([_result(*args, detector) for args in zip(names, prompts, pictures, strict=True)])
 
 
@@ -189,19 +211,23 @@ def write_folder(out: str | pathlib.Path, prompts: Sequence[Mapping[str, Any]], 
     prompts: GenEval metadata of each prompt.
     pictures: uint8[H, W, 3] for each prompt, or uint8[N, H, W, 3] for several.
 
-  Raises: ValueError if the numbers of prompts and entries of pictures differ.
+  Raises: ValueError if the numbers of prompts and entries of pictures differ, or for pictures of another type.
   """
   if len(prompts) != len(pictures):
     raise ValueError(f'{len(prompts)} prompts but {len(pictures)} entries of pictures; give one entry a prompt.')
   for i, (metadata, entry) in enumerate(zip(prompts, pictures, strict=True)):
-    entry = np.asarray(entry, np.uint8)
-    write_prompt(out, i, metadata, entry.reshape(-1, *entry.shape[-3:]))
+    write_prompt(out, i, metadata, entry if np.ndim(entry) == 4 else [entry])
 
 
 def write_prompt(
   out: str | pathlib.Path, number: int, metadata: Mapping[str, Any], pictures: Sequence[np.ndarray] | np.ndarray
 ) -> None:
-  """Writes the metadata and the pictures, uint8[H, W, 3] each, of one prompt; each file is whole or absent."""
+  """Writes the metadata and the pictures, uint8[H, W, 3] each, of one prompt; each file is whole or absent.
+
+  Raises: ValueError for pictures of another type, of which nothing is written.
+  """
+  for picture in pictures:
+    judges_base.check_picture(picture, whose=f' of prompt {number}')
   base.write_atomically(pathlib.Path(out, f'{number:05}', 'metadata.jsonl'), json.dumps(dict(metadata)) + '\n')
   for k, picture in enumerate(pictures):
     file = io.BytesIO()
@@ -212,14 +238,18 @@ def write_prompt(
 def read_folder(out: str | pathlib.Path) -> tuple[list[dict[str, Any]], list[np.ndarray], list[str]]:
   """Reads an official folder. Returns (prompts, pictures, file names), one entry a picture.
 
-  Raises: FileNotFoundError, naming the folder, if it has no prompt with a picture.
+  Raises: FileNotFoundError, naming the folder, if it has no prompt with a picture; ValueError naming a damaged file.
   """
   rows = []
-  for folder in sorted(p for p in pathlib.Path(out).glob('*') if p.is_dir() and p.name.isdigit()):
-    metadata = json.loads((folder / 'metadata.jsonl').read_text())
-    for path in sorted(p for p in (folder / 'samples').glob('*.png') if p.stem.isdigit()):
-      with Image.open(path) as image:
-        rows.append((metadata, np.asarray(image.convert('RGB')), path.relative_to(out).as_posix()))
+  for folder in _prompt_folders(out):
+    metadata, *_ = base.read_rows(folder / 'metadata.jsonl', 'tag', 'prompt')
+    for path in _sample_files(folder):
+      try:
+        with Image.open(path) as image:
+          picture = np.asarray(image.convert('RGB'))
+      except (OSError, SyntaxError, ValueError) as error:  # What PIL raises for a file that is cut or no picture.
+        raise ValueError(f'{path} is no whole picture ({error}). Delete it, and paint it again.') from error
+      rows.append((metadata, picture, path.relative_to(out).as_posix()))
   if not rows:
     raise FileNotFoundError(f'No GenEval pictures in {out}; expected <prompt number>/samples/<number>.png there.')
   prompts, pictures, names = zip(*rows, strict=True)
@@ -227,18 +257,44 @@ def read_folder(out: str | pathlib.Path) -> tuple[list[dict[str, Any]], list[np.
 
 
 def score_folder(out: str | pathlib.Path, detector: judges_base.Detector) -> Report:
-  """Scores every picture of an official folder and writes `results.jsonl` into it."""
+  """Scores every picture of an official folder and writes `results.jsonl` into it.
+
+  Prompts without a picture are in `Report.missing`, those among them whose whole folder is missing. Raises: as
+  `read_folder`.
+  """
   prompts, pictures, names = read_folder(out)
-  report = _report([_result(*args, detector) for args in zip(names, prompts, pictures, strict=True)])
+  results = [_result(*args, detector) for args in zip(names, prompts, pictures, strict=True)]
+  report = _report(results, missing=_without_pictures(out))
   lines = [json.dumps(dict(row)) + '\n' for row in report.results]
   base.write_atomically(pathlib.Path(out, 'results.jsonl'), ''.join(lines))
   return report
 
 
 def read_results(out: str | pathlib.Path) -> Report:
-  """The report of a folder's `results.jsonl`, whether pdgen or the official script wrote it."""
-  lines = pathlib.Path(out, 'results.jsonl').read_text().splitlines()
-  return _report([json.loads(line) for line in lines if line.strip()])
+  """The report of a folder's `results.jsonl`, whether pdgen or the official script wrote it.
+
+  Raises: ValueError where it has a line that is cut, or not one row for each picture that is in the folder.
+  """
+  path = pathlib.Path(out, 'results.jsonl')
+  rows = base.read_rows(path, 'filename', 'tag', 'prompt', 'correct')
+  pictures = sum(len(_sample_files(folder)) for folder in _prompt_folders(out))
+  if pictures and len(rows) != pictures:
+    raise ValueError(f'{path} has {len(rows)} rows for {pictures} pictures: it is not whole. Score the folder again.')
+  return _report(rows, missing=_without_pictures(out) if pictures else ())
+
+
+def _prompt_folders(out: str | pathlib.Path) -> list[pathlib.Path]:
+  return sorted(p for p in pathlib.Path(out).glob('*') if p.is_dir() and p.name.isdigit())
+
+
+def _sample_files(folder: pathlib.Path) -> list[pathlib.Path]:
+  return sorted(p for p in (folder / 'samples').glob('*.png') if p.stem.isdigit())
+
+
+def _without_pictures(out: str | pathlib.Path) -> tuple[int, ...]:
+  """Numbers of the prompts up to the last one that have no picture; official numbers have no gaps."""
+  counts = {int(folder.name): len(_sample_files(folder)) for folder in _prompt_folders(out)}
+  return tuple(number for number in range(max(counts, default=-1) + 1) if not counts.get(number))
 
 
 # --- rules ---
@@ -305,7 +361,7 @@ def _result(
   }
 
 
-def _report(results: list[dict[str, Any]]) -> Report:
+def _report(results: list[dict[str, Any]], *, missing: tuple[int, ...] = ()) -> Report:
   if not results:
     raise ValueError('No pictures to score.')
   tags = dict.fromkeys(row['tag'] for row in results)
@@ -314,7 +370,7 @@ def _report(results: list[dict[str, Any]]) -> Report:
   below = math.sqrt(sum((r.value - r.interval[0]) ** 2 for r in tasks.values())) / len(tasks)
   above = math.sqrt(sum((r.interval[1] - r.value) ** 2 for r in tasks.values())) / len(tasks)
   low, high = max(0.0, overall - below), min(1.0, overall + above)
-  return Report(tasks=tasks, overall=overall, low=low, high=high, results=tuple(results))
+  return Report(tasks=tasks, overall=overall, low=low, high=high, results=tuple(results), missing=missing)
 
 
 def _name(prompt: int, sample: int) -> str:

@@ -6,7 +6,8 @@ refined picture shows what the step should show. A right draft whose inspection 
 
 `Inspection` is the evaluator; the folder that it is given gets
 
-    <out>/injected.jsonl, own.jsonl    one line a question: what was wrong, whether it was found, whether it was fixed
+    <out>/injected.jsonl, own.jsonl    one line a question: what was wrong, whether it was found, whether it was fixed;
+                                       they grow batch by batch
     <out>/inspection.json              the rates
     <out>/run.json                     what the answers were made from
 """
@@ -29,6 +30,7 @@ Sampler = Callable[[Sequence[trajectory_lib.Trajectory], int], Sequence[trajecto
 # `expected` is what the step should show. Its provenance names the error.
 Drafts = Callable[[str | None, int, int], trajectory_lib.Trajectory]
 
+_BATCH = 32  # questions asked and written together, if nothing else is said
 OWN = 'own'  # the kind of an error that the model made itself
 
 
@@ -71,22 +73,27 @@ class Inspection:
   name: str = 'inspection'
 
   def run(self, painter: base.Painter, out: pathlib.Path | None) -> base.Scores:
-    """Rates of a painter. A half (injected or own) whose answers are in `out` is not asked again."""
+    """Rates of a painter. Questions whose answers are in `out` are not asked again."""
     if out is not None:
       base.claim(out, self._identity(painter))
 
     def sample(trajectories: Sequence[trajectory_lib.Trajectory], seed: int) -> Sequence[trajectory_lib.Trajectory]:
       return painter.sample(trajectories, seed=seed, batch_size=self.batch_size, pictures=1).trajectories
 
-    settings: dict[str, Any] = dict(seed=self.seed)
-    halves = {
-      'injected': lambda: injected(
-        sample, self.drafts, self.judge, kinds=self.kinds, per_kind=self.per_kind, **settings
+    asked = [(kind, index) for kind in (*self.kinds, None) for index in range(self.per_kind)]
+    size = None if out is None else self.batch_size or _BATCH
+    reports = {
+      'injected': _report(
+        self.kinds,
+        _kept(
+          out, 'injected', len(asked), size, lambda i: _injected(sample, self.drafts, self.judge, asked, self.seed, i)
+        ),
       ),
-      'own': lambda: own(sample, self.drafts, self.judge, count=self.own_drafts, **settings),
+      'own': _report(
+        [OWN],
+        _kept(out, 'own', self.own_drafts, size, lambda i: _own(sample, self.drafts, self.judge, self.seed, i)),
+      ),
     }
-    kinds = {'injected': self.kinds, 'own': (OWN,)}
-    reports = {half: _kept(out, half, kinds[half], ask) for half, ask in halves.items()}
     if out is not None:
       figures = {half: report.to_json() for half, report in reports.items()}
       base.write_atomically(out / 'inspection.json', json.dumps(figures, indent=2) + '\n')
@@ -122,10 +129,8 @@ def injected(
     seed: seed of the questions and of the sampler.
   """
   kinds = list(kinds)
-  questions = [drafts(kind, seed, index) for kind in (*kinds, None) for index in range(per_kind)]
-  answers = sample(questions, seed)
-  errors = [None if q.provenance is None else q.provenance.error for q in questions]
-  return _report(kinds, [_row(q, a, e, judge) for q, a, e in zip(questions, answers, errors, strict=True)])
+  asked = [(kind, index) for kind in (*kinds, None) for index in range(per_kind)]
+  return _report(kinds, _injected(sample, drafts, judge, asked, seed, range(len(asked))))
 
 
 def own(sample: Sampler, drafts: Drafts, judge: judges_base.Judge, *, count: int, seed: int = 0) -> Report:
@@ -141,24 +146,62 @@ def own(sample: Sampler, drafts: Drafts, judge: judges_base.Judge, *, count: int
     count: drafts to paint.
     seed: seed of the questions and of the sampler.
   """
-  right = [drafts(None, seed, index) for index in range(count)]
-  painted = sample([_without_draft(t) for t in right], seed)
+  return _report([OWN], _own(sample, drafts, judge, seed, range(count)))
+
+
+Row = dict[str, Any]  # as of `Report.rows`
+
+
+def _injected(
+  sample: Sampler,
+  drafts: Drafts,
+  judge: judges_base.Judge,
+  asked: Sequence[tuple[str | None, int]],
+  seed: int,
+  numbers: range,
+) -> list[Row]:
+  """The answers to some of the questions (kind, index) that are asked: each has the seed of its number."""
+  questions = [drafts(kind, seed, index) for kind, index in asked[numbers.start : numbers.stop]]
+  answers = sample(questions, seed + numbers.start)
+  errors = [None if q.provenance is None else q.provenance.error for q in questions]
+  return [_row(q, a, e, judge) for q, a, e in zip(questions, answers, errors, strict=True)]
+
+
+def _own(sample: Sampler, drafts: Drafts, judge: judges_base.Judge, seed: int, numbers: range) -> list[Row]:
+  """Drafts of some numbers, painted by the model itself, and its answers about them."""
+  right = [drafts(None, seed, index) for index in numbers]
+  painted = sample([_without_draft(t) for t in right], seed + numbers.start)
   questions = [_with_draft(t, p.steps[len(t.steps) - 1].draft) for t, p in zip(right, painted, strict=True)]
   errors = [None if _is_right(_draft(q), q, judge) else OWN for q in questions]
-  answers = sample(questions, seed + 1)
-  return _report([OWN], [_row(q, a, e, judge) for q, a, e in zip(questions, answers, errors, strict=True)])
+  answers = sample(questions, seed + 1 + numbers.start)
+  return [_row(q, a, e, judge) for q, a, e in zip(questions, answers, errors, strict=True)]
 
 
-def _kept(out: pathlib.Path | None, half: str, kinds: Sequence[str], ask: Callable[[], Report]) -> Report:
-  """The report of a half: from the answers in the folder, or asked for and kept there."""
-  if out is None:
-    return ask()
-  path = out / f'{half}.jsonl'
-  if path.is_file():
-    return _report(kinds, [json.loads(line) for line in path.read_text().splitlines()])
-  report = ask()
-  base.write_atomically(path, ''.join(json.dumps(dict(row)) + '\n' for row in report.rows))
-  return report
+def _kept(
+  out: pathlib.Path | None, half: str, count: int, size: int | None, ask: Callable[[range], list[Row]]
+) -> list[Row]:
+  """The answers of a half: those in the folder, and the rest asked for and kept there, batch by batch.
+
+  Args:
+    out: the folder; None: nothing is kept.
+    half: names the file.
+    count: questions of the half.
+    size: questions of a batch; None: all at once.
+    ask: the answers to the questions of some numbers.
+
+  Raises: ValueError for a file that is damaged or holds more answers than there are questions.
+  """
+  rows: list[Row] = []
+  path = None if out is None else out / f'{half}.jsonl'
+  if path is not None and path.is_file():
+    rows = base.read_rows(path, 'error', 'found', 'fixed')
+    if len(rows) > count:
+      raise ValueError(f'{path} holds {len(rows)} answers to {count} questions: it is of another run. Delete it.')
+  while len(rows) < count:
+    rows += ask(range(len(rows), min(count, len(rows) + (size or count))))
+    if path is not None:
+      base.write_atomically(path, ''.join(json.dumps(row) + '\n' for row in rows))
+  return rows
 
 
 def _estimates(report: Report) -> dict[str, intervals.Estimate]:

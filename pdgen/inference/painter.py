@@ -12,6 +12,7 @@ import functools
 import math
 import os
 import time
+import warnings
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
@@ -24,12 +25,13 @@ from jax.sharding import PartitionSpec as P
 
 from pdgen.core import config as config_lib
 from pdgen.core import mesh as mesh_lib
-from pdgen.core import trees
+from pdgen.core import packed, trees
+from pdgen.core import trajectory as trajectory_lib
 from pdgen.data import tokenizers
 from pdgen.data.tokenizers import base
+from pdgen.inference import memory, results, streaming
 from pdgen.inference import phases as phases_lib
 from pdgen.inference import requests as requests_lib
-from pdgen.inference import results, streaming
 from pdgen.inference.requests import Prompt as Prompt
 from pdgen.inference.results import Result as Result
 from pdgen.models import interleaved, partition
@@ -110,24 +112,44 @@ class Painter:
     Raises: ValueError for an unknown mode, no prompts, seeds that do not fit, caps that leave no room, or pictures that
       do not fit the model.
     """
+    parts = self.sample_batches(
+      prompts, mode=mode, seed=seed, sampling=sampling, batch_size=batch_size, pictures=pictures
+    )
+    return results.join(parts)
+
+  def sample_batches(
+    self,
+    prompts: Prompt | Sequence[Prompt],
+    *,
+    mode: str | None = None,
+    seed: int | np.integer | Sequence[int] = 0,
+    sampling: config_lib.SamplingConfig | None = None,
+    batch_size: int | None = None,
+    pictures: int | None = None,
+  ) -> Iterator[tuple[list[int], Result]]:
+    """As `sample`, a batch at a time, so that what is painted can be kept: numbers of the prompts, and their results.
+
+    Arguments and errors as of `sample`, at the call.
+    """
     sampling = sampling or self.config.sampling
     self.check(sampling)
     requests = requests_lib.make(prompts, sampling=sampling, mode=mode, seed=seed, pictures=pictures)
-    began, compiled = time.perf_counter(), _compiled_programs()
-    trajectories, timings = {}, {'compile_calls': 0, 'text_steps': 0, 'rounds': 0, 'tokens': 0, 'pictures': 0}
-    for rows, size, shape in self._batches(requests, batch_size):
-      chosen = [requests[i] for i in rows]
-      state = self.run(chosen, sampling=sampling, batch_size=size, shape=shape)
-      host = jax.device_get({name: getattr(state, name) for name in results.FETCHED})
-      for row, i in enumerate(rows):
-        trajectories[i] = results.parse_output(requests[i].start, host, row, self.tokenizer)
-      timings['text_steps'] += int(host['text_steps'])
-      timings['rounds'] += int(host['rounds'])
-      timings['tokens'] += int(host['output_count'].sum())
-      timings['pictures'] += int(host['picture_count'].sum())
-    timings['compile_calls'] = _compiled_programs() - compiled
-    seconds = time.perf_counter() - began
-    return Result([trajectories[i] for i in range(len(requests))], {'seconds': seconds, **timings})
+    self._warn_of_modes(requests)
+    batches = list(self._batches(requests, batch_size))
+    requests_lib.check(requests)
+    for _, size, shape in batches:
+      self._check_memory(sampling, prefix=shape.row_budget, size=size)
+
+    def paint() -> Iterator[tuple[list[int], Result]]:
+      for numbers, size, shape in batches:
+        began, compiled = time.perf_counter(), _compiled_programs()
+        chosen = [requests[i] for i in numbers]
+        state = self.run(chosen, sampling=sampling, batch_size=size, shape=shape)
+        host = jax.device_get({name: getattr(state, name) for name in results.FETCHED})
+        more = {'seconds': time.perf_counter() - began, 'compile_calls': _compiled_programs() - compiled}
+        yield numbers, results.of_batch([r.start for r in chosen], host, self.tokenizer, timings=more)
+
+    return paint()
 
   def stream(
     self,
@@ -156,7 +178,11 @@ class Painter:
     sampling = sampling or self.config.sampling
     self.check(sampling)
     requests = requests_lib.make(prompts, sampling=sampling, mode=mode, seed=seed, pictures=pictures)
-    batch = self.sample_batch(requests, batch_size=batch_size)
+    self._warn_of_modes(requests)
+    shape = requests_lib.prefix_shape(requests, config=self.config, tokenizer=self.tokenizer)
+    requests_lib.check(requests)
+    self._check_memory(sampling, prefix=shape.row_budget, size=self._rows(batch_size, len(requests)))
+    batch = self.sample_batch(requests, batch_size=batch_size, shape=shape)
     return streaming.events(self.phases(sampling), batch, requests, self.tokenizer)
 
   def run(
@@ -183,12 +209,13 @@ class Painter:
     )
 
   def check(self, sampling: config_lib.SamplingConfig):
-    """Raises ValueError when the caps leave no room for one round."""
+    """Raises ValueError when the caps leave no room for one round, or do not fit the memory of the device."""
     if sampling.max_text_tokens < grammar.SHORTEST:
       raise ValueError(f'{sampling.max_text_tokens=} leaves no room: the tags of a plan alone take {grammar.SHORTEST}.')
     worst = cycle.max_tokens_per_round(self.config.model, sampling)
     if sampling.max_tokens < worst:
       raise ValueError(f'{sampling.max_tokens=} leaves no room: a plan, an inspection and a picture may take {worst}.')
+    self._check_memory(sampling, prefix=packed.RowBudget(1, 0, 0), size=1)
 
   def spec(self, sampling: config_lib.SamplingConfig) -> cycle.SamplerSpec:
     """What of the sampling config shapes the compiled program, with this painter's tokens."""
@@ -202,7 +229,7 @@ class Painter:
     shape: requests_lib.PrefixShape | None = None,
   ) -> cycle.SampleBatch:
     """Requests as one batch on the device or the mesh. Arguments as of `requests.sample_batch`."""
-    size = self._rows(batch_size or len(requests))
+    size = self._rows(batch_size, len(requests))
     batch = requests_lib.sample_batch(
       requests, config=self.config, tokenizer=self.tokenizer, batch_size=size, shape=shape
     )
@@ -219,14 +246,47 @@ class Painter:
       groups.setdefault(requests_lib.canvas(request.start, self.config.model), []).append(i)
     for group in groups.values():
       shape = requests_lib.prefix_shape([requests[i] for i in group], config=self.config, tokenizer=self.tokenizer)
-      size = self._rows(batch_size or min(len(group), DEFAULT_BATCH))
+      size = self._rows(batch_size, min(len(group), DEFAULT_BATCH))
       for first in range(0, len(group), size):
         yield group[first : first + size], size, shape
 
-  def _rows(self, batch_size: int) -> int:
-    """The batch size, rounded up to what the mesh divides."""
-    ways = 1 if self.mesh is None else math.prod(self.mesh.shape[axis] for axis in mesh_lib.ROWS)
+  def _rows(self, batch_size: int | None, default: int) -> int:
+    """The batch size, rounded up to what the mesh divides. Raises: ValueError for a size below 1."""
+    batch_size = default if batch_size is None else batch_size
+    if batch_size < 1:
+      raise ValueError(f'{batch_size=}: a batch holds at least 1 trajectory.')
+    ways = self._row_ways
     return -(-batch_size // ways) * ways
+
+  @property
+  def _row_ways(self) -> int:
+    """Devices that share the rows of a batch."""
+    return 1 if self.mesh is None else math.prod(self.mesh.shape[axis] for axis in mesh_lib.ROWS)
+
+  @functools.cached_property
+  def _memory(self) -> tuple[int, int | None]:
+    """Bytes on a device: of the weights, and of all that it has (None: not known)."""
+    return memory.of_weights(self.params), memory.limit(self.params)
+
+  def _check_memory(self, sampling: config_lib.SamplingConfig, *, prefix: packed.RowBudget, size: int):
+    """Raises ValueError for a batch that does not fit the device. size: rows of the batch."""
+    weights, limit = self._memory
+    rows = -(-size // self._row_ways)
+    split = 1 if self.mesh is None else self.mesh.shape['tensor']
+    needed = memory.required(self.config.model, sampling, prefix=prefix, rows=rows, heads_split=split)
+    limit = 2**63 if limit is None else limit
+    memory.check(needed, weights=weights, rows=rows, prefix=prefix, max_tokens=sampling.max_tokens, limit=limit)
+
+  def _warn_of_modes(self, requests: Sequence[requests_lib.Request]):
+    """Warns, once a process, of words asked of a model that has learned none."""
+    data = self.config.data
+    knows = bool(data.sources) and data.mode == trajectory_lib.PROCESS
+    if not knows and any(r.start.mode == trajectory_lib.PROCESS for r in requests):
+      warnings.warn(
+        'The model was not trained to paint in steps (config.data.sources of its checkpoint has no trajectories with '
+        "words): plans and inspections will mean little. Use mode='direct' (--mode=direct), or fine-tune it first.",
+        stacklevel=2,
+      )
 
 
 def _compiled_programs() -> int:

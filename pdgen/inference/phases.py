@@ -60,8 +60,8 @@ def on_mesh(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
 
 @jax.jit
 def progress(state: cycle.State) -> dict[str, jax.Array]:
-  """What the host follows a state by, in arrays that outlive it. Each int32[B]."""
-  return {name: jnp.copy(getattr(state, name)) for name in ('status', 'stop', 'next_input', 'output_count')}
+  """What the host follows a state by, in arrays that outlive it. Each int32[B]; `finite` bool[B]."""
+  return {name: jnp.copy(getattr(state, name)) for name in ('status', 'stop', 'next_input', 'output_count', 'finite')}
 
 
 @jax.jit

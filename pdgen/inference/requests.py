@@ -25,6 +25,7 @@ Prompt = str | trajectory_lib.Trajectory
 _UND_BUCKET = 32  # Lengths of prefixes are multiples of it.
 _PICTURE_BUCKET = 2  # The same for the number of pictures.
 _CANVAS_SIZES = 4  # Different heights, and widths, that a canvas may have.
+_MAX_TEXT = 4096  # Tokens of a prompt or another text; more where a row of the training data has room for more.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,7 @@ class Request:
   start: trajectory_lib.Trajectory  # What to continue from.
   seed: int  # Of its PRNG key.
   pictures: int  # At most so many more.
+  has_ended: bool = False  # The trajectory was given as a finished one.
 
 
 class PrefixShape(NamedTuple):
@@ -53,7 +55,7 @@ def make(
 ) -> list[Request]:
   """A request for each prompt. Arguments as of `painter.Painter.sample`, whose errors these are.
 
-  Raises: ValueError for an unknown mode, no prompts, seeds that do not fit, or no picture left to paint.
+  Raises: ValueError for an unknown mode, no prompts, seeds that do not fit, or a trajectory with nothing left to paint.
   """
   prompts = [prompts] if isinstance(prompts, (str, trajectory_lib.Trajectory)) else list(prompts)
   if not prompts:
@@ -63,13 +65,24 @@ def make(
   seeds = [int(seed) + i for i in range(len(prompts))] if isinstance(seed, (int, np.integer)) else list(seed)
   if len(seeds) != len(prompts):
     raise ValueError(f'{len(seeds)} seeds for {len(prompts)} prompts.')
-  if not all(0 <= s < 2**32 for s in seeds):
-    raise ValueError(f'Seeds are from 0 to 2**32 - 1, not {seeds}.')
+  for s in seeds:
+    if not isinstance(s, (int, np.integer)) or not 0 <= s < 2**32:
+      raise ValueError(f'Seeds are from 0 to 2**32 - 1, and a prompt takes the one after that of the last: not {s}.')
   starts = [start(prompt, mode) for prompt in prompts]
   return [
-    Request(start=s, seed=own_seed, pictures=_pictures_left(s, sampling, pictures))
-    for s, own_seed in zip(starts, seeds, strict=True)
+    Request(start=s, seed=own_seed, pictures=_pictures_left(s, sampling, pictures), has_ended=_has_ended(prompt))
+    for prompt, s, own_seed in zip(prompts, starts, seeds, strict=True)
   ]
+
+
+def check(requests: Sequence[Request]):
+  """Raises ValueError for a finished trajectory: nothing would be painted, and what was given be the result."""
+  for request in requests:
+    if request.has_ended:
+      raise ValueError(
+        f'The trajectory of {request.start.prompt!r} is finished: nothing is left to paint. With stop=None the model '
+        'looks at it once more, and may go on.'
+      )
 
 
 def start(prompt: Prompt, mode: str | None) -> trajectory_lib.Trajectory:
@@ -107,8 +120,10 @@ def canvas(start: trajectory_lib.Trajectory, model: config_lib.ModelConfig) -> t
 def prefix_shape(requests: Sequence[Request], *, config: config_lib.Config, tokenizer: base.Tokenizer) -> PrefixShape:
   """The shape that holds the prefix of each of them, rounded up so that few different ones are ever compiled.
 
-  Raises: ValueError where they do not share a canvas, or where a picture does not fit the model.
+  Raises: ValueError for a text that is too long, where they do not share a canvas, or for a picture that does not fit.
   """
+  for request in requests:
+    _check_texts(request.start, config, tokenizer)
   canvases = {canvas(request.start, config.model) for request in requests}
   if len(canvases) > 1:
     raise ValueError(
@@ -173,9 +188,32 @@ def _prefix(
   )
 
 
+def _has_ended(prompt: Prompt) -> bool:
+  """Whether a process says that it is finished, and ends as finished ones do: with a picture, or words of approval."""
+  if isinstance(prompt, str) or prompt.mode != trajectory_lib.PROCESS or prompt.stop != trajectory_lib.FINISHED:
+    return False
+  *_, last = (None, *prompt.items())
+  approves = last is not None and last.kind == trajectory_lib.INSPECTION and not last.step.rejected
+  return last is not None and (last.is_picture or approves)
+
+
+def _check_texts(start: trajectory_lib.Trajectory, config: config_lib.Config, tokenizer: base.Tokenizer):
+  """Raises ValueError for a prompt, or another text, of more tokens than a model could have seen in training."""
+  most = max(_MAX_TEXT, config.data.und_tokens)
+  texts = [('prompt', len(tokenizer.encode(start.prompt)))]
+  texts += [(i.kind, len(tokenizer.encode_with_tags(i.text))) for i in start.items() if not i.is_picture]
+  for kind, tokens in texts:
+    if tokens > most:
+      raise ValueError(f'The {kind} of {start.prompt[:40]!r}.. has {tokens:,} tokens, of at most {most:,}: shorten it.')
+
+
 def _pictures_left(start: trajectory_lib.Trajectory, sampling: config_lib.SamplingConfig, pictures: int | None) -> int:
   """How many pictures the trajectory may still paint. pictures: the caller's own limit."""
   painted = len(start.pictures)
+  if start.mode == trajectory_lib.DIRECT and painted:
+    raise ValueError(
+      f'The direct trajectory of {start.prompt!r} has its picture: nothing is left to paint. Give the prompt alone.'
+    )
   left = min(sampling.max_pictures - painted, sampling.max_pictures if pictures is None else pictures)
   if left < 1:
     raise ValueError(

@@ -1,7 +1,8 @@
 """Sampling results: from the tokens and pictures of a row to the steps of a trajectory."""
 
 import dataclasses
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from pdgen.data.tokenizers import base
 from pdgen.sampling import cycle
 
 # Fields of `cycle.State` that a finished batch is read from.
-FETCHED = ('output_tokens', 'output_count', 'pictures', 'picture_count', 'stop', 'text_steps', 'rounds')
+FETCHED = ('output_tokens', 'output_count', 'pictures', 'picture_count', 'finite', 'stop', 'text_steps', 'rounds')
 
 STOPS = {
   cycle.FINISHED: trajectory_lib.FINISHED,
@@ -27,6 +28,52 @@ class Result:
   # `seconds` of the whole call, `compile_calls` (batches that had to compile first), `text_steps` and `rounds` (decode
   # steps and picture phases, over all batches), `tokens` and `pictures` (made, over all trajectories).
   timings: dict[str, float]
+  # Numbers of the trajectories with a picture of which a value was NaN or infinite: it is not what the model painted.
+  not_finite: tuple[int, ...] = ()
+
+
+def warn_not_finite(prompts: Sequence[str]):
+  """Warns of trajectories with a picture that is not finite. prompts: of each."""
+  if prompts:
+    warnings.warn(
+      f'{len(prompts)} trajectories have pictures with values that are NaN or infinite, shown black: the first is of '
+      f'{prompts[0][:80]!r}. Guidance may be too large, or the weights are damaged.',
+      stacklevel=3,
+    )
+
+
+def of_batch(
+  starts: Sequence[trajectory_lib.Trajectory],
+  host: Mapping[str, np.ndarray],
+  tokenizer: base.Tokenizer,
+  *,
+  timings: Mapping[str, float],
+) -> Result:
+  """The result of a finished batch; warns of pictures that are not finite.
+
+  Args:
+    starts: what the first rows were continued from.
+    host: the FETCHED fields of the final state.
+    tokenizer: of the texts.
+    timings: `seconds` and `compile_calls`.
+  """
+  counts = {name: int(host[name]) for name in ('text_steps', 'rounds')}
+  counts |= {'tokens': int(host['output_count'].sum()), 'pictures': int(host['picture_count'].sum())}
+  not_finite = tuple(i for i in range(len(starts)) if not host['finite'][i])
+  warn_not_finite([starts[i].prompt for i in not_finite])
+  trajectories = [parse_output(start, host, row, tokenizer) for row, start in enumerate(starts)]
+  return Result(trajectories, {**timings, **counts}, not_finite)
+
+
+def join(parts: Iterable[tuple[Sequence[int], Result]]) -> Result:
+  """One result of several batches, each with the numbers of its prompts."""
+  trajectories, not_finite = dict[int, trajectory_lib.Trajectory](), list[int]()
+  timings = dict[str, float]()
+  for numbers, part in parts:
+    trajectories |= zip(numbers, part.trajectories, strict=True)
+    not_finite += [numbers[i] for i in part.not_finite]
+    timings = {name: timings.get(name, 0) + value for name, value in part.timings.items()}
+  return Result([trajectories[i] for i in sorted(trajectories)], timings, tuple(sorted(not_finite)))
 
 
 class OutputReader:

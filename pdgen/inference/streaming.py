@@ -66,6 +66,7 @@ class End:
 
   row: int  # Number of the prompt.
   trajectory: trajectory_lib.Trajectory
+  finite: bool = True  # False: a picture holds values that are NaN or infinite (see `results.Result.not_finite`).
 
 
 Event = Token | Text | Picture | Verdict | End
@@ -97,7 +98,9 @@ def events(
       if seen['output_count'][number] > row.count:
         yield from row.token(int(seen['next_input'][number]))
       if seen['status'][number] == cycle.ENDED:
-        yield row.end(int(seen['stop'][number]))
+        finite = bool(seen['finite'][number])
+        results.warn_not_finite([] if finite else [requests[number].start.prompt])
+        yield row.end(int(seen['stop'][number]), finite)
         del rows[number]
     if not rows:
       return
@@ -136,5 +139,5 @@ class _Row:
     item = self._reader.picture(picture)
     return Picture(row=self._number, step=item.number, kind=item.kind, picture=picture)
 
-  def end(self, stop: int) -> End:
-    return End(row=self._number, trajectory=self._reader.end(stop))
+  def end(self, stop: int, finite: bool) -> End:
+    return End(row=self._number, trajectory=self._reader.end(stop), finite=finite)

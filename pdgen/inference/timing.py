@@ -30,12 +30,14 @@ def measure(
     painter: with the sampling config that is timed.
     prompts: one a row.
     mode: `process` or `direct`.
-    repeats: timed calls, of which the fastest counts.
+    repeats: timed calls, of which the fastest counts; at least 1.
 
   Returns: `seconds` a call; of these, each of PHASES and `other`; `compile`, what the first call took more;
     `text_steps` and `rounds` of a call; `trajectories` and `pictures` of a call; `compiled_again`, calls that compiled
     although an equal one had, which is a defect unless it is 0.
   """
+  if repeats < 1:
+    raise ValueError(f'{repeats=}: at least 1 call is timed.')
   call = functools.partial(painter.sample, list(prompts), mode=mode, batch_size=len(prompts))
   first = call().timings
   calls = [call().timings for _ in range(repeats)]

@@ -19,6 +19,17 @@ class Found:
   score: float = 1.0  # Confidence in [0, 1].
 
 
+def check_picture(picture: np.ndarray, *, whose: str = ''):
+  """Raises ValueError for what is no uint8[H, W, 3]: floats in 0..1 would be seen as black.
+
+  Args:
+    picture: what is to be judged.
+    whose: what an error calls it.
+  """
+  if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3 or not picture.size:
+    raise ValueError(f'The picture{whose} is {picture.dtype}{list(picture.shape)}, not uint8[H, W, 3].')
+
+
 class Detector(Protocol):
   """Sees the objects of a picture."""
 

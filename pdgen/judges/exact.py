@@ -35,14 +35,16 @@ class Exact:
   world: World
 
   def detect(self, picture: np.ndarray) -> list[base.Found]:
-    """What the world's detector sees, in its order."""
+    """What the world's detector sees, in its order. Raises: ValueError for a picture that is no uint8[H, W, 3]."""
+    base.check_picture(picture)
     return [base.Found(d.name, d.color, d.box, d.score) for d in self.world.detect(picture)]
 
   def judge(self, question: base.Question) -> base.Verdict:
     """Whether the picture shows the expected objects and nothing else.
 
-    Raises: ValueError for a question that does not say what is expected.
+    Raises: ValueError for a question that does not say what is expected, and a picture that is no uint8[H, W, 3].
     """
+    base.check_picture(question.picture)
     if question.expected is None:
       raise ValueError(
         f'It is not known what a picture of {question.prompt!r} should show: give its trajectory `expected`.'

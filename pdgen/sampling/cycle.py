@@ -80,6 +80,7 @@ class State(struct.PyTreeNode):
   output_count: jax.Array  # int32[B]
   pictures: jax.Array  # uint8[B, M, H, W, 3]
   picture_count: jax.Array  # int32[B]
+  finite: jax.Array  # bool[B]; no picture so far holds a NaN or an infinite value.
   text_steps: jax.Array  # int32[]; decode steps of all text phases.
   rounds: jax.Array  # int32[]; picture phases.
 
@@ -158,6 +159,7 @@ def prefill(
     output_count=jnp.zeros((batch,), jnp.int32),
     pictures=jnp.zeros((batch, sampling.max_pictures, cfg.image_size, cfg.image_size, 3), jnp.uint8),
     picture_count=jnp.zeros((batch,), jnp.int32),
+    finite=jnp.ones((batch,), bool),
     text_steps=jnp.zeros((), jnp.int32),
     rounds=jnp.zeros((), jnp.int32),
   )
@@ -209,7 +211,8 @@ def picture_phase(
   one = active.astype(jnp.int32)
   z = denoise(model, state, sampler, spec)
   # What is looked at is the picture as it is given out, so that a trajectory can be continued from its pictures.
-  picture = model.codec.to_uint8(model.codec.decode(z))
+  pixels = model.codec.decode(z)
+  picture = model.codec.to_uint8(pixels)
   und, gen = spans.context_copies(model.cfg, spec.specials, active, state.order, state.position)
   seen = packed.PackedBatch(und, gen, picture[:, None])
   z = model.codec.encode(codecs.to_pixels(picture)[:, None])[:, 0]
@@ -230,6 +233,7 @@ def picture_phase(
     picture_position=jnp.where(active, position, state.picture_position),
     pictures=kv_cache.scatter_rows(state.pictures, index[:, None], picture[:, None]),
     picture_count=state.picture_count + one,
+    finite=state.finite & (jnp.isfinite(pixels).all(axis=(1, 2, 3)) | ~active),
     rounds=state.rounds + 1,
   )
   return choose_next(model, state, hidden.und[:, -1], active, sampler, spec)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from pdgen.core import config as config_lib
@@ -26,8 +27,11 @@ class SamplerParams(struct.PyTreeNode):
 
   @classmethod
   def of(cls, sampling: config_lib.SamplingConfig) -> 'SamplerParams':
-    """The numbers of a config."""
+    """The numbers of a config. Raises: ValueError naming one that is not finite."""
     kinds = {'flow_steps': jnp.int32}
+    for name in DYNAMIC_FIELDS:
+      if not np.isfinite(np.asarray(getattr(sampling, name), np.float64)).all():
+        raise ValueError(f'sampling.{name}={getattr(sampling, name)} is not finite.')
     return cls(**{name: jnp.asarray(getattr(sampling, name), kinds.get(name, jnp.float32)) for name in DYNAMIC_FIELDS})
 
 

@@ -3,7 +3,9 @@
 import dataclasses
 import functools
 import json
+import os
 import pathlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +17,7 @@ from pdgen.viewing import gallery, transcript
 # Objects that a detector finds in a picture: each has `name`, `color` and `box` (left, top, right, bottom) in pixels.
 Detect = Callable[[np.ndarray], Sequence[Any]]
 
+_PICTURE = re.compile(r'\d{5,}_\d+_(draft|refined)\.png(\.partial)?')  # Names that `Folder` gives.
 _SIGNS = {True: '✓', False: '✗', None: '·'}
 _NOTES = (
   'The model plans a step, sketches it, looks at its sketch, and paints it again where it finds something wrong.'
@@ -42,7 +45,7 @@ def summary(
   for trajectory, verdict in zip(trajectories, verdicts, strict=True):
     right, why = verdict or (None, '')
     reason = {True: '', False: f': {why}', None: ' [not judged]'}[right]
-    lines.append(f'{_SIGNS[right]} {trajectory.prompt} ({transcript.stop(trajectory)}){reason}')
+    lines.append(transcript.printable(f'{_SIGNS[right]} {trajectory.prompt} ({transcript.stop(trajectory)}){reason}'))
   judged = [verdict[0] for verdict in verdicts if verdict is not None]
   if judged:
     lines.append(f'\n{sum(judged)} of {len(judged)} prompts painted right, by the exact detector.')
@@ -54,37 +57,54 @@ def summary(
   return '\n'.join(lines)
 
 
-def write_folder(
-  out: pathlib.Path,
-  trajectories: Sequence[trajectory_lib.Trajectory],
-  verdicts: Sequence[gallery.Verdict | None],
-  *,
-  title: str,
-) -> pathlib.Path:
-  """Writes index.html, trajectories.json (texts, and files of pictures) and pictures/*.png.
+class Folder:
+  """A folder that grows batch by batch: index.html, trajectories.json (texts, and files of pictures), pictures/*.png.
 
-  Args:
-    out: the folder, made if it is not there.
-    trajectories: in the order of the page.
-    verdicts: one for each trajectory, None where it is not judged.
-    title: of the page.
-
-  Returns: the page's path.
+  Page and texts are whole after every batch. What an earlier page has left in the folder goes with the first batch, so
+  that nothing stands beside the new page that is not on it; files of other names stay.
   """
-  (out / 'pictures').mkdir(parents=True, exist_ok=True)
-  records = []
-  for number, (trajectory, verdict) in enumerate(zip(trajectories, verdicts, strict=True)):
-    record = dataclasses.asdict(trajectory)
-    for item in trajectory.items():
-      if item.is_picture:
-        file = f'pictures/{number:05d}_{item.number + 1}_{item.kind}.png'
-        (out / file).write_bytes(gallery.png(item.picture))
-        record['steps'][item.number][item.kind] = file
-    records.append({**record, 'verdict': verdict})
-  (out / 'trajectories.json').write_text(json.dumps(records, indent=2, ensure_ascii=False) + '\n', encoding='utf-8')
-  page = out / 'index.html'
-  page.write_text(gallery.page(trajectories, title=title, notes=_NOTES, verdicts=verdicts), encoding='utf-8')
-  return page
+
+  def __init__(self, out: pathlib.Path, *, title: str):
+    """Args: out: made if it is not there. title: of the page."""
+    self._out, self._title = out, title
+    self._shown: list[tuple[trajectory_lib.Trajectory, gallery.Verdict | None]] = []
+    self._records: list[dict[str, Any]] = []
+
+  @property
+  def page(self) -> pathlib.Path:
+    return self._out / 'index.html'
+
+  def add(
+    self, trajectories: Sequence[trajectory_lib.Trajectory], verdicts: Sequence[gallery.Verdict | None]
+  ) -> pathlib.Path:
+    """Writes more trajectories, in the order of the page, with their verdicts. Returns the page's path."""
+    pictures = self._out / 'pictures'
+    pictures.mkdir(parents=True, exist_ok=True)
+    if not self._shown:
+      for stale in [self.page, self._out / 'trajectories.json', *pictures.iterdir()]:
+        if stale.parent != pictures or _PICTURE.fullmatch(stale.name):
+          stale.unlink(missing_ok=True)
+    for trajectory, verdict in zip(trajectories, verdicts, strict=True):
+      record = dataclasses.asdict(trajectory)
+      for item in trajectory.items():
+        if item.is_picture:
+          file = f'pictures/{len(self._records):05d}_{item.number + 1}_{item.kind}.png'
+          _write(self._out / file, gallery.png(item.picture))
+          record['steps'][item.number][item.kind] = file
+      self._records.append({**record, 'verdict': verdict})
+      self._shown.append((trajectory, verdict))
+    told = json.dumps(self._records, indent=2, ensure_ascii=False) + '\n'
+    _write(self._out / 'trajectories.json', told.encode())
+    shown, judged = zip(*self._shown, strict=True)
+    _write(self.page, gallery.page(shown, title=self._title, notes=_NOTES, verdicts=judged).encode())
+    return self.page
+
+
+def _write(path: pathlib.Path, content: bytes):
+  """A file that is whole, or as it was, after a kill."""
+  partial = path.with_name(path.name + '.partial')
+  partial.write_bytes(content)
+  os.replace(partial, path)
 
 
 def _telling(

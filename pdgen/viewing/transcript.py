@@ -1,5 +1,6 @@
 """Plain-text transcript of a trajectory, for terminals and logs."""
 
+import re
 import textwrap
 from collections.abc import Callable
 
@@ -9,6 +10,8 @@ from pdgen.core import tags
 from pdgen.core import trajectory as trajectory_lib
 
 _WIDTH = 110
+# C0, DEL and C1; line and paragraph separators; what changes the direction of text; halves of surrogate pairs.
+_CONTROLS = re.compile('[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]')
 _NAMES = {
   trajectory_lib.PLAN: 'plan',
   trajectory_lib.DRAFT: 'sketch',
@@ -50,6 +53,21 @@ def text(trajectory: trajectory_lib.Trajectory, *, describe: Callable[[np.ndarra
   return '\n'.join(lines)
 
 
+def printable(words: str, *, keep: str = '') -> str:
+  r"""The words with control characters escaped, so that a terminal shows them and does not obey them.
+
+  Of Unicode's controls, and what turns the direction of text or breaks lines.
+
+  >>> print(printable('a \x1b[31mred\x1b[0m ring\n'))
+  a \x1b[31mred\x1b[0m ring\x0a
+
+  Args:
+    words: of a prompt, a model, a file.
+    keep: characters that stay as they are.
+  """
+  return _CONTROLS.sub(lambda match: match[0] if match[0] in keep else _escape(ord(match[0])), words)
+
+
 def stop(trajectory: trajectory_lib.Trajectory) -> str:
   """Describes how the trajectory ended."""
   count = len(trajectory.pictures)
@@ -64,5 +82,10 @@ def _plan(name: str, plan: str) -> list[str]:
   return [_paragraph(name, instruction), _paragraph('', description)]
 
 
+def _escape(code: int) -> str:
+  return f'\\x{code:02x}' if code < 0x100 else f'\\u{code:04x}'
+
+
 def _paragraph(name: str, words: str) -> str:
+  words = printable(words, keep='\n\t')  # These are spaces to what follows.
   return textwrap.fill(words, _WIDTH, initial_indent=f'{name:9}', subsequent_indent=' ' * 9)
