@@ -16,7 +16,6 @@ where the shard sizes and the versions of array_record and Pillow are equal; the
 import bisect
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import itertools
 import json
@@ -33,6 +32,11 @@ from array_record.python import array_record_module  # pyright: ignore[reportAtt
 
 from pdgen.core import trajectory as trajectory_lib
 from pdgen.data import record_codec
+
+try:
+  import fcntl
+except ImportError:  # Windows.
+  fcntl = None
 
 INDEX, UNFINISHED = 'index.json', 'unfinished.json'
 
@@ -348,6 +352,8 @@ def _exclusive(folder: pathlib.Path) -> Iterator[None]:
   path = folder / 'lock'
   with path.open('w') as file:
     try:
+      if fcntl is None:
+        raise OSError('this system has no file locks')
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # The system drops it however the process ends.
       is_held = os.path.samestat(os.fstat(file.fileno()), path.stat())  # False: its last owner has just removed it.
     except (BlockingIOError, FileNotFoundError):
