@@ -78,7 +78,7 @@ def test_the_whole_loss_equals_the_formulas(model, loss_of, row, tiny):
   np.testing.assert_allclose(loss, tiny.train.lambda_ce * ce + mse, rtol=TOLERANCE)
   right = log_p.argmax(-1) == label
   np.testing.assert_allclose(metrics['text_accuracy'], right[weight > 0].mean(), rtol=TOLERANCE)
-  assert metrics['text_tokens'] == (weight > 0).sum()
+  assert float(metrics['text_tokens']) == (weight > 0).sum()
   assert metrics['verdict_accuracy'] == pytest.approx(right[weight > 1].mean(), rel=TOLERANCE)
 
 
@@ -111,7 +111,9 @@ def test_timesteps_are_logit_normal_and_shifted():
 
 def test_flipping_a_label_moves_the_loss_exactly_where_it_is_supervised(loss_of, row, tiny):
   # No two labels are equally likely: among random logits some are, to float32's digits of the whole loss.
-  logits = jnp.broadcast_to(0.05 * jnp.arange(tiny.model.vocab_size), (*row.und.label.shape, tiny.model.vocab_size))
+  logits = jnp.broadcast_to(
+    0.05 * jnp.arange(tiny.model.vocab_size, dtype=jnp.float32), (*row.und.label.shape, tiny.model.vocab_size)
+  )
   text_loss = jax.jit(lambda und: losses.text_loss(logits, und, cfg=tiny.data.sequence)[0])
 
   def flipped(i):

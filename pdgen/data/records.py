@@ -28,7 +28,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, SupportsIndex
 
 import grain
-from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]  # C++, no stubs.
 
 from pdgen.core import trajectory as trajectory_lib
 from pdgen.data import record_codec
@@ -37,6 +36,10 @@ try:
   import fcntl
 except ImportError:  # Windows.
   fcntl = None
+try:
+  from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]  # C++, no stubs.
+except ImportError:  # Windows has no wheels of it.
+  array_record_module = None
 
 INDEX, UNFINISHED = 'index.json', 'unfinished.json'
 
@@ -100,6 +103,7 @@ class Writer:
   ):
     if shard_records < 1 or shard_bytes < 1:
       raise ValueError(f'{shard_records=} and {shard_bytes=} must be at least 1.')
+    _needs_array_record()
     self._folder, self._shard_records, self._shard_bytes = pathlib.Path(folder), shard_records, shard_bytes
     self._shard: Any = None  # The open ArrayRecordWriter.
     self._open_records, self._open_bytes = 0, 0  # In the open shard.
@@ -234,6 +238,7 @@ class Reader:
     self._folder = pathlib.Path(folder)
     if not exists(self._folder):
       raise FileNotFoundError(_why_missing(self._folder))
+    _needs_array_record()
     self._index = _read_index(self._folder / INDEX)
     _check_shards(self._folder, self._index)
     self._ends = [*itertools.accumulate(shard.count for shard in self._index.shards)]
@@ -301,6 +306,14 @@ def read(folder: str | os.PathLike) -> list[trajectory_lib.Trajectory]:
   """All trajectories of a record set. Exceptions of `Reader`."""
   reader = Reader(folder)
   return [reader[i] for i in range(len(reader))]
+
+
+def _needs_array_record():
+  if array_record_module is None:
+    raise ImportError(
+      'Record sets need the package array_record, which is not installed: pip install array_record. It has no wheels '
+      'for Windows; train in WSL there.'
+    )
 
 
 def _write_index(path: pathlib.Path, index: _Index):
