@@ -140,8 +140,10 @@ def test_the_commands_import_where_there_are_no_file_locks_and_no_array_record()
   """Windows has neither. What needs them says so when it is used."""
   script = """
 import sys
-sys.modules['fcntl'] = sys.modules['array_record.python.array_record_module'] = None
 import pathlib, tempfile
+import grain  # It asks for the system's name before it imports array_record.
+import jax
+sys.modules['fcntl'] = sys.modules['array_record.python'] = None
 from pdgen import sample, train
 from pdgen.data import records
 from pdgen.training import workdir

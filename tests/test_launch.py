@@ -14,7 +14,7 @@ SPREAD = '-n auto --maxprocesses=4 --dist=loadfile'
 STUB = """#!/usr/bin/env bash
 echo "$*" >> "$LOG"
 case "$*" in
-  "-m venv .venv") mkdir -p .venv/bin && cp "$0" .venv/bin/python && cp "$0" .venv/bin/ruff ;;
+  "-m venv .venv") mkdir -p .venv/bin && for tool in python ruff basedpyright; do cp "$0" .venv/bin/$tool; done ;;
   *"pip install"*) exit "${PIP_FAILS:-0}" ;;
   --version) echo 'Python 3.11.7' ;;
 esac

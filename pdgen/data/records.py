@@ -132,7 +132,8 @@ class Writer:
     record, content_hash = record_codec.encode(trajectory, name=name, picture_files=picture_files)
     if self._shard is None:
       # A group is what one random access reads and decompresses.
-      self._shard = array_record_module.ArrayRecordWriter(str(self._partial), 'group_size:1')
+      writer: Any = array_record_module
+      self._shard = writer.ArrayRecordWriter(str(self._partial), 'group_size:1')
     self._shard.write(record)
     self._fingerprint = hashlib.sha256(bytes.fromhex(self._fingerprint + content_hash)).hexdigest()
     self._open_records += 1
