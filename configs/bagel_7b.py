@@ -21,6 +21,7 @@ def get_config():
         sources=(config.SourceConfig(kind='records', name='data/trajectories'),),
         tokenizer='checkpoints/bagel/source',
         batch_size=8,
+        shards=8,  # 1, 2, 4 or 8 processes can take the run over and see the same batches.
         # Together 33,000 tokens a row (paper). A picture takes 2 x 1,024 gen tokens and 1,375 und tokens, and its words
         # some 200 more: the same ratio as these.
         und_tokens=14_400,

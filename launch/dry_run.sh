@@ -27,14 +27,22 @@ do_it() {
   fi
 }
 
-# flag NAME: the value of `--NAME=..` among the arguments; empty without one.
+# flag NAME: the value of `--NAME=..` or `--NAME ..` among the arguments, the last one if it is repeated, as pdgen.train
+# reads them; empty without one.
 flag() {
-  local argument
+  local argument value='' follows=''
   for argument in "${ARGUMENTS[@]+"${ARGUMENTS[@]}"}"; do
+    if [ -n "$follows" ]; then
+      value="$argument"
+      follows=''
+      continue
+    fi
     case "$argument" in
-      "--$1="*) echo "${argument#*=}" ;;
+      "--$1="* | "-$1="*) value="${argument#*=}" ;;
+      "--$1" | "-$1") follows=yes ;;
     esac
   done
+  printf '%s\n' "$value"
 }
 
 # need NAME..: says which of these flags are missing, and ends.

@@ -19,15 +19,19 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 action="${1:-}"
 [ $# = 0 ] || shift
 training=()
+own=()
 while [ $# -gt 0 ]; do
   if [ "$1" = -- ]; then
     shift
-    training=("$@")
+    read_arguments "$@" # `--dry_run` is the script's wherever it stands.
+    training=("${ARGUMENTS[@]+"${ARGUMENTS[@]}"}")
     break
   fi
-  read_arguments "$1"
+  own+=("$1")
   shift
 done
+ARGUMENTS=()
+read_arguments "${own[@]+"${own[@]}"}"
 
 on_workers() { # on_workers WORKER COMMAND
   do_it gcloud compute tpus tpu-vm ssh "$(flag name)" --zone="$(flag zone)" --worker="$1" --command="$2"
@@ -55,18 +59,19 @@ case "$action" in
     ;;
   run)
     need name zone nfs
-    case " ${training[*]-} " in
-      *' --config='*' --workdir='* | *' --workdir='*' --config='*) ;;
-      *)
-        echo 'tpu_pod.sh run: after -- come the arguments of pdgen.train, --config=... and --workdir=... among them.' >&2
-        exit 2
-        ;;
-    esac
+    own=("${ARGUMENTS[@]}")
+    ARGUMENTS=("${training[@]+"${training[@]}"}")
+    if [ -z "$(flag config)" ] || [ -z "$(flag workdir)" ]; then
+      echo 'tpu_pod.sh run: after -- come the arguments of pdgen.train, --config=... and --workdir=... among them.' >&2
+      exit 2
+    fi
+    ARGUMENTS=("${own[@]}")
     archive="${TMPDIR:-/tmp}/pdgen-$(flag name).tgz"
     do_it git archive --format=tar.gz --output="$archive" HEAD
     do_it gcloud compute tpus tpu-vm scp "$archive" "$(flag name):pdgen.tgz" --zone="$(flag zone)" --worker=all
     quoted="$(printf ' %q' "${training[@]}")"
-    on_workers all "sudo mkdir -p /mnt/pdgen && { mountpoint -q /mnt/pdgen || sudo mount -t nfs $(flag nfs) /mnt/pdgen; }"
+    share="$(printf '%q' "$(flag nfs)")"
+    on_workers all "sudo mkdir -p /mnt/pdgen && { mountpoint -q /mnt/pdgen || sudo mount -t nfs $share /mnt/pdgen; }"
     on_workers all "mkdir -p pdgen && tar -xzf pdgen.tgz -C pdgen && cd pdgen && . launch/venv.sh && venv '[tpu]'"
     on_workers all "cd pdgen && PDGEN_TPU_POD=1 nohup .venv/bin/python -m pdgen.train$quoted > ~/pdgen.log 2>&1 & echo \$! > ~/pdgen.pid"
     ;;

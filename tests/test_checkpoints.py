@@ -111,6 +111,31 @@ def test_the_average_alone_can_be_loaded(saved, tiny, mesh):
   equal(params, saved[1].ema)
 
 
+def test_parameters_that_are_not_finite_are_not_saved(tiny, mesh, tmp_path):
+  state = state_lib.init_state(tiny, mesh)
+  state.ema['head']['kernel'] = state.ema['head']['kernel'].at[3, 5].set(jnp.inf)
+  with checkpoints.Checkpointer(tmp_path, keep=2) as checkpointer:
+    with pytest.raises(FloatingPointError, match='Step 0 is not saved: ema/head/kernel hold'):
+      checkpointer.save(state, data=POSITION, config=tiny)
+    assert checkpointer.latest is None
+
+
+def test_a_checkpoint_that_a_live_run_deletes_while_it_is_read_is_not_called_damaged(copy, saved, mesh, monkeypatch):
+  """keep_checkpoints=1: the newer one is there when the older one goes."""
+  newer, aside = copy / '3', copy.parent / 'aside'
+  newer.rename(aside)
+  true_read = run_checkpoints.read_meta
+
+  def meanwhile(path):
+    if aside.exists():
+      aside.rename(newer)
+      shutil.rmtree(copy / '0')
+    return true_read(path)
+
+  monkeypatch.setattr(run_checkpoints, 'read_meta', meanwhile)
+  equal(run_checkpoints.load_averaged(copy, mesh=mesh)[1], saved[1].ema)
+
+
 def test_a_missing_folder_or_step_says_so(saved, tiny, mesh, tmp_path):
   with pytest.raises(FileNotFoundError, match=r'No checkpoint in .*nothing'):
     run_checkpoints.load_averaged(tmp_path / 'nothing', mesh=mesh)

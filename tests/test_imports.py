@@ -136,6 +136,37 @@ def test_an_unknown_name_of_pdgen_is_an_attribute_error():
   assert {'load', 'Painter'} <= set(dir(pdgen))
 
 
+def test_the_commands_import_where_there_are_no_file_locks_and_no_array_record():
+  """Windows has neither. What needs them says so when it is used."""
+  script = """
+import sys
+import pathlib, tempfile
+import grain  # It asks for the system's name before it imports array_record.
+import jax
+sys.modules['fcntl'] = sys.modules['array_record.python'] = None
+from pdgen import sample, train
+from pdgen.data import records
+from pdgen.training import workdir
+with tempfile.TemporaryDirectory() as folder:
+  with workdir.exclusive_workdir(pathlib.Path(folder)):
+    pass
+  try:
+    records.Writer(folder)
+  except ImportError as error:
+    print(error)
+"""
+  done = subprocess.run([sys.executable, '-c', script], cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  assert 'cannot be locked' in done.stdout and 'It has no wheels for Windows' in done.stdout
+
+
+def test_an_editable_install_is_a_place_on_the_path():
+  """By setuptools' import hook, an empty namespace would be found first in the folder above a clone called pdgen."""
+  setup = configparser.ConfigParser()
+  setup.read(ROOT / 'setup.cfg')
+  assert setup['options']['package_dir'].split() == ['=', '.']
+
+
 def test_setup_cfg_names_exactly_the_packages_that_are_imported():
   used = set()
   for file in [*FILES, *sorted((ROOT / 'configs').glob('*.py'))]:

@@ -61,3 +61,25 @@ def test_progress_averages_and_leaves_pauses_out(monkeypatch):
   assert summary['tokens_per_second'] == pytest.approx(180 / 6)
   assert progress.line(summary).startswith('step 12/20  loss 1.5000') and progress.line(summary).endswith('eta 0m24s')
   assert progress.summary() == {}
+
+
+@pytest.mark.parametrize(
+  'bad', [b'{}', b'[]', b'null', b'{"step": null}', b'{"step": NaN}', b'\xff{"step": 2}', b'{"st']
+)
+def test_a_damaged_line_does_not_block_a_resume(tmp_path, bad, capsys):
+  good = [b'{"step": 2, "loss": 0.5}', b'{"step": 4, "loss": 0.25}', b'{"step": 6, "loss": 0.125}']
+  (tmp_path / 'metrics.jsonl').write_bytes(b'\n'.join([good[0], bad, *good[1:]]) + b'\n')
+  metrics.Writer(tmp_path, step=4).close()
+  assert (tmp_path / 'metrics.jsonl').read_bytes() == b'\n'.join(good[:2]) + b'\n'
+  assert '1 lines cannot be read (line 2 the first)' in capsys.readouterr().out
+
+
+def test_a_run_that_begins_sets_aside_what_an_earlier_one_wrote(tmp_path, capsys):
+  for content in ('{"step": 2}\n', '{"step": 3}\n', ''):
+    (tmp_path / 'metrics.jsonl').write_text(content)
+    metrics.Writer(tmp_path).close()
+    assert (tmp_path / 'metrics.jsonl').read_text() == ''
+  assert (tmp_path / 'metrics.1.jsonl').read_text() == '{"step": 2}\n'
+  assert (tmp_path / 'metrics.2.jsonl').read_text() == '{"step": 3}\n'
+  assert not (tmp_path / 'metrics.3.jsonl').exists()
+  assert capsys.readouterr().out.count('No checkpoint is left') == 2

@@ -4,9 +4,13 @@ import collections
 import dataclasses
 import json
 import pathlib
+import re
 import runpy
+import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -15,7 +19,7 @@ import pytest
 from pdgen.core import config as config_lib
 from pdgen.core import packed
 from pdgen.core import trajectory as trajectory_lib
-from pdgen.data import pipeline, records, sources, statistics, tokenizers
+from pdgen.data import feed, pipeline, records, sources, statistics, tokenizers
 from pdgen.worlds import shapes
 from pdgen.worlds.shapes import prompt_space, stories, trajectories
 
@@ -220,6 +224,101 @@ def test_samples_that_are_too_long_are_left_out_and_counted_where_the_config_say
     _take(opened(cfg, source=sources.ListSource([long])), 3)
 
 
+def test_samples_that_teach_nothing_are_left_out_counted_and_reported(opened, capsys):
+  taught = shapes.trajectory('multi_turn', seed=9, index=0)
+  empty = trajectory_lib.Trajectory(prompt='nothing but a prompt', steps=())
+  cfg = _config(batch_size=1, packing_bins=2, prefetch=0)
+  source = sources.ListSource([taught, empty, taught])
+  iterator = opened(cfg, source=source)
+  assert all('nothing but' not in prompt for batch in _take(iterator, 3) for prompt in _prompts(batch))
+  state = iterator.get_state()
+  assert state['unsupervised'] == (state['next'] + 1) // 3 > 0 == state['skipped']
+  resumed = opened(cfg, source=source)
+  resumed.set_state(state)
+  assert _same(_take(resumed, 2), _take(iterator, 2)) and resumed.get_state() == iterator.get_state()
+  # A run of nothing else is refused; a single good sample among many is not.
+  with pytest.raises(ValueError, match=r"none of the first 100 samples .*supervised.*'nothing but a prompt'"):
+    next(opened(cfg, source=sources.ListSource([empty])))
+  next(opened(cfg, source=sources.ListSource([taught] + [empty] * 200)))
+
+
+def test_a_feed_says_what_was_left_out(tmp_path, capsys):
+  empty = trajectory_lib.Trajectory(prompt='nothing but a prompt', steps=())
+  records.write(tmp_path / 'own', [shapes.trajectory('multi_turn', seed=9, index=0), empty])
+  own = config_lib.SourceConfig(kind='records', name=str(tmp_path / 'own'))
+  data = feed.DataFeed(_config(batch_size=2, shards=2, packing_bins=2, sources=(own,)))
+  next(data)
+  state = data.state()
+  data.close()
+  count = feed.left_out(state)['unsupervised']
+  assert count > 0 and f'0 longer than a row, {count} without a supervised token' in capsys.readouterr().out
+
+
+def test_inputs_that_were_replaced_are_named(tmp_path):
+  words = tmp_path / 'words.model'
+  shutil.copy(tokenizers.files('shapes'), words)
+  own, made = tmp_path / 'own', [shapes.trajectory('multi_turn', seed=9, index=i) for i in range(3)]
+  records.write(own, made[:2])
+  records.write(tmp_path / '0000004', made[:1])
+  kinds = (dict(kind='records', name=str(own)), dict(kind='self_sampled'))
+  cfg = _config(sources=tuple(config_lib.SourceConfig(**kind) for kind in kinds), tokenizer=str(words))
+
+  def opened(state=None):
+    data = feed.DataFeed(cfg, self_sampled=[sources.RecordSource(str(tmp_path / '0000004'))], state=state)
+    state = json.loads(json.dumps(data.state()))
+    data.close()
+    return state
+
+  state = opened()
+  assert opened(state) == state
+  words.write_bytes(words.read_bytes() + b'\x00')
+  records.write(own, made[1:], overwrite=True)
+  records.write(tmp_path / '0000004', made[2:], overwrite=True)
+  with pytest.raises(ValueError, match='other content than when the run was saved') as error:
+    opened(state)
+  for name in (f'tokenizer {words}', f'records {own}', 'self_sampled/0000004'):
+    assert re.search(rf'{re.escape(name)}: \w{{16}} saved, \w{{16}} now', str(error.value))
+  assert '--branch_from=' in str(error.value)
+  # A state of an earlier version, and a run that branches off, have none to compare with.
+  opened({name: value for name, value in state.items() if name != 'inputs'})
+  assert 'inputs' not in feed.without_inputs(state)
+
+
+def test_any_number_of_processes_takes_a_run_over_and_no_sample_is_lost(capsys):
+  cfg = _config(batch_size=4, packing_bins=2)
+
+  def run(count, state, batches):
+    together = lambda: None
+    feeds = [
+      feed.DataFeed(cfg, share=(i, count), state=state, all_gather=lambda text: together(text)) for i in range(count)
+    ]
+    parts = [[next(data) for data in feeds] for _ in range(batches)]
+    texts = [json.dumps({'share': i, 'state': data._batches.get_state()}) for i, data in enumerate(feeds)]
+    together = lambda text: texts
+    states = [data.state() for data in feeds]
+    for data in feeds:
+      data.close()
+    return [jax.tree.map(lambda *x: np.concatenate(x), *part) for part in parts], states[0]
+
+  packed_, state = run(1, None, 3)
+  assert 'next' in state and not capsys.readouterr().out
+  more, two = run(2, state, 3)  # One packer cannot be shared out to two processes.
+  assert '2 packers instead of 1' in capsys.readouterr().out and len(two['shards']) == 2
+  same, _ = run(1, two, 2)  # Two can be taken over by one.
+  want, after = run(2, two, 2)
+  assert _same(same, want) and not capsys.readouterr().out
+  last, end = run(4, after, 2)
+  assert '4 packers instead of 2' in capsys.readouterr().out
+  # Every sample up to the end was packed once, or waits.
+  seen = collections.Counter(prompt for batch in packed_ + more + want + last for prompt in _prompts(batch))
+  samples = pipeline.Samples(cfg, sources.from_config(cfg))
+  opening = cfg.data.sequence.opening
+  taken = {place * 4 + number for number, one in enumerate(end['shards']) for place in range(one['next'])}
+  waiting = {place * 4 + number for number, one in enumerate(end['shards']) for place in one['waiting']}
+  prompts = collections.Counter(opening + samples.source[index].prompt for index in taken - waiting)
+  assert seen == prompts
+
+
 def test_self_sampled_trajectories_take_their_share(opened, tmp_path):
   # The packer keeps samples waiting, awkward ones longer: few wait here, and many are counted.
   own = [dataclasses.replace(shapes.trajectory('multi_turn', seed=9, index=i), prompt=f'own {i}') for i in range(5)]
@@ -304,6 +403,47 @@ def test_worker_processes_resume_exactly(tmp_path):
   out = json.loads(done.stdout.splitlines()[-1])
   assert len(set(out['digests'])) == 6, 'the workers repeat each other'
   assert out['resumed'] == out['digests'][3:]
+
+
+PARENT_SCRIPT = """
+import dataclasses, multiprocessing, time
+from pdgen.core import config
+from pdgen.data import pipeline
+
+if __name__ == '__main__':
+  cfg = config.Config()
+  cfg = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, workers=2, batch_size=2, packing_bins=2))
+  iterator = pipeline.batches(cfg)
+  next(iterator)
+  print(*(process.pid for process in multiprocessing.active_children()), flush=True)
+  time.sleep(600)
+"""
+
+
+def test_worker_processes_end_with_a_parent_that_is_killed(tmp_path):
+  script = tmp_path / 'parent.py'
+  script.write_text(PARENT_SCRIPT)
+  env = {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu', 'OMP_NUM_THREADS': '1'}
+  parent = subprocess.Popen([sys.executable, str(script)], env=env, stdout=subprocess.PIPE, text=True)
+  workers = [int(pid) for pid in parent.stdout.readline().split()]
+  assert len(workers) == 2 and all(map(_runs, workers))
+  parent.send_signal(signal.SIGKILL)
+  parent.wait()
+  for _ in range(300):
+    if not any(map(_runs, workers)):
+      break
+    time.sleep(0.1)
+  else:
+    pytest.fail(f'{[pid for pid in workers if _runs(pid)]} run on')
+  parent.stdout.close()
+
+
+def _runs(pid):
+  """Whether the process runs: one that ended and that nobody has asked about does not."""
+  try:
+    return pathlib.Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] not in ('Z', 'X')
+  except FileNotFoundError:
+    return False
 
 
 def _as_shipped():

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shlex
 import shutil
 import signal
 import subprocess
@@ -58,6 +59,27 @@ def test_a_tpu_pod_from_its_creation_to_its_end():
   assert 'PDGEN_TPU_POD=1' in lines[-1] and '--config.train.steps=5' in lines[-1]
   assert 'tail' in dry('tpu_pod.sh', 'logs', *POD) and 'TERM' in dry('tpu_pod.sh', 'stop', *POD)
   assert 'describe pd' in dry('tpu_pod.sh', 'status', *POD) and 'delete pd' in dry('tpu_pod.sh', 'delete', *POD)
+
+
+def test_a_pod_run_is_dry_wherever_that_is_said_and_quotes_what_the_workers_read():
+  command = ['bash', str(ROOT / 'launch' / 'tpu_pod.sh'), 'run', *POD, '--nfs=10.0.0.2:/a b; reboot', '--']
+  for place in (0, 1, 3):
+    run = ['--config=x', '--workdir', '/mnt/pdgen/run 1']
+    run.insert(place, '--dry_run')
+    done = subprocess.run([*command, *run], capture_output=True, text=True, env={'PATH': '/usr/bin:/bin'}, cwd='/')
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0 and len(lines) == 5 and '--dry_run' not in done.stdout, done.stderr
+    on_workers = [shlex.split(line)[-1].removeprefix('--command=') for line in lines[2:]]  # What the shell there reads.
+    assert 'mount -t nfs 10.0.0.2:/a\\ b\\;\\ reboot /mnt/pdgen' in on_workers[0]
+    assert '-m pdgen.train --config=x --workdir /mnt/pdgen/run\\ 1 >' in on_workers[2]
+
+
+@pytest.mark.parametrize(
+  'workdirs', [['--workdir=/old', '--workdir=/new 1'], ['--workdir=/old', '--workdir', '/new 1'], ['-workdir=/new 1']]
+)
+def test_the_last_workdir_counts_as_in_the_run(workdirs):
+  """Else the job never sees that it is finished, and queues itself again for ever."""
+  assert '+ [ -f /new\\ 1/final/config.json ] ||' in dry('slurm_h100.sbatch', '--config=x', *workdirs)
 
 
 @pytest.mark.parametrize(

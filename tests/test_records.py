@@ -11,7 +11,9 @@ import pickle
 import signal
 import subprocess
 import sys
+import tracemalloc
 import types
+import zipfile
 
 import grain
 import numpy as np
@@ -20,6 +22,7 @@ from PIL import Image
 
 from pdgen.core import trajectory as trajectory_lib
 from pdgen.data import legacy_store, record_codec, records
+from pdgen.worlds import shapes
 
 Step, Trajectory = trajectory_lib.Step, trajectory_lib.Trajectory
 Clause, Content = trajectory_lib.Clause, trajectory_lib.Content
@@ -563,6 +566,25 @@ def test_files_of_the_old_store_are_read(tmp_path):
   assert legacy_store.read_npz(FORMAT1, source='mine')[0].provenance.source == 'mine'
   records.write(tmp_path / 'set', trajectories)
   _assert_same(records.read(tmp_path / 'set'), trajectories)
+
+
+def test_what_inflates_beyond_measure_is_refused_before_it_does(tmp_path, monkeypatch):
+  path = tmp_path / 'bomb.npz'
+  with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as file:
+    file.writestr('pixels.npy', bytes(2**28 + 1))
+  assert path.stat().st_size < 2**20
+  tracemalloc.start()
+  with pytest.raises(ValueError, match=f'bytes that inflate to {2**28 + 1}: it is no file of pdgen'):
+    legacy_store.read_npz(path)
+  assert tracemalloc.get_traced_memory()[1] < 2**23
+  tracemalloc.stop()
+  # A picture says its size in its head.
+  records.write(tmp_path / 'set', [shapes.trajectory('multi_turn', seed=9, index=0)])
+  pixels = sum(picture.shape[0] * picture.shape[1] for picture in records.read(tmp_path / 'set')[0].pictures)
+  monkeypatch.setattr(record_codec, '_MOST_PIXELS', pixels - 1)
+  monkeypatch.setattr(record_codec, '_decode_picture', lambda file: pytest.fail('it was decoded'))
+  with pytest.raises(ValueError, match=f'its pictures have {pixels} pixels together'):
+    records.read(tmp_path / 'set')
 
 
 def test_a_damaged_file_of_the_old_store(tmp_path):

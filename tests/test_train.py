@@ -4,6 +4,7 @@ import dataclasses
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -176,6 +177,131 @@ def test_steps_that_are_not_finite_in_a_row_stop_the_run(tiny, tmp_path, monkeyp
   monkeypatch.setattr(loop.mesh_lib, 'put_batch', broken)
   with pytest.raises(FloatingPointError, match='Step 3: 3 steps in a row.*learning_rate'):
     train.train(tiny, tmp_path)
+
+
+def test_parameters_that_are_not_finite_are_neither_kept_nor_saved(tiny, tmp_path):
+  """Loss, gradient and rate are; the rate times the update is not."""
+  settings = dataclasses.replace(
+    tiny.train, learning_rate=3e38, weight_decay=1e4, checkpoint_every=1, keep_checkpoints=9
+  )
+  config = dataclasses.replace(tiny, train=settings)
+  with pytest.raises(FloatingPointError, match='Step 3: 3 steps in a row.*new parameters.*--branch_from'):
+    train.train(config, tmp_path)
+  mesh = mesh_lib.make_mesh(config.mesh)
+  began = jax.device_get(state_lib.init_state(config, mesh))
+  abstract = state_lib.abstract_on_mesh(config, mesh)
+  for step in (1, 2):
+    state = checkpoints.restore(tmp_path / 'checkpoints', abstract, config=config, step=step).state
+    assert int(state.bad_steps) == int(state.skipped_steps) == step
+    for part in ('trainable', 'ema', 'opt_state'):
+      jax.tree.map(np.testing.assert_array_equal, jax.device_get(getattr(state, part)), getattr(began, part))
+
+
+def test_a_run_does_not_begin_with_weights_that_are_not_finite(finished, tiny, tmp_path, monkeypatch):
+  params = state_lib.init_state(tiny, mesh_lib.make_mesh(tiny.mesh)).averaged()
+  params['head']['kernel'] = params['head']['kernel'].at[3, 5].set(np.nan)
+  monkeypatch.setattr(loop, '_initial_weights', lambda config, mesh: params)
+  with pytest.raises(FloatingPointError, match='begins with at step 0: ema/head/kernel, trainable/head/kernel hold'):
+    train.train(tiny, tmp_path)
+
+
+@pytest.fixture
+def stopped(tiny, tmp_path, monkeypatch):
+  """Config and workdir of a run stopped at step 6 of 8, with checkpoints of steps 4 and 6 and drafts of step 4."""
+  config = dataclasses.replace(tiny, train=dataclasses.replace(tiny.train, checkpoint_every=2))
+  with monkeypatch.context() as patch:
+    at_batch(patch, 5, terminate)
+    train.train(config, tmp_path / 'run')
+  return config, tmp_path / 'run'
+
+
+def spoil(workdir):
+  (shard,) = (workdir / 'self_sampled' / '0000004').glob('*.array_record')
+  content = bytearray(shard.read_bytes())
+  content[len(content) // 2] ^= 1
+  shard.write_bytes(content)
+
+
+@pytest.mark.parametrize('how', ['damaged', 'gone'])
+def test_drafts_that_are_lost_are_painted_again_from_the_weights_of_their_step(finished, stopped, how, capsys):
+  config, workdir = stopped
+  if how == 'damaged':
+    spoil(workdir)
+  else:
+    shutil.rmtree(workdir / 'self_sampled')
+  state = jax.device_get(train.train(config, workdir))
+  assert ('made again' in capsys.readouterr().out) == (how == 'damaged')
+  jax.tree.map(np.testing.assert_array_equal, state, finished[1])
+
+
+def test_drafts_that_cannot_be_painted_again_can_be_gone_without(stopped, capsys):
+  config, workdir = stopped
+  spoil(workdir)
+  shutil.rmtree(workdir / 'checkpoints' / '4')
+  with pytest.raises(ValueError, match=r"step 4 .*damaged.*No checkpoint of step 4.*lost_drafts='\(4,\)'"):
+    train.train(config, workdir)
+  without = dataclasses.replace(config, train=dataclasses.replace(config.train, lost_drafts=(4,)))
+  assert int(train.train(without, workdir).step) == 8
+  assert json.loads((workdir / 'config.json').read_text())['train']['lost_drafts'] == [4]
+
+
+def test_drafts_of_another_run_are_refused(stopped, tiny):
+  config, workdir = stopped
+  folder = workdir / 'self_sampled' / '0000004'
+  records.write(folder, [shapes.trajectory('multi_turn', seed=9, index=0)], overwrite=True)
+  with pytest.raises(ValueError, match=r'self_sampled/0000004: \w{16} saved, \w{16} now'):
+    train.train(config, workdir)
+
+
+def test_a_run_branches_off_another_with_more_steps_another_rate_and_longer_rows(finished, tiny, tmp_path, capsys):
+  source = finished[0]
+  changed = dataclasses.replace(
+    tiny,
+    train=dataclasses.replace(tiny.train, steps=11, learning_rate=2e-3),
+    data=dataclasses.replace(tiny.data, und_tokens=768),
+  )
+  with pytest.raises(
+    run_checkpoints.CheckpointError, match=f'learning_rate(?s:.*)--workdir=NEW --branch_from={source}'
+  ):
+    train.train(changed, source)
+  capsys.readouterr()
+  state = train.train(changed, tmp_path / 'branch', branch_from=source)
+  printed = capsys.readouterr().out
+  assert f'Branching off {source} at step 8. The learning rate is that of step 8 of 11' in printed
+  for line in ('config.train.steps: 8 saved, 11 given', 'config.data.und_tokens: 640 saved, 768 given'):
+    assert line in printed
+  assert int(state.step) == 11 and list(lines(tmp_path / 'branch')) == [10, 11]
+  assert len(records.read(tmp_path / 'branch' / 'self_sampled' / '0000004')) == tiny.train.self_samples
+  # The same command goes on with the branch, even where the other run has gone on or is gone.
+  shutil.rmtree(tmp_path / 'branch' / 'checkpoints' / '11')
+  again = train.train(changed, tmp_path / 'branch', branch_from=tmp_path / 'gone')
+  jax.tree.map(np.testing.assert_array_equal, jax.device_get(again), jax.device_get(state))
+  with pytest.raises(ValueError, match='steps=8, and .* has taken 8 steps'):
+    train.train(tiny, tmp_path / 'other', branch_from=source)
+  with pytest.raises(FileNotFoundError, match='No checkpoint in'):
+    train.train(changed, tmp_path / 'other', branch_from=tmp_path / 'gone')
+
+
+def test_an_unchanged_branch_takes_the_steps_of_the_run_itself(stopped, finished, tmp_path):
+  config, workdir = stopped
+  state = jax.device_get(train.train(config, tmp_path / 'branch', branch_from=str(workdir)))
+  jax.tree.map(np.testing.assert_array_equal, state, finished[1])
+
+
+def test_a_link_in_the_place_of_the_exported_model_is_replaced(stopped, tmp_path):
+  config, workdir = stopped
+  (tmp_path / 'elsewhere').mkdir()
+  (tmp_path / 'elsewhere' / 'mine').write_text('')
+  (workdir / 'final').symlink_to(tmp_path / 'elsewhere')
+  train.train(config, workdir)
+  assert not (workdir / 'final').is_symlink() and exported.load_export(workdir / 'final').config == config
+  assert os.listdir(tmp_path / 'elsewhere') == ['mine']
+  shutil.rmtree(workdir / 'final')
+  for place in (workdir / 'final', workdir / 'strips'):
+    place.write_text('')
+    with pytest.raises(NotADirectoryError, match=f'{place} is no folder'):
+      train.train(config, workdir)
+    place.unlink()
 
 
 def test_two_runs_do_not_share_a_workdir(tiny, tmp_path):

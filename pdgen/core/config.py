@@ -5,6 +5,7 @@ Frozen dataclasses: hashable, so that they can be static arguments of compiled f
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import ml_collections
@@ -64,8 +65,10 @@ class TrainConfig:
     keep_checkpoints: newest checkpoints that are kept.
     eval_prompts: held-out prompts a task scored at every evaluation.
     self_sample_steps, self_samples: steps at which the model paints so many drafts of its own, which the world's
-      detector judges; from then on they are part of the data (see data.self_share). Steps that never come are none.
-    max_bad_steps: that many steps in a row with a non-finite loss or gradient stop the run; single ones are skipped.
+      detector judges; from then on they are part of the data (see data.sources). Steps that never come are none.
+    lost_drafts: those of self_sample_steps whose drafts are damaged or gone: the run goes on without them.
+    max_bad_steps: that many steps in a row with a loss, gradient or new parameters that are not finite stop the run;
+      single ones are skipped.
   """
 
   init_from: str = ''
@@ -90,6 +93,7 @@ class TrainConfig:
   eval_prompts: int = 10
   self_sample_steps: tuple[int, ...] = ()
   self_samples: int = 512
+  lost_drafts: tuple[int, ...] = ()
   max_bad_steps: int = 10
 
   def __post_init__(self):
@@ -100,6 +104,20 @@ class TrainConfig:
     dataclass_io.positive(self, 'train', 'timestep_shift')
     if not 0 <= self.ema_decay < 1:
       raise ValueError(f'config.train.ema_decay={self.ema_decay} is not in [0, 1).')
+    for name in (
+      'learning_rate',
+      'final_lr_fraction',
+      'b1',
+      'b2',
+      'weight_decay',
+      'clip_norm',
+      'lambda_ce',
+      'timestep_shift',
+    ):
+      if not math.isfinite(getattr(self, name)):
+        raise ValueError(f'config.train.{name}={getattr(self, name)} is not a finite number.')
+    if unknown := sorted(set(self.lost_drafts) - set(self.self_sample_steps)):
+      raise ValueError(f'config.train.lost_drafts names {unknown[0]}, which is none of self_sample_steps.')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -123,8 +123,9 @@ class DataConfig:
     too_long: what is done with a sample that is longer than a row: `raise` stops the run, `skip` leaves it out and
       counts it.
     packing_bins: rows' worth of samples that wait for the packer; more, fuller rows, more latency on the first batch.
-    shards: packers that the rows of a batch are dealt out to, and that the processes of a run share out: it may go on
-      with any number of processes that divides them. Another number of shards makes other batches.
+    shards: packers that the rows of a batch are dealt out to, and that the processes of a run share out; raised to what
+      the processes need. A run goes on with the same batches on any number of processes that divides its packers; with
+      another number, or when this is raised, with other batches from there on, and says so.
     workers: worker processes; 0 makes the data in a thread of the main process.
     prefetch: batches made ahead.
   """

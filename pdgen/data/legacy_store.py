@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import pathlib
+import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,9 @@ from pdgen.core import trajectory as trajectory_lib
 from pdgen.data import record_codec
 
 _FORMAT = 1
+# What a file may inflate to: this, or so many times its size. Flat pictures of 32 pixels take a fiftieth; zeros, a
+# thousandth.
+_BYTES, _TIMES = 2**28, 100
 # Keys of the metadata that have become fields of the trajectory, or follow from them.
 _TYPED = 'tag include exclude prompt scene kind self_sampled errors error detour index'.split()
 
@@ -29,6 +33,13 @@ def read_npz(path: str | os.PathLike, *, source: str = 'shapes') -> list[traject
   Raises: FileNotFoundError, or ValueError for a damaged file.
   """
   content = pathlib.Path(path).read_bytes()
+  try:
+    with zipfile.ZipFile(io.BytesIO(content)) as members:
+      inflated = sum(member.file_size for member in members.infolist())
+  except Exception as error:
+    raise ValueError(f'{path} is damaged or not a file of trajectories ({error}). Make it again.') from error
+  if inflated > max(_BYTES, _TIMES * len(content)):
+    raise ValueError(f'{path} has {len(content)} bytes that inflate to {inflated}: it is no file of pdgen. Delete it.')
   try:
     with np.load(io.BytesIO(content), allow_pickle=False) as file:
       texts, pixels, digest = (file[name].tobytes() for name in ('texts', 'pixels', 'digest'))

@@ -16,7 +16,7 @@ from pdgen.core import packed
 
 _BEAM = 256  # Partial sets kept while a row is searched.
 _GOOD_ENOUGH = 0.01  # Share of a budget that may stay unused without searching on.
-_HOPELESS = 100  # Samples left out before a run of which most are too long is an error.
+_HOPELESS = 100  # Samples left out before a run of which most are too long, or all teach nothing, is an error.
 _LOG = logging.getLogger(__name__)
 
 
@@ -31,6 +31,11 @@ def sizes(row: packed.PackedBatch) -> packed.RowBudget:
   """What a row or a sample takes of each budget, padding included."""
   vit_tokens = 0 if row.vit is None else len(row.vit.image)
   return packed.RowBudget(len(row.und.label), len(row.gen.patch), len(row.pictures), vit_tokens)
+
+
+def teaches(row: packed.PackedBatch) -> bool:
+  """Whether a row or a sample has a supervised token: in the cross-entropy or in the flow loss."""
+  return bool((row.und.weight > 0).any() or (row.gen.weight > 0).any())
 
 
 def select(waiting: np.ndarray, budget: packed.RowBudget) -> list[int]:
@@ -141,7 +146,7 @@ class PackIterDataset(grain.IterDataset):
   """Rows packed from a random-access dataset of `Sample`.
 
   The state of its iterator is the place in the parent and the places of the samples that wait, so that resuming makes
-  those samples again and goes on exactly.
+  those samples again and goes on exactly. Samples without a supervised token are left out and counted.
   """
 
   def __init__(self, parent: grain.MapDataset, *, budget: packed.RowBudget, bins: int, skip_too_long: bool = False):
@@ -180,11 +185,12 @@ class _PackIterator(grain.DatasetIterator):
 
   def get_state(self) -> dict[str, Any]:
     waiting = [*(place for place, _ in self._pool), *self._to_load]
-    return {'next': self._next, 'waiting': waiting, 'skipped': self._skipped}
+    return {'next': self._next, 'waiting': waiting, 'skipped': self._skipped, 'unsupervised': self._unsupervised}
 
   def set_state(self, state: dict[str, Any]):
     self._next = int(state['next'])
-    self._skipped = int(state.get('skipped', 0))  # Samples left out so far; absent before format 2.
+    # Samples left out so far, for their length and for want of a supervised token; absent in earlier versions' states.
+    self._skipped, self._unsupervised = int(state.get('skipped', 0)), int(state.get('unsupervised', 0))
     self._to_load = [int(place) for place in state['waiting']]
     self._pool: list[tuple[int, packed.PackedBatch]] = []
     self._pool_rows = 0.0  # Rows that the pool would fill, were they perfectly full.
@@ -208,9 +214,21 @@ class _PackIterator(grain.DatasetIterator):
   def _take(self, place: int):
     sample = self._source[place]
     assert sample is not None  # grain: an element that a filter dropped; nothing filters.
+    if not teaches(sample.row):
+      self._unsupervised += 1
+      if self._unsupervised >= _HOPELESS and self._unsupervised + self._skipped > self._next:
+        raise ValueError(
+          f'There is nothing to learn from (config.data.sources): none of the first {self._unsupervised} samples has a '
+          f'supervised token, neither a text that the model is to write nor a picture that it is to paint. The last of '
+          f'them: {sample.name}. Look at one: python -m pdgen.inspect_data --config=.. --index=0'
+        )
+      return
     if (reason := self._too_long(sample)) is not None:
       if not self._skip_too_long:
-        raise ValueError(f'{reason} Or leave such samples out: config.data.too_long=skip.')
+        raise ValueError(
+          f'{reason} Or leave such samples out: config.data.too_long=skip. A run that is under way goes on with either '
+          'in a workdir of its own: --workdir=NEW --branch_from=OLD_WORKDIR'
+        )
       self._skipped += 1
       _LOG.warning('%s It is left out, as %d were before it.', reason, self._skipped - 1)
       if self._skipped >= _HOPELESS and self._skipped > self._next / 2:

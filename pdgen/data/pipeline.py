@@ -9,6 +9,9 @@ that wait in the packer; a run resumed from it sees exactly the batches that it 
 """
 
 import hashlib
+import multiprocessing
+import os
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -88,9 +91,14 @@ def dataset(
   """
   data = config.data
   if data.batch_size % data.shards:
-    raise ValueError(f'{config.data.batch_size=} must be a multiple of {config.data.shards=}.')
+    raise ValueError(
+      f'{config.data.batch_size=} must be a multiple of {config.data.shards=}. Change one of them: a divisor of '
+      'batch_size as --config.data.shards=.., or more rows as --config.data.batch_size=..'
+    )
   if data.shards % process_count:
-    raise ValueError(f'{config.data.shards=} must be a multiple of {process_count=}.')
+    raise ValueError(
+      f'{config.data.shards=} must be a multiple of {process_count=}, such as --config.data.shards={process_count}'
+    )
   make = Samples(config, source or sources.from_config(config))
   own = data.shards // process_count
   rows = [
@@ -108,7 +116,8 @@ def dataset(
     if not flags.FLAGS.is_parsed():
       flags.FLAGS.mark_as_parsed()  # Grain reads its flags, which outside of absl.app.run nobody has parsed.
     ahead = max(1, data.prefetch // data.workers)
-    return ready.mp_prefetch(grain.MultiprocessingOptions(num_workers=data.workers, per_worker_buffer_size=ahead))
+    options = grain.MultiprocessingOptions(num_workers=data.workers, per_worker_buffer_size=ahead)
+    return ready.mp_prefetch(options, worker_init_fn=_end_with_parent)
   return grain.experimental.ThreadPrefetchIterDataset(ready, prefetch_buffer_size=data.prefetch)
 
 
@@ -133,6 +142,40 @@ def fingerprint(config: config_lib.Config, *, source: sources.Source | None = No
   return digest.hexdigest()[:16]
 
 
+def shards_of(position: Any) -> int | None:
+  """Packers that a position of the whole data is of; None for that of worker processes, which fits no other number."""
+  shards = position.get('shards', [position])
+  return len(shards) if all('waiting' in shard for shard in shards) else None
+
+
+def deal_again(position: Any, *, shards: int) -> Any:
+  """A position of the whole data for another number of packers: none of the samples is lost, none comes twice.
+
+  Samples that some packers have taken and others have not come to yet wait.
+
+  >>> two = {'turn': 0, 'shards': [{'next': 3, 'waiting': [1]}, {'next': 1, 'waiting': []}]}  # 0, 4 and 1 are packed
+  >>> one = deal_again(two, shards=1)
+  >>> one['next'], one['waiting']
+  (5, [2, 3])
+  """
+  old = position.get('shards', [position])
+  end = max(((one['next'] - 1) * len(old) + number + 1 for number, one in enumerate(old) if one['next']), default=0)
+  waiting = []
+  for number, one in enumerate(old):
+    places = [*one['waiting'], *range(one['next'], -(-(end - number) // len(old)))]
+    waiting += [place * len(old) + number for place in places]
+  waiting.sort()
+  new = [
+    {
+      'next': -(-(end - number) // shards),
+      'waiting': [place // shards for place in waiting if place % shards == number],
+      **{name: sum(one.get(name, 0) for one in old) if not number else 0 for name in ('skipped', 'unsupervised')},
+    }
+    for number in range(shards)
+  ]
+  return merge_states(new)
+
+
 def merge_states(positions: Sequence[Any]) -> Any:
   """One position of the whole data from those of its processes (states of their iterators), in order."""
   if len(positions) == 1:
@@ -147,6 +190,19 @@ def split_state(position: Any, *, process_index: int, process_count: int) -> Any
   own = len(position['shards']) // process_count
   shards = position['shards'][process_index * own : (process_index + 1) * own]
   return shards[0] if own == 1 else {'turn': 0, 'shards': shards}
+
+
+def _end_with_parent(index: int, count: int):
+  """Called in a worker process: it ends when its parent does, even where that was killed and could not say so."""
+  parent = multiprocessing.parent_process()
+  if parent is None:
+    return
+
+  def watch():
+    parent.join()
+    os._exit(1)  # The main thread waits at a queue that nobody reads any more.
+
+  threading.Thread(target=watch, daemon=True, name=f'parent of worker {index} of {count}').start()
 
 
 class _RoundRobin(grain.IterDataset):

@@ -10,6 +10,7 @@ import io
 import itertools
 import json
 import struct
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,8 @@ from PIL import Image
 from pdgen.core import trajectory as trajectory_lib
 
 SCHEMA = 1
+
+_MOST_PIXELS = 2**27  # Of all pictures of a record: a small file may inflate to any size.
 
 _PNG = b'\x89PNG\r\n\x1a\n'  # The first bytes of every PNG.
 
@@ -75,6 +78,8 @@ def decode(record: bytes) -> trajectory_lib.Trajectory:
     raise ValueError(f'its schema is {header["schema"]}, this version of pdgen reads {SCHEMA}')
   ends = itertools.accumulate(header['lengths'], initial=start)
   files = [record[a:b] for a, b in itertools.pairwise(ends)]
+  if (pixels := sum(map(_pixels, files))) > _MOST_PIXELS:
+    raise ValueError(f'its pictures have {pixels} pixels together; a record may have {_MOST_PIXELS}')
   pictures, content = [_decode_picture(file) for file in files], header['content']
   if _content_hash(content, pictures, files) != header['sha256']:
     raise ValueError('its content does not match its content hash')
@@ -164,6 +169,13 @@ def _png(picture: np.ndarray) -> bytes:
   file = io.BytesIO()
   Image.fromarray(picture).save(file, 'PNG')
   return file.getvalue()
+
+
+def _pixels(file: bytes) -> int:
+  """Width times height, as the head of the file says."""
+  with warnings.catch_warnings(action='ignore', category=Image.DecompressionBombWarning):
+    with Image.open(io.BytesIO(file)) as image:
+      return image.width * image.height
 
 
 def _decode_picture(file: bytes) -> np.ndarray:

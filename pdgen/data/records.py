@@ -16,7 +16,6 @@ where the shard sizes and the versions of array_record and Pillow are equal; the
 import bisect
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import itertools
 import json
@@ -29,10 +28,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, SupportsIndex
 
 import grain
-from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]  # C++, no stubs.
 
 from pdgen.core import trajectory as trajectory_lib
 from pdgen.data import record_codec
+
+try:
+  import fcntl
+except ImportError:  # Windows.
+  fcntl = None
+try:
+  from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]  # C++, no stubs.
+except ImportError:  # Windows has no wheels of it.
+  array_record_module = None
 
 INDEX, UNFINISHED = 'index.json', 'unfinished.json'
 
@@ -96,6 +103,7 @@ class Writer:
   ):
     if shard_records < 1 or shard_bytes < 1:
       raise ValueError(f'{shard_records=} and {shard_bytes=} must be at least 1.')
+    _needs_array_record()
     self._folder, self._shard_records, self._shard_bytes = pathlib.Path(folder), shard_records, shard_bytes
     self._shard: Any = None  # The open ArrayRecordWriter.
     self._open_records, self._open_bytes = 0, 0  # In the open shard.
@@ -124,7 +132,8 @@ class Writer:
     record, content_hash = record_codec.encode(trajectory, name=name, picture_files=picture_files)
     if self._shard is None:
       # A group is what one random access reads and decompresses.
-      self._shard = array_record_module.ArrayRecordWriter(str(self._partial), 'group_size:1')
+      writer: Any = array_record_module
+      self._shard = writer.ArrayRecordWriter(str(self._partial), 'group_size:1')
     self._shard.write(record)
     self._fingerprint = hashlib.sha256(bytes.fromhex(self._fingerprint + content_hash)).hexdigest()
     self._open_records += 1
@@ -230,6 +239,7 @@ class Reader:
     self._folder = pathlib.Path(folder)
     if not exists(self._folder):
       raise FileNotFoundError(_why_missing(self._folder))
+    _needs_array_record()
     self._index = _read_index(self._folder / INDEX)
     _check_shards(self._folder, self._index)
     self._ends = [*itertools.accumulate(shard.count for shard in self._index.shards)]
@@ -299,6 +309,14 @@ def read(folder: str | os.PathLike) -> list[trajectory_lib.Trajectory]:
   return [reader[i] for i in range(len(reader))]
 
 
+def _needs_array_record():
+  if array_record_module is None:
+    raise ImportError(
+      'Record sets need the package array_record, which is not installed: pip install array_record. It has no wheels '
+      'for Windows; train in WSL there.'
+    )
+
+
 def _write_index(path: pathlib.Path, index: _Index):
   content: dict[str, Any] = dict(schema=record_codec.SCHEMA, count=index.count, **dataclasses.asdict(index))
   content['sha256'] = hashlib.sha256(record_codec.canonical_json(content)).hexdigest()
@@ -348,6 +366,8 @@ def _exclusive(folder: pathlib.Path) -> Iterator[None]:
   path = folder / 'lock'
   with path.open('w') as file:
     try:
+      if fcntl is None:
+        raise OSError('this system has no file locks')
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # The system drops it however the process ends.
       is_held = os.path.samestat(os.fstat(file.fileno()), path.stat())  # False: its last owner has just removed it.
     except (BlockingIOError, FileNotFoundError):

@@ -93,6 +93,7 @@ class RecordSource:
 
   def __init__(self, folder: str):
     """Raises: FileNotFoundError or ValueError for a folder that holds no whole record set."""
+    self.name = folder
     self._reader = records.Reader(folder)
 
   def __len__(self) -> int:
@@ -104,12 +105,17 @@ class RecordSource:
   def fingerprint(self) -> str:
     return self._reader.fingerprint()
 
+  def verify(self):
+    """Reads every byte. Raises: ValueError naming a damaged file."""
+    self._reader.verify()
+
 
 class ListSource:
   """Trajectories in memory."""
 
-  def __init__(self, trajectories: Sequence[trajectory_lib.Trajectory]):
-    self._trajectories = list(trajectories)
+  def __init__(self, trajectories: Sequence[trajectory_lib.Trajectory], *, name: str = ''):
+    """name: of the file that they were read from."""
+    self._trajectories, self.name = list(trajectories), name
 
   def __len__(self) -> int:
     return len(self._trajectories)

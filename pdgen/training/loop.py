@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 from clu import parameter_overview
 
 from pdgen.core import config as config_lib
@@ -23,7 +24,7 @@ from pdgen.core import mesh as mesh_lib
 from pdgen.core import packed, trees
 from pdgen.models import interleaved
 from pdgen.models import params as params_lib
-from pdgen.training import checkpoints, distributed, losses, profiling, run_logger
+from pdgen.training import checkpoints, distributed, losses, optimizer, profiling, run_logger
 from pdgen.training import state as state_lib
 from pdgen.training import step as step_lib
 from pdgen.training import workdir as workdir_lib
@@ -79,6 +80,7 @@ def train(
   at_steps: Mapping[int, AtStep] | None = None,
   loss: step_lib.Loss = losses.interleaved_loss,
   profile_steps: profiling.Steps | None = None,
+  branch_from: pathlib.Path | None = None,
 ) -> state_lib.TrainState:
   """Runs to config.train.steps, or to a SIGTERM, which saves and returns.
 
@@ -93,13 +95,16 @@ def train(
       a function of config, step and state, and to be skipped where it is done: then a resumed run repeats it.
     loss: replaces the training objective inside of the compiled step.
     profile_steps: (A, B): a profiler trace of the steps from A up to B without B.
+    branch_from: workdir of another run, whose newest checkpoint this one begins with, at the step that it has taken:
+      more steps, another rate, longer rows. Of no effect once this workdir has a checkpoint.
 
   Returns: the last state.
 
   Raises: DisagreementError when processes were started with different code, configuration or data; FloatingPointError
-    after max_bad_steps steps in a row whose loss or gradient was not finite; CheckpointError when the workdir holds a
-    damaged checkpoint or one of another configuration; ValueError when the weights to begin with are another model's;
-    BlockingIOError when another run is at work in the workdir.
+    after max_bad_steps steps in a row whose loss, gradient or new parameters were not finite, or for weights to begin
+    with that are not; CheckpointError when the workdir holds a damaged checkpoint or one of another configuration;
+    ValueError when the weights to begin with are another model's; BlockingIOError when another run is at work in the
+    workdir.
   """
   cfg, at_steps = config.train, at_steps or {}
   with contextlib.ExitStack() as stack:
@@ -109,16 +114,23 @@ def train(
     distributed.check_agreement(workdir_lib.run_fingerprint(config))
     train_step = step_lib.make_train_step(config, mesh, loss=loss)
 
-    # 2. State: resumed (1), or from given weights (2), or from random ones (3).
+    # 2. State: resumed (1), or branched off another run (2), or from given weights (3), or from random ones (4).
     saved = stack.enter_context(
       checkpoints.Checkpointer(workdir / run_checkpoints.CHECKPOINTS, keep=cfg.keep_checkpoints)
     )
-    if saved.latest is None:
-      state, start, data_state = state_lib.init_state(config, mesh, _initial_weights(config, mesh)), 0, None
+    branch_from = workdir_lib.branch_point(workdir, branch_from)
+    abstract = state_lib.abstract_on_mesh(config, mesh)
+    if saved.latest is not None:
+      restored = saved.restore(abstract, config=config)
+      print(f'Resuming from step {restored.step} of {workdir}.', flush=True)
+    elif branch_from is not None:
+      restored = checkpoints.restore(branch_from / run_checkpoints.CHECKPOINTS, abstract, config=config, branch=True)
+      print(_branch(config, restored, branch_from), flush=True)
     else:
-      restored = saved.restore(state_lib.abstract_on_mesh(config, mesh), config=config)
-      state, start, data_state = restored.state, restored.step, restored.data
-      print(f'Resuming from step {start} of {workdir}.', flush=True)
+      state = state_lib.init_state(config, mesh, _initial_weights(config, mesh))
+      restored = checkpoints.Restored(state, None, 0)
+    state, start, data_state = restored.state, restored.step, restored.data
+    checkpoints.check_finite(state, f'Nothing can be learned from the weights that the run begins with at step {start}')
 
     # 3. Data, from where the state was saved.
     batches = stack.enter_context(
@@ -143,6 +155,9 @@ def train(
     def save():
       with logger.paused():
         saved.save(state, data=batches.state(), config=config)
+
+    if branch_from is not None:
+      save()  # What it begins with stays as it is, whatever becomes of the other run.
 
     # 5. The loop: evaluate, save, take data, step. Metrics are read one step late, so that a step is always running.
     for step in range(start, cfg.steps):
@@ -171,7 +186,8 @@ def train(
     save()
     averaged = jax.tree.map(distributed.fully_gathered, state.averaged())
     if distributed.is_main_process():
-      final = exported.export_ema(workdir / 'final', averaged, config=config, tokenizer=tokenizer)
+      folder = workdir_lib.export_folder(workdir)
+      final = exported.export_ema(folder, averaged, config=config, tokenizer=tokenizer)
       print(f'Finished {cfg.steps} steps: {final}', flush=True)
     distributed.barrier('the model is exported')
     return state
@@ -185,6 +201,27 @@ def overview(config: config_lib.Config, state: state_lib.TrainState, mesh: jax.s
   return (
     f'{table}\n{config.name}: {learn / 1e6:.2f}M parameters learn, {fixed / 1e6:.2f}M are frozen; '
     f'mesh {dict(mesh.shape)}'
+  )
+
+
+def averaged_state(config: config_lib.Config, workdir: pathlib.Path, *, step: int) -> state_lib.TrainState:
+  """What is sampled of the checkpoint of a step, on the run's mesh. Raises: FileNotFoundError where it is gone."""
+  abstract = state_lib.abstract_on_mesh(config, mesh_lib.make_mesh(config.mesh))
+  return checkpoints.restore_averaged(workdir / run_checkpoints.CHECKPOINTS, abstract, config=config, step=step)
+
+
+def _branch(config: config_lib.Config, restored: checkpoints.Restored, source: pathlib.Path) -> str:
+  """What a run that branches off says. Raises: ValueError where it would have nothing to do."""
+  start, steps = restored.step, config.train.steps
+  if start >= steps:
+    raise ValueError(
+      f'config.train.steps={steps}, and {source} has taken {start} steps already. Give more: --config.train.steps=..'
+    )
+  rate = float(optimizer.learning_rate(config.train, jnp.int32(start)))
+  changed = ''.join(f'\n  {line}' for line in restored.changed)
+  return (
+    f'Branching off {source} at step {start}. The learning rate is that of step {start} of {steps} from here on, '
+    f'{rate:.3g} now. What differs:{changed or " nothing"}'
   )
 
 

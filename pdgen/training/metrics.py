@@ -17,11 +17,16 @@ class Writer:
   """Appends scalars to `metrics.jsonl` and to `tensorboard/` in a folder."""
 
   def __init__(self, workdir: str | os.PathLike, *, step: int = 0):
-    """step: of the checkpoint that the run resumes from; what was written after it is taken back."""
+    """step: of the checkpoint that the run resumes from; what was written after it is taken back. 0: the run begins;
+    what an earlier one has written is set aside (`metrics.1.jsonl`, ..).
+    """
     workdir = pathlib.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / 'metrics.jsonl'
-    _keep_until(path, step)
+    if step:
+      _keep_until(path, step)
+    else:
+      _set_aside(path)
     self._file = path.open('a')
     self._board = tensorboardX.SummaryWriter(str(workdir / 'tensorboard'), purge_step=step + 1 if step else None)
 
@@ -123,14 +128,33 @@ def duration(seconds: float) -> str:
 
 
 def _keep_until(path: pathlib.Path, step: int):
-  """Drops lines of later steps, and a last line that a kill cut short."""
+  """Drops lines of later steps, a last line that a kill cut short, and, saying so, lines that are damaged."""
   if not path.is_file():
     return
-  kept = []
-  for line in path.read_text().splitlines():
-    with contextlib.suppress(json.JSONDecodeError):
-      if json.loads(line)['step'] <= step:
-        kept.append(line + '\n')
+  kept, damaged = [], []
+  lines = path.read_bytes().split(b'\n')
+  for number, line in enumerate(lines, 1):
+    try:
+      if int(json.loads(line)['step']) <= step:
+        kept.append(line + b'\n')
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+      if number < len(lines):  # The last one is empty, or was cut short.
+        damaged.append(number)
+  if damaged:
+    print(f'{path}: {len(damaged)} lines cannot be read (line {damaged[0]} the first): they are dropped.', flush=True)
   partial = path.with_name(path.name + '.partial')
-  partial.write_text(''.join(kept))
+  partial.write_bytes(b''.join(kept))
   os.replace(partial, path)
+
+
+def _set_aside(path: pathlib.Path):
+  """Keeps what a run has written of which no checkpoint is left."""
+  if not path.is_file() or not path.stat().st_size:
+    return
+  number = 1
+  while (aside := path.with_name(f'{path.stem}.{number}{path.suffix}')).exists():
+    number += 1
+  os.replace(path, aside)
+  print(
+    f'No checkpoint is left of the run that wrote {path}: it begins anew. Its metrics are kept: {aside}', flush=True
+  )

@@ -58,6 +58,8 @@ def _muon(cfg: config_lib.TrainConfig) -> optax.GradientTransformation:
   )
 
 
+# Adam's is at most 1 / sqrt((1 - b2) (1 - b1^2 / b2)), 12 with the defaults; Muon's 0.2 sqrt(width), about 30 in BAGEL.
+_LARGEST_UPDATE = 1e6
 _OPTIMIZERS = {'adamw': _adam, 'muon': _muon}
 
 
@@ -91,6 +93,17 @@ def learning_rate(cfg: config_lib.TrainConfig, step: jax.Array) -> jax.Array:
 def apply_updates(params, updates, rate: jax.Array):
   """params - rate * updates, leaf by leaf."""
   return jax.tree.map(lambda p, u: p - rate * u, params, updates)
+
+
+def bound_of_parameters(params, cfg: config_lib.TrainConfig, rate: jax.Array) -> jax.Array:
+  """What neither the new parameters nor the numbers on the way to them and to their average exceed, f32[].
+
+  Not finite where the old parameters are not, or the rate is out of all proportion. A look at the new parameters
+  themselves would change how XLA fuses and so rounds them (docs/experiments.md#finite).
+  """
+  largest = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)).astype(jnp.float32) for leaf in jax.tree.leaves(params)]))
+  # Twice, for the average takes a difference of parameters.
+  return 2.0 * (largest + rate * (_LARGEST_UPDATE + cfg.weight_decay * largest))
 
 
 def update_ema(ema, params, cfg: config_lib.TrainConfig, step: jax.Array):

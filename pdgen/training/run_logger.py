@@ -50,7 +50,8 @@ class RunLogger:
   def step(self, step_metrics: Mapping[str, jax.Array]):
     """Keeps the metrics of the step just launched, and reports those of the one before it.
 
-    Raises: FloatingPointError after max_bad_steps steps in a row whose loss or gradient was not finite.
+    Raises: FloatingPointError after max_bad_steps steps in a row whose loss, gradient or new parameters were not
+    finite.
     """
     self._flush()
     self._pending = step_metrics
@@ -88,8 +89,9 @@ class RunLogger:
     step, cfg = self._progress.step, self._cfg
     if now['bad_steps'] >= cfg.max_bad_steps:
       raise FloatingPointError(
-        f'Step {step}: {cfg.max_bad_steps} steps in a row had a loss or gradient that is not finite (loss '
-        f'{now["loss"]}, gradient norm {now["grad_norm"]}). Lower config.train.learning_rate, or look at the data.'
+        f'Step {step}: {cfg.max_bad_steps} steps in a row had a loss, gradient or new parameters that are not finite '
+        f'(loss {now["loss"]}, gradient norm {now["grad_norm"]}, learning rate {now["learning_rate"]}). Look at the '
+        'data, or go on with a lower rate: --config.train.learning_rate=LOWER --workdir=NEW --branch_from=THIS_WORKDIR.'
       )
     if self._writer is not None and (every(cfg.log_every, step) or step == cfg.steps):
       summary = self._progress.summary()

@@ -43,9 +43,9 @@ def make_train_step(config: config_lib.Config, mesh: Mesh, *, loss: Loss = losse
 
   One function for each (config, mesh, loss): asked for twice, it compiles once.
 
-  A step whose loss or gradient is not finite changes nothing but the counters. Its random key depends on config.seed
-  and state.step alone, so that a resumed run repeats it. metrics (scalars): loss and what `loss` gives besides, and
-  learning_rate, grad_norm (before clipping), bad_steps, skipped_steps. Reading one waits for the step.
+  A step whose loss, gradient or new parameters are not finite changes nothing but the counters. Its random key depends
+  on config.seed and state.step alone, so that a resumed run repeats it. metrics (scalars): loss and what `loss` gives
+  besides, and learning_rate, grad_norm (before clipping), bad_steps, skipped_steps. Reading one waits for the step.
   """
   shardings = jax.tree.map(lambda leaf: leaf.sharding, state_lib.abstract_on_mesh(config, mesh))
   return jax.jit(
@@ -90,6 +90,7 @@ def _step(config: config_lib.Config, mesh: Mesh, loss: Loss) -> Callable[..., An
       updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
       rate = optimizer.learning_rate(config.train, state.step)
       trainable = optimizer.apply_updates(state.trainable, updates, rate)
+      good &= jnp.isfinite(optimizer.bound_of_parameters(state.trainable, config.train, rate))
       learned = (trainable, optimizer.update_ema(state.ema, trainable, config.train, state.step), opt_state)
       kept = (state.trainable, state.ema, state.opt_state)
       trainable, ema, opt_state = jax.tree.map(lambda new, old: jnp.where(good, new, old), learned, kept)

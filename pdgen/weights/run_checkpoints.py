@@ -43,7 +43,18 @@ def load_averaged(
 
   Raises: FileNotFoundError when there is none; CheckpointError when it is damaged.
   """
-  path = step_directory(pathlib.Path(directory).absolute(), step)
+  directory = pathlib.Path(directory).absolute()
+  while True:
+    path = step_directory(directory, step)
+    try:
+      return _load_averaged(path, mesh=mesh)
+    except CheckpointError:
+      # A run that is at work deletes old checkpoints, maybe this one while it was read.
+      if step_directory(directory, step) == path:
+        raise
+
+
+def _load_averaged(path: pathlib.Path, *, mesh: Mesh) -> tuple[config_lib.Config, dict[str, Any]]:
   meta = read_meta(path)
   config = config_lib.from_config_dict(meta['config'])
   shapes = trees.unflatten(
