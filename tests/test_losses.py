@@ -111,7 +111,9 @@ def test_timesteps_are_logit_normal_and_shifted():
 
 def test_flipping_a_label_moves_the_loss_exactly_where_it_is_supervised(loss_of, row, tiny):
   # No two labels are equally likely: among random logits some are, to float32's digits of the whole loss.
-  logits = jnp.broadcast_to(0.05 * jnp.arange(tiny.model.vocab_size, dtype=jnp.float32), (*row.und.label.shape, tiny.model.vocab_size))
+  logits = jnp.broadcast_to(
+    0.05 * jnp.arange(tiny.model.vocab_size, dtype=jnp.float32), (*row.und.label.shape, tiny.model.vocab_size)
+  )
   text_loss = jax.jit(lambda und: losses.text_loss(logits, und, cfg=tiny.data.sequence)[0])
 
   def flipped(i):

@@ -221,7 +221,9 @@ def test_every_right_step_leaves_what_was_there_pixel_identical():
 
 def test_final_pictures_keep_their_prompts():
   made = [*_made(), *(shapes.trajectory('direct', seed=11, index=i) for i in range(400))]
-  report = geneval.score([t.spec.to_row(t.prompt) for t in made], [t.final for t in made], judges.detector('exact', shapes))
+  report = geneval.score(
+    [t.spec.to_row(t.prompt) for t in made], [t.final for t in made], judges.detector('exact', shapes)
+  )
   assert report.overall == 1.0 and set(report.tasks) == set(shapes.TASKS)
   assert min(s.total for s in report.tasks.values()) > 50
 
