@@ -110,7 +110,7 @@ class Checkpointer:
     path = run_checkpoints.step_directory(self.directory, step)
     meta = run_checkpoints.read_meta(path)
     _check_config(path, _with_new_fields(meta['config']), exported.as_json(config))
-    named = dict(trees.flatten_with_paths(abstract))
+    named = {name: _in_saved_type(name, leaf, meta['leaves']) for name, leaf in trees.flatten_with_paths(abstract)}
     _check_shapes(path, meta['leaves'], named)
     loaded = run_checkpoints.load_leaves(path, meta, named)
     state = jax.tree.unflatten(jax.tree.structure(abstract), [loaded[name] for name in named])
@@ -159,6 +159,13 @@ def _flat(values: dict[str, Any], prefix: str = '') -> list[tuple[str, Any]]:
   for key, value in values.items():
     out += _flat(value, f'{prefix}{key}.') if isinstance(value, dict) else [(f'{prefix}{key}', value)]
   return out
+
+
+def _in_saved_type(name: str, leaf: jax.ShapeDtypeStruct, saved: dict[str, dict[str, Any]]) -> jax.ShapeDtypeStruct:
+  """What is frozen has the type of the weights that the run began with, which its configuration does not tell."""
+  if not name.startswith('frozen/') or saved.get(name, {}).get('dtype') not in ('bfloat16', 'float32'):
+    return leaf
+  return jax.ShapeDtypeStruct(leaf.shape, saved[name]['dtype'], sharding=leaf.sharding)
 
 
 def _check_shapes(path: pathlib.Path, saved: dict[str, dict[str, Any]], wanted: dict[str, Any]):

@@ -20,8 +20,9 @@ from pdgen.core import config as config_lib
 from pdgen.core import trees
 from pdgen.models import params as params_lib
 from pdgen.models import partition
+from pdgen.weights import folders
 
-CHECKPOINTS = 'checkpoints'  # Folder of a run's workdir.
+CHECKPOINTS = folders.CHECKPOINTS  # Folder of a run's workdir.
 FORMATS = (1, 2)  # Read; the last one is written.
 
 
