@@ -55,6 +55,8 @@ def main(arguments: Sequence[str] | None = None):
       bagel_convert.export_bagel(**flags)
   except (OSError, ValueError) as error:
     parser.error(str(error))
+  except KeyboardInterrupt:
+    parser.exit(130, f'Stopped: nothing was written to {flags["to"]}.\n')
   size = sum(path.stat().st_size for path in pathlib.Path(flags['to']).rglob('*') if path.is_file())
   print(f'{flags["to"]}: {size / 1e9:.2f} GB in {time.perf_counter() - began:.1f} s')
 

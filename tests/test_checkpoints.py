@@ -111,6 +111,16 @@ def test_the_average_alone_can_be_loaded(saved, tiny, mesh):
   equal(params, saved[1].ema)
 
 
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+def test_an_average_that_is_not_finite_is_not_sampled(tiny, mesh, tmp_path, value):
+  state = state_lib.init_state(tiny, mesh)
+  state.ema['head']['kernel'] = state.ema['head']['kernel'].at[3, 5].set(value)
+  with checkpoints.Checkpointer(tmp_path, keep=1) as checkpointer:
+    checkpointer.save(state, data=POSITION, config=tiny)
+  with pytest.raises(run_checkpoints.CheckpointError, match='not finite, in ema/head/kernel: the run has diverged'):
+    run_checkpoints.load_averaged(tmp_path, mesh=mesh)
+
+
 def test_a_missing_folder_or_step_says_so(saved, tiny, mesh, tmp_path):
   with pytest.raises(FileNotFoundError, match=r'No checkpoint in .*nothing'):
     run_checkpoints.load_averaged(tmp_path / 'nothing', mesh=mesh)

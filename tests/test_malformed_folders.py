@@ -290,6 +290,21 @@ def test_a_malformed_folder_is_refused_in_one_line_that_names_the_file(part, che
     shutil.rmtree(home)
 
 
+@pytest.mark.parametrize(
+  'field, value',
+  [('image_size', 0), ('rope_theta', -1.0), ('norm_eps', 0), ('min_t', 2.0), ('attention', 'x'), ('remat', ''),
+   ('dtype', 'x'), ('head_dim', 15), ('vocab_size', 10**30), ('codec', {'kind': 'flux', 'vae': {'blocks': 10**9}})],
+)  # fmt: skip
+def test_a_configuration_of_no_model_is_refused(checkpoint, tmp_path, field, value):
+  folder = shutil.copytree(checkpoint, tmp_path / 'shared', copy_function=os.link)
+  values = json.loads((folder / 'config.json').read_bytes())
+  values['config']['model'][field] = value
+  replace(folder / 'config.json', json.dumps(values).encode())
+  with pytest.raises(ValueError, match='config.json') as error:
+    exported.load_export(folder)
+  assert '\n' not in str(error.value)
+
+
 def test_an_unknown_field_tells_of_a_newer_pdgen(checkpoint, tmp_path):
   folder = shutil.copytree(checkpoint, tmp_path / 'newer')
   values = json.loads((folder / 'config.json').read_bytes())

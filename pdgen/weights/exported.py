@@ -26,7 +26,7 @@ from jax.sharding import Mesh
 from pdgen.core import config as config_lib
 from pdgen.core import json_file, paths, trees
 from pdgen.core import mesh as mesh_lib
-from pdgen.models import interleaved, partition
+from pdgen.models import attention, interleaved, partition, remat
 from pdgen.models import params as params_lib
 from pdgen.weights import folders, safetensors_io
 
@@ -178,9 +178,28 @@ def read_config(directory: str | os.PathLike, manifest: dict[str, Any]) -> confi
 def abstract_params(directory: str | os.PathLike, config: config_lib.Config) -> Any:
   """Shapes of the parameters of a folder's model. Raises: ValueError for a configuration that describes none."""
   try:
+    _check_numbers(config.model)
     return interleaved.abstract_params(config.model)
   except Exception as error:  # Whatever sizes that contradict each other cause, anywhere in the model.
     raise ValueError(_damaged(directory, f'it describes no model ({_one_line(error)})')) from error
+
+
+def _check_numbers(cfg: config_lib.ModelConfig):
+  """Raises ValueError for a number or a name that shapes no parameter, and with which no picture can be computed."""
+  vae = cfg.codec.vae
+  wrong = {
+    'image_size': cfg.image_size < 1,
+    'rope_theta': not 0 < cfg.rope_theta < 1e12,
+    'norm_eps': not 0 < cfg.norm_eps <= 1,
+    'min_t': not 0 < cfg.min_t <= 1,
+    'attention': cfg.attention not in attention.IMPLEMENTATIONS,
+    'remat': cfg.remat not in ('none', *remat.POLICIES),
+    # Python loops over blocks and levels.
+    'codec': vae is not None
+    and not (0 < vae.blocks <= 1000 and 0 < len(vae.multipliers) <= 8 and 0 < abs(vae.scale) < 1e6 > abs(vae.shift)),
+  }
+  if fields := [f'{name}={getattr(cfg, name)!r}' for name, is_wrong in wrong.items() if is_wrong]:
+    raise ValueError(f'config.model.{fields[0]}')
 
 
 def check_shapes(stored: safetensors_io.Reader, wanted: Mapping[str, Any]):
@@ -188,8 +207,7 @@ def check_shapes(stored: safetensors_io.Reader, wanted: Mapping[str, Any]):
   if differ := trees.diff_shapes(stored.infos, wanted):
     if len(differ) > _MOST:
       differ = [f'{len(differ)} parameters; the first: {differ[0]}']
-    lines = f' {differ[0]}' if len(differ) == 1 else '\n  ' + '\n  '.join(differ)
-    raise ValueError(f'{stored.path} does not fit its {CONFIG}:{lines}')
+    raise ValueError(f'{stored.path} does not fit its {CONFIG}: {"; ".join(differ)}')
 
 
 def _lacks(directory: pathlib.Path, name: str) -> str:

@@ -42,11 +42,15 @@ def load_averaged(
 
   Returns: the config, and nested dicts of arrays.
 
-  Raises: FileNotFoundError when there is none; CheckpointError when it is damaged.
+  Raises: FileNotFoundError when there is none; CheckpointError when it is damaged, of a later pdgen, or not finite.
   """
   path = step_directory(pathlib.Path(directory).absolute(), step)
   meta = read_meta(path)
-  config = config_lib.from_config_dict(meta['config'])
+  try:
+    config = config_lib.from_config_dict(meta['config'])
+  except (KeyError, ValueError) as error:
+    what = error.args[0] if error.args else error
+    raise CheckpointError(f'{path} has a configuration that this pdgen does not read: {what}. Update pdgen.') from error
   shapes = trees.unflatten(
     {
       name: jax.ShapeDtypeStruct(leaf['shape'], leaf['dtype'])
@@ -57,7 +61,11 @@ def load_averaged(
   placed = jax.tree.map(
     lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), shapes, partition.shardings(shapes, mesh)
   )
-  loaded = trees.unflatten(load_leaves(path, meta, dict(trees.flatten_with_paths(placed))))
+  wanted = dict(trees.flatten_with_paths(placed))
+  leaves = load_leaves(path, meta, wanted)
+  if broken := [name for name in wanted if not _is_finite(leaves[name])]:
+    raise CheckpointError(f'{path} holds numbers that are not finite, in {_some(broken)}: the run has diverged.')
+  loaded = trees.unflatten(leaves)
   return config, params_lib.merge(loaded['ema'], loaded.get('frozen', {}))
 
 
@@ -146,6 +154,12 @@ def load_leaves(
 
 def damaged(path: pathlib.Path, what: str) -> CheckpointError:
   return CheckpointError(f'{path} is damaged: {what}. Delete that directory to resume from the step before.')
+
+
+def _is_finite(leaf: jax.Array) -> bool:
+  if leaf.is_fully_addressable and all(device.platform == 'cpu' for device in leaf.devices()):
+    return bool(np.isfinite(np.asarray(leaf)).all())  # Without a compiled program for each shape.
+  return bool(jnp.isfinite(leaf).all())
 
 
 def _brief(error: Exception) -> str:
