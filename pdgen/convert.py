@@ -6,7 +6,8 @@
 
 Weights keep their bits and their type, bfloat16 or float32 (float16 is kept as float32); an export of an import has the
 bytes of the folder that it came from. The `final` folder of a run that began with an import exports, too: what did not
-learn bit for bit, what learned in the type it came in, or with --dtype=float32 unrounded; adapters are merged.
+learn bit for bit, what learned in the type it came in, or with --dtype=float32 unrounded; adapters merged, or
+with --adapters=apart beside their matrices.
 """
 
 import argparse
@@ -45,6 +46,8 @@ def main(arguments: Sequence[str] | None = None):
     else:
       types = (bagel_convert.AS_SOURCE, bagel_convert.FLOAT32)
       command.add_argument('--dtype', choices=types, default=types[0], help='of what learned; source: as imported')
+      places = (bagel_convert.MERGED, bagel_convert.APART)
+      command.add_argument('--adapters', choices=places, default=places[0], help='apart: TO/adapter, as PEFT reads it')
   flags = vars(parser.parse_args(arguments))
   began, name = time.perf_counter(), flags.pop('command')
   try:

@@ -93,23 +93,41 @@ def test_frozen_weights_keep_their_bits_and_their_type(name, tmp_path):
   np.testing.assert_array_equal(after[HEAD], want.astype(learned.dtype))
 
 
-def test_adapters_are_merged_into_what_is_exported(tmp_path):
+def test_adapters_are_exported_merged_or_apart(tmp_path):
   bagel_convert.import_bagel(BAGEL, tmp_path / 'imported', prepare_tokenizer=byte_level.prepare)
-  lora = config_lib.LoraConfig(rank=2, alpha=6.0, kernels='gen/(q|down)')
+  lora = config_lib.LoraConfig(rank=2, alpha=6.0, kernels='gen/(q|down)|und/o')
   _, state = run_of(tmp_path / 'imported', tmp_path / 'final', lora=lora, freeze=('.*',))
   bagel_convert.export_bagel(tmp_path / 'final', tmp_path / 'out')
+  bagel_convert.export_bagel(tmp_path / 'final', tmp_path / 'apart', adapters='apart')
   before, after = tensors_of(BAGEL), tensors_of(tmp_path / 'out')
+  apart = safetensors.numpy.load_file(tmp_path / 'apart' / 'adapter' / 'adapter_model.safetensors')
+  described = json.loads((tmp_path / 'apart' / 'adapter' / 'adapter_config.json').read_text())
   assert before.keys() == after.keys()
   adapted = set()
-  for ours, theirs in (('q', 'self_attn.q_proj_moe_gen'), ('down', 'mlp_moe_gen.down_proj')):
-    factors = state.ema['trunk']['layers']['gen'][ours]
+  adapters = (
+    ('gen', 'q', 'self_attn.q_proj_moe_gen'),
+    ('gen', 'down', 'mlp_moe_gen.down_proj'),
+    ('und', 'o', 'self_attn.o_proj'),
+  )
+  for expert, ours, theirs in adapters:
+    factors = state.ema['trunk']['layers'][expert][ours]
     for layer in range(3):
-      name = f'language_model.model.layers.{layer}.{theirs}.weight'
+      module = f'language_model.model.layers.{layer}.{theirs}'
       added = 3.0 * np.asarray(factors['lora_a'][layer]) @ np.asarray(factors['lora_b'][layer])
       assert np.abs(added).max() > 1e-3
+      name = f'{module}.weight'
       np.testing.assert_allclose(after[name], before[name] + added.T, rtol=1e-5, atol=1e-6)
       adapted.add(name)
+      # As PEFT computes it: W + lora_alpha / r * B A.
+      low, high = (apart.pop(f'base_model.model.{module}.lora_{letter}.weight') for letter in 'AB')
+      rows, columns = before[name].shape
+      assert low.shape == (2, columns) and high.shape == (rows, 2)
+      scale = described['lora_alpha'] / described['r']
+      np.testing.assert_allclose(before[name] + scale * high @ low, after[name], rtol=1e-5, atol=1e-6)
+  assert not apart and described['target_modules'] == sorted(theirs for _, _, theirs in adapters)
   assert all(after[n].tobytes() == x.tobytes() for n, x in before.items() if n not in adapted)
+  for path in BAGEL.iterdir():
+    assert path.read_bytes() == (tmp_path / 'apart' / path.name).read_bytes(), path.name
   # The folder imports again, as a model without adapters.
   config = bagel_convert.import_bagel(tmp_path / 'out', tmp_path / 'merged', prepare_tokenizer=byte_level.prepare)
   assert config.model.lora is None

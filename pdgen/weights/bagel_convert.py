@@ -7,7 +7,6 @@ of its own shards.
 The tokenizer of a checkpoint is the caller's to read and check: weights know no tokenizers.
 """
 
-import json
 import math
 import os
 import pathlib
@@ -21,12 +20,12 @@ from pdgen.core import config as config_lib
 from pdgen.core import json_file, paths, trees
 from pdgen.models import interleaved, layers, presets
 from pdgen.models import params as params_lib
-from pdgen.weights import bagel, exported, folders, safetensors_io
+from pdgen.weights import bagel, exported, folders, peft_adapters, safetensors_io, source_manifest
 
 # (folder with the tokenizer's files, known ids by name, rows of the embedding); raises ValueError if they do not fit.
 PrepareTokenizer = Callable[[pathlib.Path, Mapping[str, int], int], None]
 
-_WEIGHTS = (bagel.EMA, bagel.AE)
+_WEIGHTS = source_manifest.WEIGHTS
 _FIXED = 'fixed.safetensors'  # In `source`: the tables that pdgen computes.
 _OWN_SETTINGS = ('pdgen_tokenizer.json',)  # What `prepare_tokenizer` may write.
 _KEPT = ('.json', '.txt', '.model', '.tiktoken')  # Endings of files that are given back besides the weights.
@@ -40,6 +39,7 @@ _TOKEN_IDS = {
 # How far a stored sin-cos table may be from ours: its type's rounding of values up to 1.
 _TABLE_TOLERANCE = {'float32': 1e-4, 'float16': 1e-3, 'bfloat16': 1e-2}
 AS_SOURCE, FLOAT32 = 'source', 'float32'  # Types of what learned in an export.
+MERGED, APART = 'merged', 'apart'  # Where adapters go.
 
 
 def import_bagel(
@@ -88,15 +88,16 @@ def import_bagel(
   return config
 
 
-def export_bagel(source: str | pathlib.Path, to: str | pathlib.Path, *, dtype: str = AS_SOURCE):
+def export_bagel(source: str | pathlib.Path, to: str | pathlib.Path, *, dtype: str = AS_SOURCE, adapters: str = MERGED):
   """Makes a released folder of a checkpoint that was imported, or of a training run's `final` that began with one.
 
-  What did not learn comes back bit for bit; adapters are merged into their matrices.
+  What did not learn comes back bit for bit.
 
   Args:
     source: the checkpoint.
     to: where the folder goes, new or empty.
     dtype: of what learned: AS_SOURCE, the type that each tensor had in the imported folder, or FLOAT32, unrounded.
+    adapters: MERGED into their matrices, or APART, in the folder `adapter` in the layout of the PEFT library.
 
   Raises: ValueError for a checkpoint that was never imported, or when `to` is not empty; FileNotFoundError and
   ValueError as `load_export`.
@@ -104,6 +105,8 @@ def export_bagel(source: str | pathlib.Path, to: str | pathlib.Path, *, dtype: s
   source, to = pathlib.Path(source), pathlib.Path(to)
   if dtype not in (AS_SOURCE, FLOAT32):
     raise ValueError(f'{dtype=}: it is {AS_SOURCE!r} or {FLOAT32!r}.')
+  if adapters not in (MERGED, APART):
+    raise ValueError(f'{adapters=}: it is {MERGED!r} or {APART!r}.')
   folders.check_empty(to)
   header = exported.read_manifest(source)
   config = exported.read_config(source, header)
@@ -114,17 +117,20 @@ def export_bagel(source: str | pathlib.Path, to: str | pathlib.Path, *, dtype: s
   entries = bagel.entries(_shapes(config.model))
   kept = source / exported.SOURCE
   fixed = safetensors_io.Reader(paths.inside(kept, _FIXED))
-  files, headers = _read_imported(kept, entries)
+  files, headers = source_manifest.read(kept, entries)
   tables = {path: (side**2, config.model.width) for path, side in _tables(config.model).items()}
   exported.check_shapes(fixed, {path: np.broadcast_to(0, shape) for path, shape in tables.items()})
+  merged = config.model.lora if adapters == MERGED else None
   with folders.atomic_directory(to) as partial:
+    if config.model.lora and adapters == APART:
+      peft_adapters.write(partial / 'adapter', ours, entries=entries.values(), lora=config.model.lora)
     for name in files:
       shutil.copyfile(paths.inside(kept, name), partial / name)
     for file, start in headers.items():
       kinds = safetensors_io.tensor_infos(start)
       names = safetensors_io.names_in_order(start)
       if dtype == FLOAT32:
-        learned = {name for name in names if _has_learned(entries[file, name], kinds[name], ours)}
+        learned = {name for name in names if _has_learned(entries[file, name], kinds[name], ours, merged)}
         full = np.dtype(np.float32)
         kinds = {name: kinds[name]._replace(dtype=full) if name in learned else kinds[name] for name in names}
         start = safetensors_io.header(kinds, metadata=safetensors_io.metadata(start))
@@ -132,7 +138,7 @@ def export_bagel(source: str | pathlib.Path, to: str | pathlib.Path, *, dtype: s
         _rounded(block, kinds[name].dtype, of=name)
         for name in names
         for block in _released_blocks(
-          entries[file, name], fixed if entries[file, name].path in fixed.infos else ours, config.model.lora
+          entries[file, name], fixed if entries[file, name].path in fixed.infos else ours, merged
         )
       )
       safetensors_io.write(partial / file, start, blocks)
@@ -146,39 +152,17 @@ def _rounded(block: np.ndarray, dtype: np.dtype, *, of: str) -> np.ndarray:
   return out
 
 
-def _read_imported(
-  kept: pathlib.Path, entries: Mapping[tuple[str, str], bagel.Entry]
-) -> tuple[list[str], dict[str, bytes]]:
-  """(names of files, headers of weights) to give back. Whoever shares a checkpoint writes them: nothing is believed.
-
-  Raises: ValueError for what is no plain name of a file there, or no header of the weights of this model.
-  """
-  path = paths.inside(kept, exported.IMPORTED)
-  values = json_file.read(path)
-  files, headers = values.get('files'), values.get('headers')
-  if not isinstance(files, list) or not isinstance(headers, dict) or sorted(headers) != sorted(_WEIGHTS):
-    raise ValueError(f'{path} is damaged: it holds no list of files, or not the headers of {", ".join(_WEIGHTS)}.')
-  files = [paths.plain_name(name, of=path) for name in files]
-  for name in files:
-    if name in headers or not paths.inside(kept, name).is_file() or files.count(name) > 1:
-      raise ValueError(f'{path} names {name!r}, which is no file beside it, or twice.')
-  starts = {}
-  for file, text in headers.items():
-    if not isinstance(text, str):
-      raise ValueError(f'{path} is damaged: the header of {file} is no text.')
-    start = text.encode()
-    starts[file] = len(start).to_bytes(8, 'little') + start
-    infos = safetensors_io.tensor_infos(starts[file], of=f'{file} in {path}')
-    wanted = {name: entry for (of, name), entry in entries.items() if of == file}
-    if {n: i.shape for n, i in infos.items()} != {n: e.shape for n, e in wanted.items()}:
-      raise ValueError(f'{path} is damaged: the header of {file} is that of another model.')
-  return files, starts
-
-
-def _has_learned(entry: bagel.Entry, kind: safetensors_io.TensorInfo, ours: safetensors_io.Reader) -> bool:
+def _has_learned(
+  entry: bagel.Entry,
+  kind: safetensors_io.TensorInfo,
+  ours: safetensors_io.Reader,
+  merged: config_lib.LoraConfig | None,
+) -> bool:
   """Whether a run wrote the parameter, which keeps what did not learn in the type it came in."""
   stored = ours.infos.get(entry.path)
-  return stored is not None and (stored.dtype != kind.dtype or _adapters(entry.path, ours) is not None)
+  return stored is not None and (
+    stored.dtype != kind.dtype or merged is not None and peft_adapters.factors(entry.path, ours) is not None
+  )
 
 
 def _check_is_bagel(source: pathlib.Path):
@@ -305,9 +289,7 @@ def _keep_source(
     if name in (exported.IMPORTED, *_OWN_SETTINGS):
       raise ValueError(f'{source / name} has the name of a file that a checkpoint has itself: rename it.')
     shutil.copyfile(paths.inside(source, name), folder / name)
-  headers = {file: reader.header[8:].decode() for file, reader in readers.items()}
-  text = json.dumps({'files': files, 'headers': headers})
-  (folder / exported.IMPORTED).write_text(text, encoding='utf-8')
+  source_manifest.write(folder, files=files, headers={file: reader.header for file, reader in readers.items()})
   fixed = {p: found for p, found in _by_path(entries).items() if p.startswith(bagel.FIXED)}
   _write_ours(folder / _FIXED, fixed, readers)
 
@@ -366,19 +348,13 @@ def _released_blocks(
   An adapter of the matrix is added to it, in float32 (`models.layers.Linear`).
   """
   layer = () if entry.layer is None else (entry.layer,)
-  adapters = _adapters(entry.path, reader) if lora else None
+  adapters = peft_adapters.factors(entry.path, reader) if lora else None
   for index in _blocks(entry, reader.infos[entry.path].shape[len(layer) :], reader):
     block = reader.read(entry.path, (*layer, *index))
     if lora and adapters:
       low, high = reader.read(adapters[0], layer), reader.read(adapters[1], (*layer, *index))
       block = block.astype(np.float32) + low.astype(np.float32) @ high.astype(np.float32) * (lora.alpha / lora.rank)
     yield bagel.to_released(block, entry.layout)
-
-
-def _adapters(path: str, reader: safetensors_io.Reader) -> tuple[str, str] | None:
-  """The two factors beside a kernel, by path; None where it has none."""
-  names = tuple(f'{path.removesuffix("kernel")}lora_{part}' for part in 'ab')
-  return (names[0], names[1]) if path.endswith('/kernel') and names[0] in reader.infos else None
 
 
 def _blocks(entry: bagel.Entry, shape: tuple[int, ...], reader: safetensors_io.Reader) -> Iterator[tuple[slice, ...]]:
