@@ -56,8 +56,10 @@ def main(arguments: Sequence[str] | None = None):
       bagel_convert.import_bagel(**flags, prepare_tokenizer=functools.partial(byte_level.prepare, **options))
     else:
       bagel_convert.export_bagel(**flags)
-  except (OSError, ValueError) as error:
+  except (FileNotFoundError, ValueError) as error:
     parser.error(str(error))
+  except OSError as error:  # A full disk does not say whose.
+    parser.error(f'{flags["to"]} was not written: {error}')
   except KeyboardInterrupt:
     parser.exit(130, f'Stopped: nothing was written to {flags["to"]}.\n')
   size = sum(path.stat().st_size for path in pathlib.Path(flags['to']).rglob('*') if path.is_file())

@@ -258,3 +258,17 @@ def test_an_export_goes_where_a_link_points(tmp_path):
   params = jax.tree.map(lambda x: x, toy.params(SMALL.model))
   exported.export_ema(tmp_path / 'final', params, config=SMALL, tokenizer=tokenizers.ASSETS / 'shapes.model')
   assert (tmp_path / 'final').is_symlink() and exported.load_export(tmp_path / 'disk').config == SMALL
+
+
+@pytest.mark.parametrize('error, code', [(OSError(errno.ENOSPC, 'No space left'), 2), (KeyboardInterrupt(), 130)])
+def test_a_conversion_that_is_stopped_says_so_and_leaves_nothing(
+  checkpoint, tmp_path, monkeypatch, capsys, error, code
+):
+  def stopped(*_):
+    raise error
+
+  monkeypatch.setattr(shutil, 'copyfile', stopped)
+  with pytest.raises(SystemExit) as stop:
+    convert.main(['export', f'--from={checkpoint}', f'--to={tmp_path / "to"}'])
+  assert stop.value.code == code and str(tmp_path / 'to') in capsys.readouterr().err
+  assert not list(tmp_path.iterdir())

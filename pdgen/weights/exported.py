@@ -20,7 +20,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 from jax.sharding import Mesh
 
 from pdgen.core import config as config_lib
@@ -67,18 +66,20 @@ def export_ema(
   named = dict(trees.flatten_with_paths(params))
   fixed = params_lib.frozen(named, config.train.freeze)
   imported = os.path.isdir(tokenizer) and (pathlib.Path(tokenizer) / IMPORTED).is_file()
+  learned = np.dtype(np.float32 if imported else np.float16)
+  types = {name: _kept(leaf, imported) if name in fixed else learned for name, leaf in named.items()}
+  kinds = {name: safetensors_io.TensorInfo(types[name], tuple(leaf.shape)) for name, leaf in named.items()}
+  # Wide types first: numbers then lie where their type wants them.
+  kinds = dict(sorted(kinds.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])))
   with folders.atomic_directory(directory) as partial:
-    tensors = {}
-    for name, leaf in named.items():
-      array = np.asarray(jax.device_get(leaf))
-      tensors[name] = _as_it_was(name, array, imported) if name in fixed else _learned(name, array, imported)
-    safetensors.numpy.save_file(tensors, partial / PARAMS)
-    (partial / PARAMS).chmod(0o644)  # It was for its owner's eyes alone.
+    # One parameter at a time: all of a large model's are never on the host twice.
+    blocks = (_stored(name, named[name], kind.dtype) for name, kind in kinds.items())
+    digest = safetensors_io.write(partial / PARAMS, safetensors_io.header(kinds), blocks)
     if os.path.isdir(tokenizer):
       folders.copy_files(pathlib.Path(tokenizer), partial / SOURCE)
     else:
       shutil.copyfile(tokenizer, partial / TOKENIZER)
-    write_manifest(partial, config=config)
+    write_manifest(partial, config=config, digests={PARAMS: digest})
   return pathlib.Path(directory)
 
 
@@ -231,20 +232,20 @@ def as_json(config: config_lib.Config) -> dict[str, Any]:
   return json.loads(json.dumps(config_lib.to_config_dict(config).to_dict()))
 
 
-def _learned(name: str, array: np.ndarray, imported: bool) -> np.ndarray:
-  kept = np.dtype(np.float32 if imported else np.float16)
-  if not np.all(np.abs(array.astype(np.float32)) <= np.finfo(kept).max):
-    raise ValueError(f'{name} holds a value that is not finite in {kept}. Lower the learning rate, or clip.')
-  return np.ascontiguousarray(array.astype(kept))
+def _kept(leaf: Any, imported: bool) -> np.dtype:
+  """The type that holds every bit of a parameter that did not learn: float16 where it came from there."""
+  if imported or leaf.dtype != np.float32:
+    return np.dtype(leaf.dtype)
+  array = np.asarray(jax.device_get(leaf))
+  with np.errstate(over='ignore'):
+    half = array.astype(np.float16)
+  return half.dtype if half.astype(np.float32).tobytes() == array.tobytes() else array.dtype
 
 
-def _as_it_was(name: str, array: np.ndarray, imported: bool) -> np.ndarray:
-  """A parameter that did not learn, in float16 where it came from there: then all of its values are such."""
-  if not np.all(np.isfinite(array.astype(np.float32))):
-    raise ValueError(f'{name}, which does not learn, holds a value that is not finite.')
-  if not imported and array.dtype == np.float32:
-    with np.errstate(over='ignore'):
-      half = array.astype(np.float16)
-    if half.astype(np.float32).tobytes() == array.tobytes():
-      array = half
-  return np.ascontiguousarray(array)
+def _stored(name: str, leaf: Any, dtype: np.dtype) -> np.ndarray:
+  array = np.asarray(jax.device_get(leaf))
+  with np.errstate(over='ignore'):
+    out = np.ascontiguousarray(array.astype(dtype, copy=False))
+  if not safetensors_io.is_finite(out):
+    raise ValueError(f'{name} holds a value that is not finite in {dtype}. Lower the learning rate, or clip.')
+  return out
