@@ -131,3 +131,85 @@ def test_what_is_no_byte_level_bpe_is_refused(made, folders, tmp_path):
   (tmp_path / 'tokenizer.json').write_text('{')
   with pytest.raises(ValueError, match='cannot be used'):
     byte_level.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+  'names',
+  [('vocab.json',), ('merges.txt',), ('tokenizer_config.json',), ('vocab.json', 'tokenizer_config.json'),
+   ('special_tokens_map.json',), ('tokenizer.model',)],
+)  # fmt: skip
+def test_a_part_of_a_tokenizer_is_never_replaced_by_bytes(folders, tmp_path, names):
+  for name in names:
+    there = folders['vocab'] / name
+    (tmp_path / name).write_bytes(there.read_bytes() if there.exists() else b'{}')
+  with pytest.raises(ValueError, match=f'{names[0]}.* lacks|no tokenizer.json'):
+    byte_level.prepare(tmp_path, {}, 1000)
+  assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+  with pytest.raises(FileNotFoundError, match=names[0]):
+    pdgen_tokenizers.load(str(tmp_path))
+
+
+def test_bytes_stand_for_a_large_vocabulary_only_on_request(tmp_path, capsys):
+  with pytest.raises(ValueError, match='152064 rows is no vocabulary of bytes.*--bytes'):
+    byte_level.prepare(tmp_path, {}, 152_064)
+  assert not list(tmp_path.iterdir())
+  byte_level.prepare(tmp_path, {}, 152_064, allow_bytes=True)
+  assert byte_level.read(tmp_path).encode('ring') == list(b'ring')
+  assert 'as bytes' in capsys.readouterr().out
+
+
+@pytest.fixture
+def own(folders, tmp_path):
+  """A tokenizer with added tokens of its own, one of which begins like another."""
+  description = json.loads((folders['json'] / 'tokenizer.json').read_text())
+  last = max(token['id'] for token in description['added_tokens'])
+  for number, text in enumerate(('<mesh>', '<mesh>+', '<box>')):
+    description['added_tokens'].append({**description['added_tokens'][0], 'id': last + 1 + number, 'content': text})
+  (tmp_path / 'tokenizer.json').write_text(json.dumps(description))
+  return tmp_path, last + 1
+
+
+def test_added_tokens_of_ones_own_are_told_and_parsed_where_asked(own, capsys):
+  folder, mesh = own
+  byte_level.prepare(folder, {}, 1000)
+  told = capsys.readouterr().out
+  assert '3 added tokens of its own (<box>, <mesh>, <mesh>+)' in told and '--parse=' in told
+  assert '<|object_ref_start|>' not in told, "that is the release's"
+  words = byte_level.read(folder)
+  assert not {mesh, mesh + 1, mesh + 2} & set(words.encode_with_tags('a <mesh> and <box>'))
+  byte_level.prepare(folder, {}, 1000, parse=['<mesh>', '<mesh>+'])
+  assert '1 added tokens of its own (<box>)' in capsys.readouterr().out
+  words = byte_level.read(folder)
+  text = 'a <mesh><refine><mesh>+</refine>\xe9 <box>'
+  ids = words.encode_with_tags(text)
+  assert [i for i in ids if i in (mesh, mesh + 1, mesh + 2)] == [mesh, mesh + 1]
+  assert words.decode(ids) == text
+  assert words.encode_with_tags('<mesh>') == [mesh]
+  assert words.encode_with_tags('x<mesh>+') == [*words.encode('x'), mesh + 1]
+  # What a user types stays text.
+  assert not {mesh, mesh + 1, mesh + 2} & set(words.encode(text)) and words.decode(words.encode(text)) == text
+
+
+@pytest.mark.parametrize('token', ['<|im_end|>', '<refine>', '<voxel>', 'ring'])
+def test_structure_and_unknown_tokens_are_never_parsed(own, token):
+  with pytest.raises(ValueError, match='cannot be parsed from text'):
+    byte_level.prepare(own[0], {}, 1000, parse=[token])
+
+
+def test_what_shortens_or_shuffles_a_text_is_switched_off(folders, tmp_path):
+  """Settings that training tools leave in tokenizer.json."""
+  description = json.loads((folders['json'] / 'tokenizer.json').read_text())
+  description['truncation'] = {'direction': 'Right', 'max_length': 3, 'strategy': 'LongestFirst', 'stride': 0}
+  description['padding'] = {'strategy': {'Fixed': 9}, 'direction': 'Right', 'pad_to_multiple_of': None,
+                            'pad_id': 5, 'pad_type_id': 0, 'pad_token': 'x'}  # fmt: skip
+  description['model']['dropout'] = 0.9
+  (tmp_path / 'tokenizer.json').write_text(json.dumps(description))
+  words, plain = byte_level.read(tmp_path), byte_level.read(folders['json'])
+  assert words.encode(CORPUS[0]) == plain.encode(CORPUS[0])
+
+
+def test_a_tokenizer_that_changes_texts_is_refused(folders, tmp_path):
+  description = json.loads((folders['json'] / 'tokenizer.json').read_text())
+  (tmp_path / 'tokenizer.json').write_text(json.dumps({**description, 'normalizer': {'type': 'Lowercase'}}))
+  with pytest.raises(ValueError, match='It changes texts'):
+    byte_level.read(tmp_path)

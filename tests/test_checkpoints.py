@@ -136,6 +136,17 @@ def test_a_checkpoint_that_a_live_run_deletes_while_it_is_read_is_not_called_dam
   equal(run_checkpoints.load_averaged(copy, mesh=mesh)[1], saved[1].ema)
 
 
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+def test_an_average_that_is_not_finite_is_not_sampled(tiny, mesh, tmp_path, monkeypatch, value):
+  monkeypatch.setattr(checkpoints, 'check_finite', lambda *_: None)  # Of a version that saved them.
+  state = state_lib.init_state(tiny, mesh)
+  state.ema['head']['kernel'] = state.ema['head']['kernel'].at[3, 5].set(value)
+  with checkpoints.Checkpointer(tmp_path, keep=1) as checkpointer:
+    checkpointer.save(state, data=POSITION, config=tiny)
+  with pytest.raises(run_checkpoints.CheckpointError, match='not finite, in ema/head/kernel: the run has diverged'):
+    run_checkpoints.load_averaged(tmp_path, mesh=mesh)
+
+
 def test_a_missing_folder_or_step_says_so(saved, tiny, mesh, tmp_path):
   with pytest.raises(FileNotFoundError, match=r'No checkpoint in .*nothing'):
     run_checkpoints.load_averaged(tmp_path / 'nothing', mesh=mesh)

@@ -234,17 +234,95 @@ def test_a_vocabulary_beside_the_weights_is_used_and_given_back(copy, tmp_path):
     _import(copy, tmp_path / 'other')
 
 
-def test_a_trained_descendant_is_exported_too(imported, tmp_path):
-  """The `final` folder of a run that began with an import: half precision, everything else as it came."""
+def test_a_descendant_that_learned_nothing_has_the_same_bytes(imported, tmp_path):
+  """The `final` folder of a run that began with an import (`test_convert_training` has runs that learned)."""
   stored = exported.load_export(imported)
   exported.export_ema(tmp_path / 'final', stored.params, config=stored.config, tokenizer=stored.tokenizer)
   bagel_convert.export_bagel(tmp_path / 'final', tmp_path / 'again')
-  for file in (EMA, AE):
-    again, before = tensors_of(tmp_path / 'again' / file), tensors_of(BAGEL / file)
-    assert again.keys() == before.keys()
-    for name, x in before.items():
-      fixed = name.endswith('pos_embed.pos_embed')
-      np.testing.assert_array_equal(again[name], x if fixed else x.astype(np.float16).astype(x.dtype))
+  assert_same_folder(tmp_path / 'again', BAGEL)
+
+
+def refusal(folder, to, **options) -> str:
+  with pytest.raises(ValueError) as error:
+    _import(folder, to, **options)
+  assert not to.exists()
+  return str(error.value)
+
+
+def test_one_cause_is_one_line(copy, tmp_path):
+  good = tensors_of(BAGEL / EMA)
+  to = tmp_path / 'to'
+
+  def told(tensors) -> str:
+    safetensors.numpy.save_file(tensors, copy / EMA)
+    message = refusal(copy, to)
+    assert '\n' not in message and str(copy) in message, message
+    return message
+
+  of_vit = [n for n in good if n.startswith(('vit_model.', 'connector.', 'vit_pos_embed.'))]
+  message = told({name: x for name, x in good.items() if name not in of_vit})
+  assert f'{len(of_vit)} tensors of' in message and 'missing: the ViT' in message
+  message = told({f'model.{name}': x for name, x in good.items()})
+  assert f"all {len(good)} names begin with 'model.'" in message
+  layer = 'language_model.model.layers.2.'
+  message = told({name: x for name, x in good.items() if not name.startswith(layer)})
+  count = sum(name.startswith(layer) for name in good)
+  assert f'missing: language_model.model.layers.2.* ({count} tensors, {EMA})' in message
+  message = told({**good, 'visual.a': good['llm2vae.bias'], 'visual.b.c': good['llm2vae.bias']})
+  assert 'unexpected: visual.* (2 tensors' in message
+  message = told({name: x for name, x in good.items() if '_moe_gen' not in name})
+  assert 'missing: *_moe_gen' in message and 'a plain Qwen2' in message
+  halves = {n: np.float16(x) if '.layers.0.' in n and n.startswith('language') else x for n, x in good.items()}
+  assert 'so are' in told(halves) and 'Save all layers in one type' in told(halves)
+  safetensors.numpy.save_file(good, copy / EMA)
+  llm = json.loads((copy / 'llm_config.json').read_text())
+  (copy / 'llm_config.json').write_text(json.dumps({**llm, 'hidden_size': 128}))
+  message = refusal(copy, to)
+  assert '\n' not in message and 'mis-shaped' in message and 'Are the sizes in llm_config.json' in message
+
+
+def test_float16_is_taken_as_float32_and_given_back(copy, tmp_path):
+  tensors = {name: np.float16(x) for name, x in tensors_of(copy / EMA).items()}
+  safetensors.numpy.save_file(tensors, copy / EMA)
+  _import(copy, tmp_path / 'to')
+  stored = safetensors_io.Reader(tmp_path / 'to' / exported.PARAMS)
+  assert {kind.dtype.name for kind in stored.infos.values()} == {'float32'}
+  np.testing.assert_array_equal(stored.read('embed/table'), tensors['language_model.model.embed_tokens.weight'])
+  bagel_convert.export_bagel(tmp_path / 'to', tmp_path / 'again')
+  assert_same_folder(tmp_path / 'again', copy)
+
+
+def test_the_flag_beats_the_file_beats_the_default(copy, tmp_path):
+  side, settings = export_side(copy), json.loads((copy / 'config.json').read_text())
+  (copy / 'config.json').write_text(json.dumps({**settings, 'max_latent_size': side + 1}))
+  assert f'Say --max_latent_size={side}' in refusal(copy, tmp_path / 'to')
+  assert _import(copy, tmp_path / 'flag', max_latent_size=side).model.max_latent_size == side
+  (copy / 'config.json').write_text(json.dumps({n: v for n, v in settings.items() if n != 'max_latent_size'}))
+  assert 'says max_latent_size=64' in refusal(copy, tmp_path / 'to')
+  assert _import(copy, tmp_path / 'other', max_latent_size=side).model.max_latent_size == side
+  bagel_convert.export_bagel(tmp_path / 'other', tmp_path / 'again')
+  assert_same_folder(tmp_path / 'again', copy)
+
+
+def test_flags_out_of_range_are_refused(tmp_path, capsys):
+  for flag in ('--image_size=0', '--image_size=-16', '--max_latent_size=0', '--max_latent_size=-3', '--image_size=17'):
+    with pytest.raises(SystemExit):
+      convert.main(['import', f'--from={BAGEL}', f'--to={tmp_path / "to"}', flag])
+    assert flag[2:].split('=')[0] in capsys.readouterr().err
+  assert not (tmp_path / 'to').exists()
+
+
+def test_a_folder_with_a_part_of_a_tokenizer_is_refused_by_its_own_name(copy, tmp_path):
+  (copy / 'vocab.json').write_text('{}')
+  message = refusal(copy, tmp_path / 'to')
+  assert str(copy) in message and 'merges.txt' in message and 'partial' not in message
+
+
+def test_weights_that_are_not_finite_are_named(copy, tmp_path):
+  tensors = tensors_of(copy / AE)
+  tensors['decoder.conv_in.weight'][1, 2, 0, 1] = np.nan
+  safetensors.numpy.save_file(tensors, copy / AE)
+  assert f'{AE}: decoder.conv_in.weight holds a number that is not finite' in refusal(copy, tmp_path / 'to')
 
 
 def test_nothing_is_overwritten(imported, tmp_path):

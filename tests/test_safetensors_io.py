@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+import safetensors
 import safetensors.numpy
 
 from pdgen.weights import safetensors_io
@@ -83,6 +84,71 @@ def test_a_damaged_or_foreign_file_is_named(tensors, tmp_path):
     with pytest.raises(ValueError, match=words) as error:
       safetensors_io.Reader(path)
     assert 'broken.safetensors' in str(error.value)
+
+
+def raw(path, entries: str, data: bytes):
+  text = entries.encode()
+  path.write_bytes(len(text).to_bytes(8, 'little') + text + data)
+  return path
+
+
+@pytest.mark.parametrize(
+  'entries, words',
+  [
+    ('{"a":{"dtype":"F32","shape":[2],"data_offsets":[-8,0]},"b":%s}', 'no dtype, shape or place'),
+    ('{"a":{"dtype":"F32","shape":[2],"data_offsets":[4,12]},"b":%s}', 'a overlaps b'),
+    ('{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":%s}', 'overlaps [ab]'),
+    ('{"a":{"dtype":"F32","shape":[1],"data_offsets":[12,16]},"b":%s}', 'a leaves a hole after b'),
+    ('{"b":%s,"a":{"dtype":"F32","shape":[2],"data_offsets":[8,16]},"b":null}', "holds 'b' twice"),
+    ('{"a":{"dtype":"F32","shape":[2],"shape":[2],"data_offsets":[8,16]},"b":%s}', "holds 'shape' twice"),
+    ('{"a":{"dtype":"F32","shape":[2.0],"data_offsets":[8,16]},"b":%s}', 'no dtype, shape or place'),
+    ('{"a":{"dtype":"F32","shape":[true,2],"data_offsets":[8,16]},"b":%s}', 'no dtype, shape or place'),
+    ('{"__metadata__":{"a":1},"b":%s}', 'metadata are no texts'),
+    ('[%s]', 'no object'),
+    ('{"a":' + '[' * 100_000 + '%s', 'damaged'),
+  ],
+)
+def test_places_that_contradict_each_other_are_refused(tmp_path, entries, words):
+  """As the safetensors package refuses them."""
+  path = raw(tmp_path / 'x', entries.replace('%s', '{"dtype":"F32","shape":[2],"data_offsets":[0,8]}'), bytes(16))
+  with pytest.raises(ValueError, match=words) as error:
+    safetensors_io.Reader(path)
+  assert str(path) in str(error.value) and '\n' not in str(error.value)
+  with pytest.raises(safetensors.SafetensorError):
+    safetensors.numpy.load_file(path)
+
+
+def test_empty_tensors_and_metadata_take_no_place(tensors, tmp_path):
+  kinds = {n: safetensors_io.TensorInfo(np.asarray(x).dtype, np.shape(x)) for n, x in reversed(tensors.items())}
+  header = safetensors_io.header(kinds, metadata={'format': 'pt'})
+  safetensors_io.write(tmp_path / 'x', header, (np.asarray(x) for x in reversed(tensors.values())))
+  assert safetensors_io.metadata(header) == {'format': 'pt'}
+  assert safetensors_io.metadata(safetensors_io.header(kinds)) == {}
+  assert safetensors_io.Reader(tmp_path / 'x').infos == kinds
+  assert safetensors.numpy.load_file(tmp_path / 'x').keys() == kinds.keys()
+
+
+@pytest.mark.parametrize('dtype', [np.float32, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
+def test_a_number_that_is_not_finite_is_named_where_it_is_read(small_blocks, tmp_path, dtype, value):
+  array = np.full((20, 30), ml_dtypes.finfo(dtype).max, dtype)
+  array[::2] *= -1
+  array[3, 4] = value
+  safetensors.numpy.save_file({'good': np.zeros(3, np.float32), 'wo.weight': array}, tmp_path / 'x.safetensors')
+  reader = safetensors_io.Reader(tmp_path / 'x.safetensors')
+  for index in ((), (3,), (slice(2, 4), slice(4, 5))):
+    with pytest.raises(ValueError, match=r'x.safetensors: wo.weight holds a number that is not finite'):
+      reader.read('wo.weight', index)
+  assert reader.read('wo.weight', (slice(4, 20),)).shape == (16, 30)
+
+
+@pytest.mark.parametrize('dtype', ['F8_E4M3', 'F64', 'I8', 'BOOL'])
+def test_other_types_are_refused_once_with_what_can_be_done(tmp_path, dtype):
+  one = f'{{"dtype":"{dtype}","shape":[8],"data_offsets":[0,8]}}'
+  path = raw(tmp_path / 'x', f'{{"a":{one},"b":{one}}}', bytes(8))
+  with pytest.raises(ValueError, match=rf"x holds \['{dtype}'\] \(a is one\).*Take a release in bfloat16") as error:
+    safetensors_io.Reader(path)
+  assert '\n' not in str(error.value)
 
 
 def test_dtypes_are_those_of_jax():

@@ -53,8 +53,8 @@ class TrainConfig:
     optimizer: `adamw`, or `muon` (orthogonalised momentum for the matrices of the layers, AdamW for the rest).
     learning_rate, warmup_steps, final_lr_fraction: linear warm-up, then one cosine down to the fraction.
     freeze: parts that do not learn, regular expressions of whole paths or of the folders of parameters (`embed`, `vit`,
-      `trunk/layers/und`, `.*`). They are kept in bfloat16, without gradient, optimizer state or average. Adapters
-      (model.lora) always learn.
+      `trunk/layers/und`, `.*`). They keep their bits and their type (random ones become bfloat16), without
+      gradient, optimizer state or average. Adapters (model.lora) always learn.
     b1, b2, weight_decay, clip_norm: AdamW; gradients clipped to a global norm (0: never). Decay only on matrices.
     ema_decay: of the averaged parameters that are sampled from; min(decay, (1 + step) / (10 + step)) early on.
     loss_chunk: und tokens of a device whose logits exist at once (recomputed in the backward pass); 0: all of them.

@@ -4,6 +4,8 @@ Paths are those of `core.trees.flatten_with_paths` on the pure dict of parameter
 of such a path in an optimizer state has the same roles.
 """
 
+import re
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -38,6 +40,20 @@ def is_stacked(name: str) -> bool:
 def is_codec(name: str) -> bool:
   """Of the picture codec, which never learns (BAGEL)."""
   return name.split('/')[0] == 'codec'
+
+
+def frozen(names: Iterable[str], patterns: Iterable[str]) -> set[str]:
+  """Those that do not learn: of the codec, or matched by a pattern of `TrainConfig.freeze`. Adapters always learn.
+
+  >>> sorted(frozen(['embed/table', 'head/kernel', 'codec/vae/x', 'head/lora_a'], ['head']))
+  ['codec/vae/x', 'head/kernel']
+  """
+  patterns = tuple(patterns)
+  return {
+    name
+    for name in names
+    if is_codec(name) or not is_adapter(name) and any(re.fullmatch(rf'({pattern})(/.*)?', name) for pattern in patterns)
+  }
 
 
 def merge(*parts: Any) -> dict[str, Any]:

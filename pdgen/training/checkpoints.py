@@ -140,7 +140,7 @@ def restore(
   changed = _changed(_with_new_fields(meta['config']), exported.as_json(config))
   if not branch:
     _refuse(path, [line for name, line in changed.items() if not _may_differ(name)])
-  named = dict(trees.flatten_with_paths(abstract))
+  named = _named(abstract, meta)
   _check_shapes(path, meta['leaves'], named)
   loaded = run_checkpoints.load_leaves(path, meta, named)
   state = jax.tree.unflatten(jax.tree.structure(abstract), [loaded[name] for name in named])
@@ -158,9 +158,9 @@ def restore_averaged(
   meta = run_checkpoints.read_meta(path)
   changed = _changed(_with_new_fields(meta['config']), exported.as_json(config))
   _refuse(path, [line for name, line in changed.items() if not _may_differ(name)])
-  _check_shapes(path, meta['leaves'], dict(trees.flatten_with_paths(abstract)))
+  _check_shapes(path, meta['leaves'], _named(abstract, meta))
   part = abstract.replace(trainable=None, opt_state=None)
-  named = dict(trees.flatten_with_paths(part))
+  named = _named(part, meta)
   loaded = run_checkpoints.load_leaves(path, meta, named)
   return jax.tree.unflatten(jax.tree.structure(part), [loaded[name] for name in named])
 
@@ -233,6 +233,17 @@ def _flat(values: dict[str, Any], prefix: str = '') -> list[tuple[str, Any]]:
   for key, value in values.items():
     out += _flat(value, f'{prefix}{key}.') if isinstance(value, dict) else [(f'{prefix}{key}', value)]
   return out
+
+
+def _named(abstract: state_lib.TrainState, meta: dict[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
+  """The leaves to read, by name. What is frozen has its saved type, which the configuration does not tell."""
+  return {name: _in_saved_type(name, leaf, meta['leaves']) for name, leaf in trees.flatten_with_paths(abstract)}
+
+
+def _in_saved_type(name: str, leaf: jax.ShapeDtypeStruct, saved: dict[str, dict[str, Any]]) -> jax.ShapeDtypeStruct:
+  if not name.startswith('frozen/') or saved.get(name, {}).get('dtype') not in ('bfloat16', 'float32'):
+    return leaf
+  return jax.ShapeDtypeStruct(leaf.shape, saved[name]['dtype'], sharding=leaf.sharding)
 
 
 def _check_shapes(path: pathlib.Path, saved: dict[str, dict[str, Any]], wanted: dict[str, Any]):

@@ -1,7 +1,6 @@
 """Everything that a training run carries from step to step, and its initialisation straight into shards."""
 
 import functools
-import re
 from typing import Any
 
 import jax
@@ -21,7 +20,7 @@ class TrainState(struct.PyTreeNode):
 
   step: jax.Array  # int32[], steps taken; the random key of the next one is folded from it.
   trainable: Any  # Parameters that learn, float32.
-  frozen: Any  # Parameters that do not; disjoint from trainable.
+  frozen: Any  # Parameters that do not, in the types they came in; disjoint from trainable.
   ema: Any  # Moving average of trainable: what is sampled from.
   opt_state: Any  # Of optimizer.gradient_transform.
   bad_steps: jax.Array  # int32[], skipped updates in a row up to now (non-finite loss or gradient).
@@ -33,29 +32,24 @@ class TrainState(struct.PyTreeNode):
 
 
 def split_trainable(params: Any, cfg: config_lib.TrainConfig) -> tuple[dict[str, Any], dict[str, Any]]:
-  """(what learns, what does not), the latter in bfloat16 where the config froze it.
+  """(what learns, in float32; what does not, with its bits and its type).
 
   Raises: ValueError for a pattern that matches nothing, or for patterns that leave nothing to learn.
   """
   named = dict(trees.flatten_with_paths(params))
-  adapters = {name for name in named if params_lib.is_adapter(name)}
-  codec = {name for name in named if params_lib.is_codec(name)}
-  frozen: set[str] = set()
   for pattern in cfg.freeze:
-    found = {name for name in named.keys() - adapters - codec if re.fullmatch(rf'({pattern})(/.*)?', name)}
-    if not found:
+    if not params_lib.frozen([name for name in named if not params_lib.is_codec(name)], [pattern]):
       raise ValueError(f'config.train.freeze: no parameter or folder of parameters matches {pattern!r}.')
-    frozen |= found
-  learns = {name: leaf for name, leaf in named.items() if name not in frozen | codec}
-  if not learns:
+  fixed = params_lib.frozen(named, cfg.freeze)
+  if not named.keys() - fixed:
     raise ValueError(f'{cfg.freeze=} leaves nothing to learn. Learn a part, or adapters (config.model.lora).')
-  fixed = {name: leaf.astype(jnp.bfloat16) if name in frozen else leaf for name, leaf in named.items()}
-  return trees.unflatten(learns), trees.unflatten({name: fixed[name] for name in named if name in frozen | codec})
+  learns = {name: leaf.astype(jnp.float32) for name, leaf in named.items() if name not in fixed}
+  return trees.unflatten(learns), trees.unflatten({name: named[name] for name in named if name in fixed})
 
 
 def abstract_state(config: config_lib.Config) -> TrainState:
-  """The state of a run as ShapeDtypeStructs, for no mesh in particular."""
-  return jax.eval_shape(lambda: _from_params(config, _new_params(config)))
+  """The state of a run as ShapeDtypeStructs, for no mesh in particular, with the types of random weights."""
+  return jax.eval_shape(lambda: _random(config))
 
 
 def abstract_on_mesh(config: config_lib.Config, mesh: Mesh) -> TrainState:
@@ -91,7 +85,7 @@ def _initializer(config: config_lib.Config, mesh: Mesh, *, given: bool = False):
     return jax.jit(
       lambda params: _from_params(config, _with_adapters(params, _new_params(config))), out_shardings=shardings
     )
-  return jax.jit(lambda: _from_params(config, _new_params(config)), out_shardings=shardings)
+  return jax.jit(lambda: _random(config), out_shardings=shardings)
 
 
 def _new_params(config: config_lib.Config) -> dict[str, Any]:
@@ -108,8 +102,16 @@ def _with_adapters(params: Any, new: Any) -> Any:
   return params_lib.merge(params, trees.unflatten(lacking))
 
 
+def _random(config: config_lib.Config) -> TrainState:
+  """A state of random weights. What the config froze of them is rounded to bfloat16: half the memory."""
+  state = _from_params(config, _new_params(config))
+  rounded = trees.map_with_path(
+    lambda name, leaf: leaf if params_lib.is_codec(name) else leaf.astype(jnp.bfloat16), state.frozen
+  )
+  return state.replace(frozen=rounded)
+
+
 def _from_params(config: config_lib.Config, params: Any) -> TrainState:
-  params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
   trainable, frozen = split_trainable(params, config.train)
   return TrainState(
     step=jnp.int32(0),

@@ -186,13 +186,78 @@ def to_released(array: Any, layout: str) -> Any:
 def disagreements(
   wanted: Mapping[tuple[str, str], Entry], found: Mapping[tuple[str, str], tuple[int, ...]]
 ) -> list[str]:
-  """One line for each tensor that is missing, unexpected or of another shape. found: shapes by file and name."""
-  lines = [f'missing: {name} {list(wanted[file, name].shape)} ({file})' for file, name in sorted(wanted.keys() - found)]
-  lines += [f'unexpected: {name} {list(found[file, name])} ({file})' for file, name in sorted(found.keys() - wanted)]
-  for key in sorted(wanted.keys() & found.keys()):
-    if wanted[key].shape != found[key]:
-      lines.append(f'mis-shaped: {key[1]} {list(found[key])}, {list(wanted[key].shape)} wanted ({key[0]})')
-  return lines
+  """One line for each cause: a tensor or a group of them that is missing, unexpected or of another shape.
+
+  Args:
+    wanted: released tensors by file and name.
+    found: shapes by file and name.
+  """
+  lacking, extra = sorted(wanted.keys() - found), sorted(found.keys() - wanted)
+  lines = []
+  if prefix := _common_prefix(lacking, extra):
+    lines = [f'prefixed: all {len(extra)} names begin with {prefix!r} ({extra[0][0]}). Save them without it.']
+    prefixed = {(file, name.removeprefix(prefix)) for file, name in extra}
+    lacking, extra = [key for key in lacking if key not in prefixed], []
+  vit = [key for key in wanted if key[0] == EMA and key[1].startswith(_OF_VIT)]
+  if vit and set(vit) <= set(lacking):
+    lacking = [key for key in lacking if not key[1].startswith(_OF_VIT)]
+    lines.append(
+      f'missing: the ViT ({len(vit)} tensors vit_model.*, connector.*, vit_pos_embed.*; {EMA}), as fine-tunes for '
+      'text to image lack it. Add those of the release that it was tuned from.'
+    )
+  lines += _grouped('missing', lacking, found, {key: entry.shape for key, entry in wanted.items()})
+  lines += _grouped('unexpected', extra, wanted, found)
+  differ = [key for key in sorted(wanted.keys() & found.keys()) if wanted[key].shape != found[key]]
+  shapes = [f'{key[1]} {list(found[key])}, {list(wanted[key].shape)} wanted ({key[0]})' for key in differ]
+  if len(shapes) > _MOST:
+    files = ', '.join(JSON)
+    shapes = [f'{len(shapes)} tensors; the first: {shapes[0]}. Are the sizes in {files} those of the weights?']
+  return lines + [f'mis-shaped: {line}' for line in shapes]
+
+
+_OF_VIT = ('vit_model.', 'connector.', 'vit_pos_embed.')
+_MOST = 4  # Shapes that are listed one by one.
+
+
+def _common_prefix(lacking: list[tuple[str, str]], extra: list[tuple[str, str]]) -> str:
+  """What stands before wanted names in all unexpected ones, which are of one file; empty: nothing."""
+  if len({file for file, _ in extra}) != 1:
+    return ''
+  file, first = extra[0]
+  ends = [name for of, name in lacking if of == file and first.endswith(f'.{name}')]
+  prefix = first.removesuffix(max(ends, key=len)) if ends else ''
+  known = set(lacking)
+  all_begin = all(name.startswith(prefix) and (file, name.removeprefix(prefix)) in known for _, name in extra)
+  return prefix if all_begin else ''
+
+
+def _grouped(
+  what: str,
+  names: list[tuple[str, str]],
+  others: Mapping[tuple[str, str], Any],
+  shapes: Mapping[tuple[str, str], tuple[int, ...]],
+) -> list[str]:
+  """A line for each largest part of the model of which all tensors are so. others: those that are not."""
+  groups: dict[tuple[str, str], list[tuple[str, str]]] = {}
+  generation = [key for key in names if '_moe_gen' in key[1]]
+  if len(generation) > _MOST and not any('_moe_gen' in name for _, name in others):
+    groups[EMA, '*_moe_gen'] = generation
+    names = [key for key in names if key not in generation]
+  kept = {(file, folder) for file, name in others for folder in _folders(name)}
+  for file, name in names:
+    part = next((folder for folder in _folders(name) if (file, folder) not in kept), name)
+    groups.setdefault((file, part), []).append((file, name))
+  return [
+    f'{what}: {keys[0][1]} {list(shapes[keys[0]])} ({file})' if len(keys) == 1
+    else f'{what}: {part}.* ({len(keys)} tensors, {file})'
+    for (file, part), keys in groups.items()
+  ]  # fmt: skip
+
+
+def _folders(name: str) -> list[str]:
+  """The parts of the model that a released name lies in, largest first."""
+  parts = name.split('.')
+  return ['.'.join(parts[:n]) for n in range(1, len(parts))]
 
 
 @functools.cache
@@ -216,7 +281,8 @@ def from_released(
     vae: of ae_config.json; may be empty.
     dtype: compute dtype.
 
-  Raises: ValueError for what pdgen does not compute as the reference does, and KeyError for a field that is missing.
+  Raises: ValueError for what pdgen does not compute as the reference does, and for a field that is missing or of the
+  wrong kind, naming its file.
   """
   for name, field, known in (
     ('llm_config.json', llm.get('hidden_act', 'silu'), 'silu'),
@@ -228,44 +294,61 @@ def from_released(
   ):
     if field != known:
       raise ValueError(f'{name} asks for {field!r} where pdgen computes {known!r}.')
-  latent_patch = bagel.get('latent_patch_size', presets.LATENT_PATCH)
+  size_of = functools.partial(_number, kind=int, at_least=1, at_most=2**24)
+  depth_of = functools.partial(_number, kind=int, at_least=1, at_most=1000)
+  latent_patch = depth_of(bagel, 'latent_patch_size', of='config.json', default=presets.LATENT_PATCH)
   autoencoder = config.VaeConfig()
   if vae:
+    levels = vae.get('ch_mult')
+    if not isinstance(levels, list) or not 1 <= len(levels) <= 8:
+      raise ValueError(f'ae_config.json: ch_mult is {levels!r}, no list of 1 to 8 numbers.')
     autoencoder = dataclasses.replace(
       autoencoder,
-      width=vae['ch'],
-      multipliers=tuple(vae['ch_mult']),
-      blocks=vae['num_res_blocks'],
-      channels=vae['z_channels'],
-      scale=vae['scale_factor'],
-      shift=vae['shift_factor'],
+      width=size_of(vae, 'ch', of='ae_config.json'),
+      multipliers=tuple(depth_of({'ch_mult': level}, 'ch_mult', of='ae_config.json') for level in levels),
+      blocks=depth_of(vae, 'num_res_blocks', of='ae_config.json'),
+      channels=depth_of(vae, 'z_channels', of='ae_config.json'),
+      scale=_number(vae, 'scale_factor', of='ae_config.json', kind=float, at_least=1e-6, at_most=1e6),
+      shift=_number(vae, 'shift_factor', of='ae_config.json', kind=float, at_least=-1e6, at_most=1e6),
     )
-  side = bagel.get('max_latent_size', presets.MAX_LATENT_SIZE)
+  side = depth_of(bagel, 'max_latent_size', of='config.json', default=presets.MAX_LATENT_SIZE)
   patch = latent_patch * autoencoder.downsample
   size = min(side * patch, 1024 // patch * patch)
+  vit_patch = depth_of(vit, 'patch_size', of='vit_config.json')
+  select = _number(bagel, 'vit_select_layer', of='config.json', kind=int, at_least=-1000, at_most=-1, default=-2)
   encoder = config.VitConfig(
-    width=vit['hidden_size'],
+    width=size_of(vit, 'hidden_size', of='vit_config.json'),
     # (BAGEL) vit_select_layer -2: the last layer of the file's count is neither built nor stored.
-    depth=vit['num_hidden_layers'] + 1 + bagel.get('vit_select_layer', -2),
-    num_heads=vit['num_attention_heads'],
-    mlp_dim=vit['intermediate_size'],
-    patch=vit['patch_size'],
-    max_patches=bagel.get('vit_max_num_patch_per_side', presets.MAX_VIT_PATCHES),
-    image_size=vit['patch_size'],
+    depth=depth_of(vit, 'num_hidden_layers', of='vit_config.json') + 1 + select,
+    num_heads=depth_of(vit, 'num_attention_heads', of='vit_config.json'),
+    mlp_dim=size_of(vit, 'intermediate_size', of='vit_config.json'),
+    patch=vit_patch,
+    max_patches=depth_of(bagel, 'vit_max_num_patch_per_side', of='config.json', default=presets.MAX_VIT_PATCHES),
+    image_size=vit_patch,
   )
+  spread = bagel.get('interpolate_pos', False)
+  if not isinstance(spread, bool):
+    raise ValueError(f'config.json: interpolate_pos is {spread!r}, neither true nor false.')
+  width, heads = (size_of(llm, name, of='llm_config.json') for name in ('hidden_size', 'num_attention_heads'))
+  groups = size_of(llm, 'num_key_value_heads', of='llm_config.json')
+  if width % heads or heads % groups or encoder.width % encoder.num_heads or encoder.depth < 1 or size < 1:
+    raise ValueError(
+      f'llm_config.json, vit_config.json or config.json: {width=}, {heads=}, {groups=}, {encoder.width=}, '
+      f'{encoder.num_heads=}, {encoder.depth=}, image {size=} do not go together.'
+    )
   model = config.ModelConfig(
-    vocab_size=llm['vocab_size'],
-    width=llm['hidden_size'],
-    depth=llm['num_hidden_layers'],
-    num_heads=llm['num_attention_heads'],
-    num_kv_heads=llm['num_key_value_heads'],
-    head_dim=llm['hidden_size'] // llm['num_attention_heads'],
-    mlp_dim=llm['intermediate_size'],
-    rope_theta=float(llm['rope_theta']),
-    norm_eps=llm['rms_norm_eps'],
+    vocab_size=size_of(llm, 'vocab_size', of='llm_config.json'),
+    width=width,
+    depth=depth_of(llm, 'num_hidden_layers', of='llm_config.json'),
+    num_heads=heads,
+    num_kv_heads=groups,
+    head_dim=width // heads,
+    mlp_dim=size_of(llm, 'intermediate_size', of='llm_config.json'),
+    rope_theta=_number(llm, 'rope_theta', of='llm_config.json', kind=float, at_least=1, at_most=1e12),
+    norm_eps=_number(llm, 'rms_norm_eps', of='llm_config.json', kind=float, at_least=1e-20, at_most=1),
     max_latent_size=side,
     image_size=size,
-    interpolate_positions=bagel.get('interpolate_pos', False),
+    interpolate_positions=spread,
     codec=config.CodecConfig(kind='flux', patch=patch, vae=autoencoder),
     vit=encoder,
     attention='blockwise',
@@ -273,3 +356,17 @@ def from_released(
     dtype=dtype,
   )
   return presets.at_image_size(model, size)
+
+
+def _number(
+  values: Mapping[str, Any], name: str, *, of: str, kind: type, at_least: float, at_most: float, default: Any = None
+) -> Any:
+  """A number of a json file. Raises: ValueError naming the file where it is missing, no number, or out of bounds."""
+  if name not in values and default is None:
+    raise ValueError(f'{of} lacks {name!r}.')
+  value = values.get(name, default)
+  if kind is float and type(value) is int:
+    value = float(value) if abs(value) < 2**63 else value
+  if type(value) is not kind or not at_least <= value <= at_most:
+    raise ValueError(f'{of}: {name} is {str(value)[:40]!r}, no {kind.__name__} from {at_least:g} to {at_most:g}.')
+  return value

@@ -1,36 +1,38 @@
 """Exported model folder: weights (safetensors), config, tokenizer; written atomically, verified by SHA-256.
 
-params.safetensors   one tensor a parameter, named by its path (`trunk/layers/und/q/kernel`): float16 of a training
-                     run's average, or what `pdgen.convert import` found, bfloat16 or float32
+params.safetensors   one tensor a parameter, named by its path (`trunk/layers/und/q/kernel`). Of `pdgen.convert import`:
+                     what it found, bfloat16 or float32. Of a training run's average: what learned in float16, or in
+                     float32 where the run began with an import; what did not learn with the bits that it began with
 config.json          the experiment, and the SHA-256 of the other files
 tokenizer.model      the sentencepiece model, or instead of it
 source/              of weights that were imported: the tokenizer and all that the weights came with, which
                      `pdgen.convert export` gives back
 """
 
-import contextlib
 import dataclasses
 import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 from jax.sharding import Mesh
 
 from pdgen.core import config as config_lib
+from pdgen.core import json_file, paths, trees
 from pdgen.core import mesh as mesh_lib
-from pdgen.core import trees
-from pdgen.models import interleaved, partition
-from pdgen.weights import safetensors_io
+from pdgen.models import attention, interleaved, partition, remat
+from pdgen.models import params as params_lib
+from pdgen.weights import folders, safetensors_io
 
-CONFIG, PARAMS, TOKENIZER, SOURCE = 'config.json', 'params.safetensors', 'tokenizer.model', 'source'
+CONFIG, PARAMS, TOKENIZER, SOURCE = folders.CONFIG, 'params.safetensors', 'tokenizer.model', 'source'
+IMPORTED = 'source.json'  # In SOURCE: which files `pdgen.convert export` gives back, and the headers of the weights.
 FORMATS = (1, 2)  # Read; the last one is written.
+_MOST = 8  # Parameters that are listed one by one.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +49,9 @@ def export_ema(
 ) -> pathlib.Path:
   """Writes the folder; a reader sees the old one or the whole new one.
 
+  What did not learn (`config.train.freeze`, the codec) keeps every bit. What learned is written in float32 where the
+  run began with imported weights, so that `pdgen.convert export` may round it or not, and in float16 elsewhere.
+
   Args:
     directory: the folder.
     params: nested dicts of arrays, `TrainState.averaged()` of a run.
@@ -55,33 +60,27 @@ def export_ema(
 
   Returns: the folder's path.
 
-  Raises: ValueError naming a parameter that float16 cannot hold.
+  Raises: ValueError naming a parameter that is not finite, or that float16 cannot hold, or a link out of the folder of
+    the tokenizer.
   """
-  with atomic_directory(directory) as partial:
-    tensors = {name: _half(name, np.asarray(jax.device_get(leaf))) for name, leaf in trees.flatten_with_paths(params)}
-    safetensors.numpy.save_file(tensors, partial / PARAMS)
-    (partial / PARAMS).chmod(0o644)  # It was for its owner's eyes alone.
+  named = dict(trees.flatten_with_paths(params))
+  fixed = params_lib.frozen(named, config.train.freeze)
+  imported = os.path.isdir(tokenizer) and (pathlib.Path(tokenizer) / IMPORTED).is_file()
+  learned = np.dtype(np.float32 if imported else np.float16)
+  types = {name: _kept(leaf, imported) if name in fixed else learned for name, leaf in named.items()}
+  kinds = {name: safetensors_io.TensorInfo(types[name], tuple(leaf.shape)) for name, leaf in named.items()}
+  # Wide types first: numbers then lie where their type wants them.
+  kinds = dict(sorted(kinds.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])))
+  with folders.atomic_directory(directory) as partial:
+    # One parameter at a time: all of a large model's are never on the host twice.
+    blocks = (_stored(name, named[name], kind.dtype) for name, kind in kinds.items())
+    digest = safetensors_io.write(partial / PARAMS, safetensors_io.header(kinds), blocks)
     if os.path.isdir(tokenizer):
-      shutil.copytree(tokenizer, partial / SOURCE)
+      folders.copy_files(pathlib.Path(tokenizer), partial / SOURCE)
     else:
       shutil.copyfile(tokenizer, partial / TOKENIZER)
-    write_manifest(partial, config=config)
+    write_manifest(partial, config=config, digests={PARAMS: digest})
   return pathlib.Path(directory)
-
-
-@contextlib.contextmanager
-def atomic_directory(directory: str | os.PathLike) -> Iterator[pathlib.Path]:
-  """An empty folder that takes the directory's place when the block ends without an error."""
-  directory = pathlib.Path(directory)
-  partial = directory.with_name(f'{directory.name}.{os.getpid()}.partial')
-  shutil.rmtree(partial, ignore_errors=True)
-  partial.mkdir(parents=True)
-  try:
-    yield partial
-    shutil.rmtree(directory, ignore_errors=True)
-    os.replace(partial, directory)
-  finally:
-    shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_manifest(folder: pathlib.Path, *, config: config_lib.Config, digests: Mapping[str, str] | None = None):
@@ -112,12 +111,11 @@ def load_export(directory: str | os.PathLike, *, mesh: Mesh | None = None) -> Ex
   """
   directory = pathlib.Path(directory)
   header = read_manifest(directory)
-  config = read_config(header)
+  config = read_config(directory, header)
   mesh = mesh or mesh_lib.make_mesh(config_lib.MeshConfig(), devices=jax.devices()[:1])
   stored = safetensors_io.Reader(directory / PARAMS)
-  wanted = interleaved.abstract_params(config.model)
-  if differ := trees.diff_shapes(stored.infos, dict(trees.flatten_with_paths(wanted))):
-    raise ValueError(f'{directory / PARAMS} does not fit its {CONFIG}:\n  ' + '\n  '.join(differ))
+  wanted = abstract_params(directory, config)
+  check_shapes(stored, dict(trees.flatten_with_paths(wanted)))
   placed = dict(trees.flatten_with_paths(partition.shardings(wanted, mesh)))
   half = jnp.dtype(config.model.dtype) == jnp.bfloat16
 
@@ -142,16 +140,24 @@ def read_manifest(directory: str | os.PathLike) -> dict[str, Any]:
   Raises: as `load_export`.
   """
   directory = pathlib.Path(directory)
-  _must_exist(directory, CONFIG)
-  try:
-    header = json.loads((directory / CONFIG).read_text())
-    expected, version = header['sha256'], header['format']
-  except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
-    raise ValueError(f'{directory / CONFIG} is damaged ({error}). Export the model again.') from error
-  if version not in FORMATS:
-    raise ValueError(f'{directory} has format {version}; this version of pdgen reads {list(FORMATS)}.')
+  if not (directory / CONFIG).is_file():
+    raise FileNotFoundError(folders.explain(directory) or _lacks(directory, CONFIG))
+  header = json_file.read(directory / CONFIG)
+  expected, version, config = (header.get(name) for name in ('sha256', 'format', 'config'))
+  if expected is None and version is None:
+    raise ValueError(folders.explain(directory) or _damaged(directory, "it holds neither 'format' nor 'sha256'"))
+  if type(version) is int and version not in FORMATS:
+    raise ValueError(
+      f'{directory / CONFIG} has format {version}; this version of pdgen reads {list(FORMATS)}. '
+      'Update pdgen, if it is a later one.'
+    )
+  if type(version) is not int or not isinstance(expected, dict) or not isinstance(config, dict):
+    raise ValueError(_damaged(directory, "'format', 'sha256' or 'config' is missing or of another kind"))
+  if PARAMS not in expected or not any(name == TOKENIZER or name.startswith(f'{SOURCE}/') for name in expected):
+    raise ValueError(_damaged(directory, f"'sha256' names no {PARAMS}, or no tokenizer"))
   for name, digest in expected.items():
-    _must_exist(directory, name)
+    if not paths.inside(directory, name).is_file():
+      raise FileNotFoundError(_lacks(directory, name))
     if name == PARAMS and jax.process_count() > 1:
       continue
     if safetensors_io.sha256(directory / name) != digest:
@@ -161,17 +167,64 @@ def read_manifest(directory: str | os.PathLike) -> dict[str, Any]:
   return header
 
 
-def read_config(manifest: dict[str, Any]) -> config_lib.Config:
-  """The configuration in a manifest, of whatever format it is."""
-  return config_lib.from_config_dict(config_lib.upgrade(manifest['config'], manifest['format']))
+def read_config(directory: str | os.PathLike, manifest: dict[str, Any]) -> config_lib.Config:
+  """The configuration in the manifest of a folder, of whatever format it is. Raises: ValueError naming its file."""
+  try:
+    return config_lib.from_config_dict(config_lib.upgrade(manifest['config'], manifest['format']))
+  except Exception as error:  # Nested values of every wrong type reach every constructor of core.config.
+    newer = ' A newer pdgen may have made it: update pdgen.' if 'Unknown key' in str(error) else ''
+    raise ValueError(_damaged(directory, _one_line(error)) + newer) from error
 
 
-def _must_exist(directory: pathlib.Path, name: str):
-  if not (directory / name).is_file():
-    raise FileNotFoundError(
-      f'{directory} lacks {name}: it is no exported model. `pdgen.train` writes one as `final`, `pdgen.convert import` '
-      'makes one of a BAGEL folder.'
-    )
+def abstract_params(directory: str | os.PathLike, config: config_lib.Config) -> Any:
+  """Shapes of the parameters of a folder's model. Raises: ValueError for a configuration that describes none."""
+  try:
+    _check_numbers(config.model)
+    return interleaved.abstract_params(config.model)
+  except Exception as error:  # Whatever sizes that contradict each other cause, anywhere in the model.
+    raise ValueError(_damaged(directory, f'it describes no model ({_one_line(error)})')) from error
+
+
+def _check_numbers(cfg: config_lib.ModelConfig):
+  """Raises ValueError for a number or a name that shapes no parameter, and with which no picture can be computed."""
+  vae = cfg.codec.vae
+  wrong = {
+    'image_size': cfg.image_size < 1,
+    'rope_theta': not 0 < cfg.rope_theta < 1e12,
+    'norm_eps': not 0 < cfg.norm_eps <= 1,
+    'min_t': not 0 < cfg.min_t <= 1,
+    'attention': cfg.attention not in attention.IMPLEMENTATIONS,
+    'remat': cfg.remat not in ('none', *remat.POLICIES),
+    # Python loops over blocks and levels.
+    'codec': vae is not None
+    and not (0 < vae.blocks <= 1000 and 0 < len(vae.multipliers) <= 8 and 0 < abs(vae.scale) < 1e6 > abs(vae.shift)),
+  }
+  if fields := [f'{name}={getattr(cfg, name)!r}' for name, is_wrong in wrong.items() if is_wrong]:
+    raise ValueError(f'config.model.{fields[0]}')
+
+
+def check_shapes(stored: safetensors_io.Reader, wanted: Mapping[str, Any]):
+  """Raises ValueError listing what of a file differs from the arrays, by name, that its model has."""
+  if differ := trees.diff_shapes(stored.infos, wanted):
+    if len(differ) > _MOST:
+      differ = [f'{len(differ)} parameters; the first: {differ[0]}']
+    raise ValueError(f'{stored.path} does not fit its {CONFIG}: {"; ".join(differ)}')
+
+
+def _lacks(directory: pathlib.Path, name: str) -> str:
+  return (
+    f'{directory} lacks {name}: it is no exported model. `pdgen.train` writes one as `final`, `pdgen.convert import` '
+    'makes one of a BAGEL folder.'
+  )
+
+
+def _damaged(directory: str | os.PathLike, what: str) -> str:
+  return f'{pathlib.Path(directory) / CONFIG} is damaged: {what}. Export the model again.'
+
+
+def _one_line(error: Exception) -> str:
+  text = error.args[0] if isinstance(error, KeyError) and error.args else error
+  return ' '.join(str(text).split())[:300].rstrip('.') or type(error).__name__
 
 
 def as_json(config: config_lib.Config) -> dict[str, Any]:
@@ -179,7 +232,20 @@ def as_json(config: config_lib.Config) -> dict[str, Any]:
   return json.loads(json.dumps(config_lib.to_config_dict(config).to_dict()))
 
 
-def _half(name: str, array: np.ndarray) -> np.ndarray:
-  if not np.all(np.abs(array) <= np.finfo(np.float16).max):
-    raise ValueError(f'{name} holds a value that is not finite in float16. Lower the learning rate, or clip.')
-  return np.ascontiguousarray(array.astype(np.float16))
+def _kept(leaf: Any, imported: bool) -> np.dtype:
+  """The type that holds every bit of a parameter that did not learn: float16 where it came from there."""
+  if imported or leaf.dtype != np.float32:
+    return np.dtype(leaf.dtype)
+  array = np.asarray(jax.device_get(leaf))
+  with np.errstate(over='ignore'):
+    half = array.astype(np.float16)
+  return half.dtype if half.astype(np.float32).tobytes() == array.tobytes() else array.dtype
+
+
+def _stored(name: str, leaf: Any, dtype: np.dtype) -> np.ndarray:
+  array = np.asarray(jax.device_get(leaf))
+  with np.errstate(over='ignore'):
+    out = np.ascontiguousarray(array.astype(dtype, copy=False))
+  if not safetensors_io.is_finite(out):
+    raise ValueError(f'{name} holds a value that is not finite in {dtype}. Lower the learning rate, or clip.')
+  return out

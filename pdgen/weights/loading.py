@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import sys
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ from jax.sharding import Mesh
 
 from pdgen.core import config as config_lib
 from pdgen.core import mesh as mesh_lib
-from pdgen.weights import exported, run_checkpoints
+from pdgen.weights import exported, folders, run_checkpoints
 
 SHIPPED = pathlib.Path(__file__).parent / 'shipped'  # Exported models that come with the package.
 
@@ -19,17 +20,33 @@ def load_for_sampling(
 ) -> tuple[config_lib.Config, dict[str, Any], str]:
   """A shipped model by name, an exported folder, or the workdir of a run (its newest average).
 
+  A text without a separator is the shipped model of that name, if there is one. What is written as a path (`./shapes`,
+  `shapes/`, a pathlib.Path of a folder that is there) is that folder, never a shipped model.
+
   Returns: configuration, parameters (nested dicts, on the mesh, or on the first device), and the name or path that
   `data.tokenizers.load` takes. Raises: FileNotFoundError naming what is shipped; ValueError for damaged files.
   """
   mesh = mesh or mesh_lib.make_mesh(config_lib.MeshConfig(), devices=jax.devices()[:1])
-  shipped = SHIPPED / str(name_or_path)
-  path = shipped if exported.is_export(shipped) else pathlib.Path(name_or_path)
+  path = locate(name_or_path)
   if (path / run_checkpoints.CHECKPOINTS).is_dir():
     config, params = run_checkpoints.load_averaged(path / run_checkpoints.CHECKPOINTS, mesh=mesh)
     return config, params, config.data.tokenizer
-  if not path.is_dir():
-    names = sorted(p.name for p in SHIPPED.glob('*') if exported.is_export(p))
-    raise FileNotFoundError(f'No model {str(name_or_path)!r}: neither shipped ({names}) nor a folder.')
   stored = exported.load_export(path, mesh=mesh)
   return stored.config, stored.params, str(stored.tokenizer)
+
+
+def locate(name_or_path: str | os.PathLike) -> pathlib.Path:
+  """The folder that `load_for_sampling` reads. Raises: FileNotFoundError naming what is shipped."""
+  name, path = os.fspath(name_or_path), pathlib.Path(name_or_path)
+  written_as_path = any(sign in name for sign in '/\\') or name in ('', '.', '..')
+  shipped = SHIPPED / name
+  if not written_as_path and exported.is_export(shipped):
+    if isinstance(name_or_path, str) or not path.is_dir():
+      if path.is_dir():
+        print(f'{name!r} is the model that pdgen ships; for the folder of that name, say ./{name}', file=sys.stderr)
+      return shipped
+  if not name or not path.is_dir():
+    names = sorted(p.name for p in SHIPPED.glob('*') if exported.is_export(p))
+    what = f'neither shipped ({names}) nor a folder.{folders.hub_hint(name)}'
+    raise FileNotFoundError(f'No model {name!r}: {folders.explain(path) if path.is_file() else what}')
+  return path

@@ -20,8 +20,9 @@ from pdgen.core import config as config_lib
 from pdgen.core import trees
 from pdgen.models import params as params_lib
 from pdgen.models import partition
+from pdgen.weights import folders
 
-CHECKPOINTS = 'checkpoints'  # Folder of a run's workdir.
+CHECKPOINTS = folders.CHECKPOINTS  # Folder of a run's workdir.
 FORMATS = (1, 2)  # Read; the last one is written.
 
 
@@ -41,7 +42,7 @@ def load_averaged(
 
   Returns: the config, and nested dicts of arrays.
 
-  Raises: FileNotFoundError when there is none; CheckpointError when it is damaged.
+  Raises: FileNotFoundError when there is none; CheckpointError when it is damaged, of a later pdgen, or not finite.
   """
   directory = pathlib.Path(directory).absolute()
   while True:
@@ -56,7 +57,11 @@ def load_averaged(
 
 def _load_averaged(path: pathlib.Path, *, mesh: Mesh) -> tuple[config_lib.Config, dict[str, Any]]:
   meta = read_meta(path)
-  config = config_lib.from_config_dict(meta['config'])
+  try:
+    config = config_lib.from_config_dict(meta['config'])
+  except (KeyError, ValueError) as error:
+    what = error.args[0] if error.args else error
+    raise CheckpointError(f'{path} has a configuration that this pdgen does not read: {what}. Update pdgen.') from error
   shapes = trees.unflatten(
     {
       name: jax.ShapeDtypeStruct(leaf['shape'], leaf['dtype'])
@@ -67,7 +72,11 @@ def _load_averaged(path: pathlib.Path, *, mesh: Mesh) -> tuple[config_lib.Config
   placed = jax.tree.map(
     lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), shapes, partition.shardings(shapes, mesh)
   )
-  loaded = trees.unflatten(load_leaves(path, meta, dict(trees.flatten_with_paths(placed))))
+  wanted = dict(trees.flatten_with_paths(placed))
+  leaves = load_leaves(path, meta, wanted)
+  if broken := [name for name in wanted if not _is_finite(leaves[name])]:
+    raise CheckpointError(f'{path} holds numbers that are not finite, in {_some(broken)}: the run has diverged.')
+  loaded = trees.unflatten(leaves)
   return config, params_lib.merge(loaded['ema'], loaded.get('frozen', {}))
 
 
@@ -156,6 +165,12 @@ def load_leaves(
 
 def damaged(path: pathlib.Path, what: str) -> CheckpointError:
   return CheckpointError(f'{path} is damaged: {what}. Delete that directory to resume from the step before.')
+
+
+def _is_finite(leaf: jax.Array) -> bool:
+  if leaf.is_fully_addressable and all(device.platform == 'cpu' for device in leaf.devices()):
+    return bool(np.isfinite(np.asarray(leaf)).all())  # Without a compiled program for each shape.
+  return bool(jnp.isfinite(leaf).all())
 
 
 def _brief(error: Exception) -> str:

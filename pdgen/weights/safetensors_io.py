@@ -10,15 +10,20 @@ import math
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+
+from pdgen.core import json_file
 
 BLOCK = 32 * 2**20  # Bytes that are mapped, or written, together.
 
 DTYPES = {'F32': np.dtype(np.float32), 'F16': np.dtype(np.float16), 'BF16': np.dtype(jnp.bfloat16)}
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_INFINITE = {'F32': 0x7F800000, 'F16': 0x7C00, 'BF16': 0x7F80}  # Bits of the first number that is not finite.
+_MAX_HEADER = 100_000_000  # Bytes; the safetensors package's limit.
+_CHECKED = 2**20  # Numbers that are looked at together: they stay in the processor's cache.
 
 Index = tuple[int | slice, ...]
 
@@ -44,12 +49,12 @@ class Reader:
   """
 
   def __init__(self, path: str | os.PathLike):
-    """Raises: ValueError naming the file when it is no safetensors file, or cut short, or of another dtype."""
+    """Raises: ValueError naming the file when it is no safetensors file, or damaged, cut short, or of another dtype."""
     self.path = pathlib.Path(path)
     size = self.path.stat().st_size
     with self.path.open('rb') as file:
       length = int.from_bytes(file.read(8), 'little')
-      if length + 8 > size:
+      if length + 8 > size or length > _MAX_HEADER:
         raise ValueError(f'{path} is no safetensors file, or is cut short. Fetch it again.')
       file.seek(0)
       self.header = file.read(8 + length)
@@ -61,7 +66,9 @@ class Reader:
   def read(self, name: str, index: Index = ()) -> np.ndarray:
     """`tensor[index]` as a new array. No more than that and `BLOCK` bytes are ever in memory.
 
-    index: integers first, then slices without step; missing ones are whole. Raises ValueError for another order.
+    index: integers first, then slices without step; missing ones are whole.
+
+    Raises: ValueError for another order; for a number that is not finite, naming file and tensor.
     """
     info, start = self.infos[name], self._starts[name]
     shape = info.shape
@@ -76,22 +83,33 @@ class Reader:
     out = np.empty([b.stop - b.start for b in bounds], info.dtype)
     if out.size:
       # A scalar is a row of one.
-      self._fill(out.reshape(out.shape or (1,)), start, shape or (1,), bounds or [slice(0, 1)])
+      self._fill(name, out.reshape(out.shape or (1,)), start, shape or (1,), bounds or [slice(0, 1)])
     return out
 
-  def _fill(self, out: np.ndarray, start: int, shape: tuple[int, ...], bounds: list[slice]):
+  def _fill(self, name: str, out: np.ndarray, start: int, shape: tuple[int, ...], bounds: list[slice]):
     row = math.prod(shape[1:]) * out.dtype.itemsize
     first, stop = bounds[0].start, bounds[0].stop
     if row > BLOCK and len(shape) > 1:
       for i in range(first, stop):
-        self._fill(out[i - first], start + i * row, shape[1:], bounds[1:])
+        self._fill(name, out[i - first], start + i * row, shape[1:], bounds[1:])
       return
     rows = max(1, BLOCK // row)
     for i in range(first, stop, rows):
       count = min(rows, stop - i)
       # A map of its own for every block: pages of a file that stay mapped count as memory of the process.
       block = np.memmap(self.path, out.dtype, 'r', offset=start + i * row, shape=(count, *shape[1:]))
-      out[i - first : i - first + count] = block[(slice(None), *bounds[1:])]
+      part = out[i - first : i - first + count]
+      part[...] = block[(slice(None), *bounds[1:])]
+      if not is_finite(part):
+        raise ValueError(f'{self.path}: {name} holds a number that is not finite (NaN or infinity). No model has such.')
+
+
+def is_finite(array: np.ndarray) -> bool:
+  """Whether all numbers of a contiguous array are finite. ml_dtypes takes ten times as long for bfloat16."""
+  infinite = _INFINITE[_NAMES[array.dtype]]
+  bits = array.reshape(-1).view(f'uint{8 * array.dtype.itemsize}')
+  mask = bits.dtype.type(2 ** (8 * array.dtype.itemsize - 1) - 1)
+  return all(int((bits[i : i + _CHECKED] & mask).max(initial=0)) < infinite for i in range(0, len(bits), _CHECKED))
 
 
 def write(path: str | os.PathLike, header: bytes, blocks: Iterable[np.ndarray]) -> str:
@@ -120,9 +138,10 @@ def write(path: str | os.PathLike, header: bytes, blocks: Iterable[np.ndarray]) 
   return digest.hexdigest()
 
 
-def header(infos: Mapping[str, TensorInfo]) -> bytes:
+def header(infos: Mapping[str, TensorInfo], *, metadata: Mapping[str, str] | None = None) -> bytes:
   """The header of a file that holds the tensors one after the other, as the safetensors package aligns it."""
-  entries, end = {}, 0
+  entries: dict[str, Any] = {'__metadata__': dict(metadata)} if metadata else {}
+  end = 0
   for name, info in infos.items():
     offsets = [end, end + info.bytes]
     entries[name] = {'dtype': _NAMES[info.dtype], 'shape': list(info.shape), 'data_offsets': offsets}
@@ -132,15 +151,20 @@ def header(infos: Mapping[str, TensorInfo]) -> bytes:
   return len(text).to_bytes(8, 'little') + text
 
 
-def tensor_infos(header_bytes: bytes) -> dict[str, TensorInfo]:
-  """Dtypes and shapes of the tensors of a header, in its order."""
-  return _parse(header_bytes, 'the file')[0]
+def tensor_infos(header_bytes: bytes, *, of: str | os.PathLike = 'the file') -> dict[str, TensorInfo]:
+  """Dtypes and shapes of the tensors of a header, in its order. of: its file, for errors. Raises: as `Reader`."""
+  return _parse(header_bytes, of)[0]
+
+
+def metadata(header_bytes: bytes) -> dict[str, str]:
+  """What a header says besides its tensors."""
+  return json.loads(header_bytes[8:]).get('__metadata__', {})
 
 
 def names_in_order(header_bytes: bytes) -> list[str]:
   """Names of the tensors in the order in which they lie in the file, which need not be the header's."""
-  _, starts = _parse(header_bytes, 'the file')
-  return sorted(starts, key=lambda name: starts[name])
+  infos, starts = _parse(header_bytes, 'the file')
+  return sorted(starts, key=lambda name: (starts[name], infos[name].bytes))
 
 
 def sha256(path: str | os.PathLike) -> str:
@@ -160,21 +184,40 @@ def block_slices(length: int, row_bytes: int) -> Iterator[slice]:
 
 def _parse(header_bytes: bytes, path: str | os.PathLike) -> tuple[dict[str, TensorInfo], dict[str, int]]:
   """Dtypes and shapes of the tensors, and where in the file each begins."""
-  infos, starts, unknown = {}, {}, set()
+  infos, places, others = {}, {}, {}
   try:
-    for name, entry in json.loads(header_bytes[8:]).items():
+    entries = json_file.parse(header_bytes[8:], of=f'The header of {path}')
+  except ValueError as error:
+    raise ValueError(f'{error} Fetch it again.') from None
+  try:
+    for name, entry in entries.items():
       if name == '__metadata__':
+        if not isinstance(entry, dict) or not all(isinstance(value, str) for value in entry.values()):
+          raise ValueError('its metadata are no texts')
         continue
-      if entry['dtype'] not in DTYPES:
-        unknown.add(entry['dtype'])
+      kind, shape, offsets = entry['dtype'], entry['shape'], entry['data_offsets']
+      if not isinstance(kind, str) or not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:
+        raise ValueError(f'{name} has no dtype, shape or place')
+      if kind not in DTYPES:
+        others.setdefault(kind, name)
         continue
-      infos[name] = TensorInfo(DTYPES[entry['dtype']], tuple(entry['shape']))
-      first, last = entry['data_offsets']
-      if last - first != infos[name].bytes:
+      infos[name], places[name] = TensorInfo(DTYPES[kind], tuple(shape)), offsets
+      if offsets[1] - offsets[0] != infos[name].bytes:
         raise ValueError(f'{name} does not fit its place')
-      starts[name] = len(header_bytes) + first
+    end, before = 0, 'the header'
+    for name, (first, last) in sorted(places.items(), key=lambda item: item[1]) if not others else ():
+      if first != end:
+        raise ValueError(f'{name} {"overlaps" if first < end else "leaves a hole after"} {before}')
+      end, before = last, name
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise ValueError(f'The header of {path} is damaged ({error}). Fetch it again.') from error
-  if unknown:
-    raise ValueError(f'{path} holds {sorted(unknown)}; weights may be {sorted(DTYPES)}.')
-  return infos, starts
+  if others:
+    raise ValueError(
+      f'{path} holds {sorted(others)} ({next(iter(others.values()))} is one); weights may be {sorted(DTYPES)}. '
+      'Take a release in bfloat16, or multiply quantised weights by their scales and save them in one of these.'
+    )
+  return infos, {name: len(header_bytes) + first for name, (first, _) in places.items()}
+
+
+def _are_sizes(values: Any) -> bool:
+  return isinstance(values, list) and all(type(value) is int and 0 <= value < 2**63 for value in values)

@@ -6,7 +6,8 @@ Special ids (`core.config.Specials`) are known to no vocabulary: they are compos
 
 import abc
 import functools
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 
 from pdgen.core import config, tags
 
@@ -28,11 +29,15 @@ class Tokenizer(abc.ABC):
   Attributes:
     specials: ids of the structure tokens and tags.
     vocab_size: ids in use, specials included; rows of the embedding beyond it are never produced by `encode`.
+    parsed: added tokens of the model's own, by text, that `encode_with_tags` reads as their ids.
   """
 
-  def __init__(self, *, specials: config.Specials, vocab_size: int):
+  def __init__(self, *, specials: config.Specials, vocab_size: int, parsed: Mapping[str, int] | None = None):
     self.specials = specials
     self.vocab_size = vocab_size
+    self.parsed = dict(parsed or {})
+    longest_first = sorted(self.parsed, key=len, reverse=True)
+    self._parsed_texts = re.compile('(' + '|'.join(map(re.escape, longest_first)) + ')') if self.parsed else None
     self._special_text = {getattr(specials, name): text.encode() for name, text in SPECIAL_TEXTS.items()}
     self._encode_cached = functools.lru_cache(_CACHED_TEXTS)(self._encode_exact)
     self._encode_with_tags_cached = functools.lru_cache(_CACHED_TEXTS)(self._encode_tagged)
@@ -53,7 +58,9 @@ class Tokenizer(abc.ABC):
     return list(self._encode_cached(text))
 
   def encode_with_tags(self, text: str) -> list[int]:
-    r"""Ids of text that a model wrote: the tags of `core.tags`, every spelling, become tag ids; all else is text."""
+    r"""Ids of text that a model wrote: the tags of `core.tags`, every spelling, and the tokens in `parsed` become their
+    ids; all else is text.
+    """
     return list(self._encode_with_tags_cached(text))
 
   def decode(self, ids: Sequence[int]) -> str:
@@ -82,6 +89,10 @@ class Tokenizer(abc.ABC):
     for part in tags.split(text):
       if part in tags.NAMES:
         ids.append(getattr(self.specials, tags.NAMES[part]))
-      else:
-        ids.extend(self._encode_cached(part))
+        continue
+      for piece in self._parsed_texts.split(part) if self._parsed_texts else (part,):
+        if piece in self.parsed:
+          ids.append(self.parsed[piece])
+        elif piece:
+          ids.extend(self._encode_cached(piece))
     return tuple(ids)
