@@ -312,8 +312,7 @@ def read(folder: str | os.PathLike) -> list[trajectory_lib.Trajectory]:
 def _needs_array_record():
   if array_record_module is None:
     raise ImportError(
-      'Record sets need the package array_record, which is not installed: pip install array_record. It has no wheels '
-      'for Windows; train in WSL there.'
+      'Record sets need array_record: pip install it. It has no wheels for Windows; train in WSL there.'
     )
 
 
