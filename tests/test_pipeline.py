@@ -7,10 +7,6 @@ import pathlib
 import re
 import runpy
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import jax
 import numpy as np
@@ -352,100 +348,6 @@ def test_sources_may_change_in_the_middle_of_a_run(opened):
   assert _same(*runs)
 
 
-WORKERS_SCRIPT = """
-import dataclasses, json, zlib
-import numpy as np
-from pdgen.core import config
-from pdgen.data import pipeline
-
-
-def content(part):
-  return part.tobytes() if isinstance(part, np.ndarray) else b''.join(map(content, part or ()))
-
-
-def digest(batch):
-  return zlib.crc32(content(batch))
-
-
-def main():
-  cfg = config.Config()
-  cfg = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, workers=2, batch_size=2, packing_bins=2))
-  iterator = pipeline.batches(cfg)
-  digests = []
-  for i in range(6):
-    digests.append(digest(next(iterator)))
-    if i == 2:
-      state = json.loads(json.dumps(iterator.get_state()))
-  iterator.close()
-  fresh = pipeline.batches(cfg)
-  fresh.set_state(state)
-  resumed = [digest(next(fresh)) for _ in range(3)]
-  fresh.close()
-  print(json.dumps(dict(digests=digests, resumed=resumed)))
-
-
-if __name__ == '__main__':
-  main()
-"""
-
-
-def test_worker_processes_resume_exactly(tmp_path):
-  script = tmp_path / 'workers.py'
-  script.write_text(WORKERS_SCRIPT)
-  done = subprocess.run(
-    [sys.executable, '-W', 'error', str(script)],
-    env={'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu', 'OMP_NUM_THREADS': '1'},
-    capture_output=True,
-    text=True,
-    timeout=120,
-  )
-  assert done.returncode == 0, done.stderr
-  out = json.loads(done.stdout.splitlines()[-1])
-  assert len(set(out['digests'])) == 6, 'the workers repeat each other'
-  assert out['resumed'] == out['digests'][3:]
-
-
-PARENT_SCRIPT = """
-import dataclasses, multiprocessing, time
-from pdgen.core import config
-from pdgen.data import pipeline
-
-if __name__ == '__main__':
-  cfg = config.Config()
-  cfg = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, workers=2, batch_size=2, packing_bins=2))
-  iterator = pipeline.batches(cfg)
-  next(iterator)
-  print(*(process.pid for process in multiprocessing.active_children()), flush=True)
-  time.sleep(600)
-"""
-
-
-def test_worker_processes_end_with_a_parent_that_is_killed(tmp_path):
-  script = tmp_path / 'parent.py'
-  script.write_text(PARENT_SCRIPT)
-  env = {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu', 'OMP_NUM_THREADS': '1'}
-  parent = subprocess.Popen([sys.executable, str(script)], env=env, stdout=subprocess.PIPE, text=True)
-  workers = [int(pid) for pid in parent.stdout.readline().split()]
-  assert len(workers) == 2 and all(map(_runs, workers))
-  parent.send_signal(signal.SIGKILL)
-  parent.wait()
-  for _ in range(300):
-    if not any(map(_runs, workers)):
-      break
-    time.sleep(0.1)
-  else:
-    pytest.fail(f'{[pid for pid in workers if _runs(pid)]} run on')
-  parent.stdout.close()
-
-
-def _runs(pid):
-  """Whether the process runs: one that ended and that nobody has asked about does not."""
-  try:
-    return pathlib.Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] not in ('Z', 'X')
-  except FileNotFoundError:
-    return False
-
-
 def _as_shipped():
   return config_lib.from_config_dict(runpy.run_path(str(ROOT / 'configs/shapes.py'))['get_config']())
 
@@ -466,4 +368,3 @@ def test_both_budgets_are_used(make):
   figures = statistics.report(cfg, batches=30)
   assert figures['und budget used'] >= 0.95 and figures['gen budget used'] >= 0.95
   assert abs(figures['gen_tokens that fit und_tokens'] / cfg.data.gen_tokens - 1) < 0.08
-  assert figures['trajectories a second'] > 0
