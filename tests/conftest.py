@@ -1,6 +1,8 @@
 """Eight virtual CPU devices and strict numerics for every test; the tiny experiment of `pdgen.testing` as fixtures."""
 
+import gc
 import os
+import pathlib
 import sys
 
 os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=8'.strip()
@@ -22,6 +24,21 @@ jax.config.update('jax_numpy_dtype_promotion', 'strict')
 def pytest_sessionstart(session):
   if jax.device_count() != 8:
     raise pytest.UsageError(f'The tests need 8 devices, {jax.device_count()} are there: jax was imported too early.')
+
+
+# Every compiled program holds dozens of memory maps, of which Linux gives a process 65,530: the next compilation, of
+# whatever, then ends in a segmentation fault.
+_MAPS = pathlib.Path('/proc/self/maps')
+_MOST_MAPS = 20_000
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _let_programs_go():
+  """Forgets compiled programs between files once they are many."""
+  yield
+  if _MAPS.exists() and _MAPS.read_bytes().count(b'\n') > _MOST_MAPS:
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope='session')
