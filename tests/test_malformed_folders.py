@@ -216,7 +216,7 @@ def bad_source(rng: np.random.Generator, folder: pathlib.Path) -> str:
   values = json.loads(path.read_bytes())
   value = HOSTILE[int(rng.integers(len(HOSTILE)))]
   file = str(rng.choice(['ema.safetensors', 'ae.safetensors']))
-  name = ['../x', '/tmp/x', 'a/b', '..', '', None, 3, 'ema.safetensors', 'nothing.json', 'config.json'][
+  name = ['../x', '/x', 'a/b', '..', '', None, 3, 'ema.safetensors', 'nothing.json', 'config.json'][
     int(rng.integers(10))
   ]
   kind = int(rng.integers(8))
