@@ -27,7 +27,7 @@ class Linear(nnx.Module):
     bias: bool = True,
     init: Initializer = fan_in,
     lora: config_lib.LoraConfig | None = None,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: jax.typing.DTypeLike = jnp.float32,
     rngs: nnx.Rngs,
   ):
     self.kernel = nnx.Param(init(rngs.params(), (in_dim, out_dim), jnp.float32))
@@ -102,7 +102,7 @@ class GroupNorm(nnx.Module):
 class Conv(nnx.Module):
   """2-D convolution with bias. kernel: [rows, columns, in, out]."""
 
-  def __init__(self, size: int, in_dim: int, out_dim: int, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
+  def __init__(self, size: int, in_dim: int, out_dim: int, *, dtype: jax.typing.DTypeLike = jnp.float32, rngs: nnx.Rngs):
     self.kernel = nnx.Param(fan_in(rngs.params(), (size, size, in_dim, out_dim), jnp.float32))
     self.bias = nnx.Param(jnp.zeros((out_dim,), jnp.float32))
     self.dtype = dtype
@@ -122,7 +122,7 @@ class Conv(nnx.Module):
 class Embedding(nnx.Module):
   """A table of vectors looked up by id. table: [V, D]."""
 
-  def __init__(self, size: int, dim: int, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
+  def __init__(self, size: int, dim: int, *, dtype: jax.typing.DTypeLike = jnp.float32, rngs: nnx.Rngs):
     self.table = nnx.Param(jax.random.normal(rngs.params(), (size, dim), jnp.float32) * dim**-0.5)
     self.dtype = dtype
 
@@ -136,7 +136,7 @@ class TimestepEmbedder(nnx.Module):
 
   channels = 256
 
-  def __init__(self, dim: int, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
+  def __init__(self, dim: int, *, dtype: jax.typing.DTypeLike = jnp.float32, rngs: nnx.Rngs):
     self.fc1 = Linear(self.channels, dim, dtype=dtype, rngs=rngs)
     self.fc2 = Linear(dim, dim, dtype=dtype, rngs=rngs)
 
