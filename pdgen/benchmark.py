@@ -1,19 +1,27 @@
 """How fast a checkpoint paints: trajectories a second at several batch sizes, split into text and denoising.
 
     python -m pdgen.benchmark --checkpoint=shapes --batch_sizes=1,8,64
+    python -m pdgen.benchmark --suite=all --size=bagel_7b --out=out/benchmark
 
-What is measured, and how: `pdgen.inference.timing`. A second call of a batch size must not compile anything.
+What is measured, and how: `pdgen.inference.timing`. A second call of a batch size must not compile anything. With
+`--suite` it is the device that is measured, at the sizes of a public model with random weights (`pdgen.benchmarks`):
+products, attention, a train step, painting, writing. Several suites run in processes of their own; the folder gets a
+JSON file for each and README.md, their tables.
 """
 
 import argparse
+import functools
 import itertools
 import json
 import os
+import sys
 from collections.abc import Iterator, Sequence
 
 import jax
 
+from pdgen import benchmarks
 from pdgen import flags as flags_lib
+from pdgen.benchmarks import report, runner
 from pdgen.core import trajectory as trajectory_lib
 from pdgen.inference import timing
 
@@ -28,11 +36,53 @@ def main(arguments: Sequence[str] | None = None):
   parser.add_argument(
     '--repeats', type=flags_lib.whole(1, 1000), default=3, help='timed calls, of which the fastest counts'
   )
-  parser.add_argument('--out', type=flags_lib.path, help='file for the figures, JSON')
+  parser.add_argument('--out', type=flags_lib.path, help='file for the figures, JSON; of suites: a folder')
+  parser.add_argument('--suite', type=_suites, help=f'all, or some of {",".join(benchmarks.SUITES)}')
+  parser.add_argument(
+    '--size', choices=('auto', *benchmarks.SIZES), default='auto', help='of the suites; auto: tiny on a CPU'
+  )
+  parser.add_argument(
+    '--limit', type=flags_lib.whole(1, 100_000), default=600, help='seconds after which one of several suites is ended'
+  )
+  parser.add_argument(
+    '--total', type=flags_lib.whole(1, 1_000_000), default=3600, help='seconds after which no further suite is run'
+  )
   flags_lib.add_arguments(parser)
   flags = parser.parse_args(arguments)
   with flags_lib.one_line_errors(parser.prog, debug=flags.debug) as kept:
-    _measure(parser, flags, kept)
+    if flags.suite:
+      _run_suites(parser, flags, kept)
+    else:
+      _measure(parser, flags, kept)
+
+
+def _run_suites(parser: flags_lib.Parser, flags: argparse.Namespace, kept: flags_lib.Kept):
+  """Suites in processes of their own, or one here, into a JSON file. Ends with 1 where one has failed."""
+  if not flags.out:
+    parser.error('--suite wants --out: a folder, or for a single suite a file that ends in .json')
+  if len(flags.suite) == 1 and flags.out.endswith('.json'):
+    file = flags_lib.writable_file(flags.out)
+    runner.run_here(flags.suite[0], _size(flags.size), file, functools.partial(print, flush=True))
+    return
+  out = flags_lib.writable_folder(flags.out)
+  kept.words = f'What was measured is in {out}.'
+  say = functools.partial(print, flush=True)
+  failed = runner.run_all(flags.suite, flags.size, out, limit=flags.limit, total=flags.total, say=say)
+  command = f'python -m pdgen.benchmark --suite={",".join(flags.suite)} --size={flags.size}'
+  (out / 'README.md').write_text(report.page(out, command))
+  print(f'{len(flags.suite) - len(failed)} of {len(flags.suite)} suites are whole: {out / "README.md"}')
+  sys.exit(bool(failed))
+
+
+def _size(name: str) -> str:
+  return name if name != 'auto' else 'tiny' if jax.default_backend() == 'cpu' else 'bagel_7b'
+
+
+def _suites(text: str) -> list[str]:
+  names = list(benchmarks.SUITES) if text == 'all' else text.split(',')
+  if unknown := [name for name in names if name not in benchmarks.SUITES]:
+    raise argparse.ArgumentTypeError(f'unknown suite {unknown[0]!r}: all, or some of {",".join(benchmarks.SUITES)}')
+  return names
 
 
 def _measure(parser: flags_lib.Parser, flags: argparse.Namespace, kept: flags_lib.Kept):

@@ -1,12 +1,17 @@
-"""Eight virtual CPU devices and strict numerics for every test; the tiny experiment of `pdgen.testing` as fixtures."""
+"""Eight virtual CPU devices and strict numerics for every test; the tiny experiment of `pdgen.testing` as fixtures.
+
+PDGEN_TEST_PLATFORM=cuda (or tpu) runs tests on an accelerator, in float32 with float32 products: the parity tests, of
+which `--parity_json=FILE` keeps every error (launch/accelerator_check.sh).
+"""
 
 import gc
+import json
 import os
 import pathlib
 import sys
 
 os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=8'.strip()
-os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['JAX_PLATFORMS'] = os.environ.get('PDGEN_TEST_PLATFORM', 'cpu')
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', '')  # What a user's commands compile is not the tests' to touch.
 
 import jax
@@ -19,10 +24,17 @@ from pdgen.data import pipeline
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
+PLATFORM = os.environ['JAX_PLATFORMS']
+if PLATFORM != 'cpu':
+  jax.config.update('jax_default_matmul_precision', 'highest')  # Else float32 operands are rounded to 10 bits or 8.
+
+
+def pytest_addoption(parser):
+  parser.addoption('--parity_json', help='file for the errors of every array that the parity tests compare')
 
 
 def pytest_sessionstart(session):
-  if jax.device_count() != 8:
+  if PLATFORM == 'cpu' and jax.device_count() != 8:
     raise pytest.UsageError(f'The tests need 8 devices, {jax.device_count()} are there: jax was imported too early.')
 
 
@@ -56,7 +68,9 @@ def batch(tiny) -> packed.PackedBatch:
 
 
 def _parity():
-  return sys.modules['support.golden_folder'].summary() if 'support.golden_folder' in sys.modules else []
+  """(lines of the summary, errors of every array) of this process."""
+  golden = sys.modules.get('support.golden_folder')
+  return (golden.summary(), golden.ERRORS) if golden else ([], {})
 
 
 def pytest_sessionfinish(session):
@@ -66,12 +80,17 @@ def pytest_sessionfinish(session):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node):
-  node.config.stash.setdefault(_PARITY, []).extend(getattr(node, 'workeroutput', {}).get('parity', []))
+  node.config.stash.setdefault(_PARITY, []).append(getattr(node, 'workeroutput', {}).get('parity', ([], {})))
 
 
-_PARITY = pytest.StashKey[list[str]]()
+_PARITY = pytest.StashKey[list[tuple[list[str], dict]]]()
 
 
 def pytest_terminal_summary(terminalreporter, config):
-  for line in [*config.stash.get(_PARITY, []), *_parity()]:
+  found = [*config.stash.get(_PARITY, []), _parity()]
+  for line in (line for lines, _ in found for line in lines):
     terminalreporter.write_line(line)
+  if file := config.getoption('parity_json'):
+    counts = {name: len(terminalreporter.stats.get(name, [])) for name in ('passed', 'failed')}
+    errors = {name: error for _, errors in found for name, error in errors.items()}
+    pathlib.Path(file).write_text(json.dumps({**counts, 'platform': PLATFORM, 'parity': errors}, indent=1) + '\n')

@@ -31,6 +31,8 @@ MAY_IMPORT = {
   # commands imports cost.
   'cost': {'core', 'models', 'sampling', 'training'},
   'viewing': {'core'},
+  # Runs what users run.
+  'benchmarks': {'core', 'models', 'data', 'worlds', 'sampling', 'inference', 'training', 'cost', 'testing'},
 }
 COMMANDS = {
   *('train', 'sample', 'evaluate', 'construct', 'convert', 'compile', 'benchmark', 'inspect_data', 'train_tokenizer')

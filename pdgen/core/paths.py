@@ -28,10 +28,13 @@ def inside(folder: pathlib.Path, name: str) -> pathlib.Path:
   """
   for part in name.split('/'):
     plain_name(part, of=folder)
+  itself = f'{folder / name} cannot be read: it is a link to itself.'
   try:
     root, real = folder.resolve(), (folder / name).resolve()
   except (OSError, RuntimeError) as error:
-    raise ValueError(f'{folder / name} cannot be read: it is a link to itself.') from error
+    raise ValueError(itself) from error
+  if any(path.is_symlink() for path in (real, *real.parents)):  # Python 3.13 gives a loop back as it is.
+    raise ValueError(itself)
   allowed = [root, root.parents[1] / 'blobs'] if root.parent.name == 'snapshots' else [root]
   if not any(real.is_relative_to(one) for one in allowed):
     raise ValueError(f'{folder / name} is a link out of its folder, to {real}: put the file itself there.')

@@ -31,6 +31,16 @@ ACCELERATORS = {
     network_bandwidth=50e9,
     host_devices=8,
   ),
+  # The same processor with 141 GB of HBM3e.
+  'h200': Accelerator(
+    platform='cuda',
+    memory=int(0.94 * 150_754_820_096),
+    flops=989e12,
+    memory_bandwidth=4.8e12,
+    link_bandwidth=450e9,
+    network_bandwidth=50e9,
+    host_devices=8,
+  ),
   # ICI: six links of 100 GB/s one way on v5p, four of 112 GB/s on v6e; one slice, so that the network is ICI too.
   'v5p': Accelerator(
     platform='tpu',
@@ -61,6 +71,9 @@ ACCELERATORS = {
     host_devices=8,
   ),
 }
+
+# How JAX calls them (`device_kind`), beginnings that tell them apart.
+_KINDS = {'NVIDIA H100': 'h100', 'NVIDIA H200': 'h200', 'TPU v5p': 'v5p', 'TPU v6': 'v6e', 'cpu': 'cpu'}
 
 # An H100 SXM5 as a GpuTargetConfigProto of XLA: what it must know to compile for one that is not there.
 H100_TARGET = """
@@ -106,6 +119,15 @@ class Topology:
   @property
   def machine(self) -> Accelerator:
     return ACCELERATORS[self.kind]
+
+
+def of_device(kind: str) -> Accelerator | None:
+  """The specification of a device by JAX's name for it; None for one that is not known.
+
+  >>> of_device('NVIDIA H100 80GB HBM3') is ACCELERATORS['h100']
+  True
+  """
+  return next((ACCELERATORS[name] for start, name in _KINDS.items() if kind.startswith(start)), None)
 
 
 def parse(name: str) -> Topology:

@@ -102,7 +102,9 @@ class GroupNorm(nnx.Module):
 class Conv(nnx.Module):
   """2-D convolution with bias. kernel: [rows, columns, in, out]."""
 
-  def __init__(self, size: int, in_dim: int, out_dim: int, *, dtype: jax.typing.DTypeLike = jnp.float32, rngs: nnx.Rngs):
+  def __init__(
+    self, size: int, in_dim: int, out_dim: int, *, dtype: jax.typing.DTypeLike = jnp.float32, rngs: nnx.Rngs
+  ):
     self.kernel = nnx.Param(fan_in(rngs.params(), (size, size, in_dim, out_dim), jnp.float32))
     self.bias = nnx.Param(jnp.zeros((out_dim,), jnp.float32))
     self.dtype = dtype

@@ -89,7 +89,8 @@ def noised_copies(
     specials: ids of the boundary tokens.
     active: bool[B], trajectories that wait for a picture; the others get padding.
     branches: of guidance.
-    order: int32[B], order of the copies' first token: all copies have the same orders.
+    order: int32[B], order of the first copy's first token. The copies follow one another: nobody sees a noised copy by
+      its order, but attention in blocks sorts by it.
     grid: rows and columns of latent patches; None: of the model's own pictures.
   """
   grid = grid or (cfg.latent_grid, cfg.latent_grid)
@@ -104,7 +105,7 @@ def noised_copies(
       copies.append(
         packed.TokenMeta(
           segment=whole(jnp.where(active, branch.segment, 0)),
-          order=order[:, None] + places,
+          order=order[:, None] + places + number * (q + 2),
           reach=whole(branch.reach),
           span=whole(order + 1 + number),
           noised=whole(jnp.ones_like(order)),

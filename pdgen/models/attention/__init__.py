@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from pdgen.core import mesh as mesh_lib
 from pdgen.core import packed
-from pdgen.models.attention import base, blockwise, decode, reference
+from pdgen.models.attention import base, blockwise, decode, pallas_gpu, reference
 from pdgen.models.attention.base import BlockMask as BlockMask
 from pdgen.models.attention.base import KVCache as KVCache
 from pdgen.models.attention.base import KVCacheLayer as KVCacheLayer
@@ -40,9 +40,20 @@ def _blockwise(query: packed.TokenMeta, key: packed.TokenMeta, cache: packed.Tok
   return blockwise.prepare(query, base.with_cache(key, cache))
 
 
+def _pallas_gpu(query: packed.TokenMeta, key: packed.TokenMeta, cache: packed.TokenMeta | None) -> BlockMask:
+  if cache is not None and query.order.shape[1] <= _FEW:
+    return decode.prepare(query, cache, chunk=_GPU_CHUNK)
+  return pallas_gpu.prepare(query, base.with_cache(key, cache))
+
+
+_GPU_CHUNK = 8192  # Slots of the cache: a GPU reads them in less time than a loop over chunks takes to turn.
 _FEW = 2 * blockwise.BLOCK  # New tokens whose scores may be held for a whole chunk of the cache.
 
-IMPLEMENTATIONS: dict[str, Prepare] = {'reference': _reference, 'blockwise': _blockwise}
+IMPLEMENTATIONS: dict[str, Prepare] = {
+  'reference': _reference,
+  'blockwise': _blockwise,
+  'pallas_gpu': _pallas_gpu,
+}
 
 
 def prepare(

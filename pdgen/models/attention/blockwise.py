@@ -37,20 +37,20 @@ class SortedBlocks(NamedTuple):
     """Shapes as of `base.BlockMask`. Returns 0 where a query sees nothing."""
     k, v = base.concat_cache(k, v, cache)
     t, n, kv_heads, block = q.shape[1], q.shape[2], k.shape[2], self.query.order.shape[-1]
-    q = _permute(q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype), self.query_sort)
-    k, v = (_heads_first(_permute(x, self.key_sort), block, repeat=n // kv_heads) for x in (k, v))
+    q = permute(q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype), self.query_sort)
+    k, v = (_heads_first(permute(x, self.key_sort), block, repeat=n // kv_heads) for x in (k, v))
     out = _attend(_heads_first(q, block), k, v, self)
     b, blocks, _, _, h = out.shape
     out = out.transpose(0, 1, 3, 2, 4).reshape(b, blocks * block, n, h)[:, :t]
-    return _permute(out, jnp.argsort(self.query_sort, axis=1))
+    return permute(out, jnp.argsort(self.query_sort, axis=1))
 
 
 def prepare(query: packed.TokenMeta, key: packed.TokenMeta) -> SortedBlocks:
   """Finds the blocks to visit from bounds on each block's metadata: never misses one, rarely visits an empty one."""
-  query_sort, key_sort = _sort(query), _sort(key)
+  query_sort, key_sort = sort(query), sort(key)
   block = BLOCK if key.order.shape[1] <= LONG else LONG_BLOCK
-  query = packed.TokenMeta(*(_blocks(_permute(field, query_sort), block) for field in query))
-  key = packed.TokenMeta(*(_blocks(_permute(field, key_sort), block) for field in key))
+  query = packed.TokenMeta(*(_blocks(permute(field, query_sort), block) for field in query))
+  key = packed.TokenMeta(*(_blocks(permute(field, key_sort), block) for field in key))
   sees = _may_see(query, key)
   return SortedBlocks(
     query_sort=query_sort,
@@ -62,21 +62,21 @@ def prepare(query: packed.TokenMeta, key: packed.TokenMeta) -> SortedBlocks:
   )
 
 
-def _sort(tokens: packed.TokenMeta) -> jax.Array:
+def sort(tokens: packed.TokenMeta) -> jax.Array:
   """int32[B, T]: places of the tokens by segment, then order; padding last."""
   segment = jnp.where(tokens.segment > 0, tokens.segment, jnp.iinfo(jnp.int32).max)
   return jnp.lexsort((tokens.order, segment), axis=-1).astype(jnp.int32)
 
 
 @jax.custom_vjp
-def _permute(x: jax.Array, places: jax.Array) -> jax.Array:
+def permute(x: jax.Array, places: jax.Array) -> jax.Array:
   """x: [B, T, ...]; places: int32[B, T], each row a permutation. The gradient is a gather too, not a scatter."""
   return jax.vmap(lambda row, p: jnp.take(row, p, axis=0, unique_indices=True))(x, places)
 
 
-_permute.defvjp(
-  lambda x, places: (_permute(x, places), places),
-  lambda places, d: (_permute(d, jnp.argsort(places, axis=1)), None),
+permute.defvjp(
+  lambda x, places: (permute(x, places), places),
+  lambda places, d: (permute(d, jnp.argsort(places, axis=1)), None),
 )
 
 

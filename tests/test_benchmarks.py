@@ -1,0 +1,174 @@
+"""The suites at tiny sizes: what they count, what they keep when a part fails, and the script for a new accelerator."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from pdgen import benchmark, benchmarks
+from pdgen.benchmarks import report, runner, shapes, synthetic, train
+from pdgen.core import masks, packed
+from pdgen.cost import training_flops
+from pdgen.inference import painter as painter_lib
+from pdgen.models.attention import pallas_gpu
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture(scope='module')
+def sizes():
+  return dataclasses.replace(benchmarks.SIZES['tiny'](), max_depth=1, batch_sizes=(2,))
+
+
+def test_a_synthetic_row_is_full_and_its_visible_pairs_are_counted(sizes):
+  config = synthetic.config(sizes, tokens=640)
+  tokens = synthetic.tokens_of(synthetic.row(config))
+  assert (tokens.segment > 0).mean() > 0.5
+  assert synthetic.visible_pairs(tokens) == np.sum(np.asarray(masks.visible(tokens, tokens)))
+  full = synthetic.row(synthetic.config(benchmarks.SIZES['bagel_7b'](), tokens=33_000))
+  assert (synthetic.tokens_of(full).segment > 0).mean() > 0.98
+
+
+def test_flops_of_a_step_count_visible_pairs_alone(sizes):
+  config = synthetic.config(sizes, tokens=640)
+  parts = training_flops.train_flops(config)
+  assert train.model_flops(config, 640**2) == pytest.approx(parts['total'])
+  assert train.model_flops(config, 0) == pytest.approx(parts['total'] - parts['attention'] - parts['softmax'])
+
+
+@pytest.mark.parametrize('name', ['matmul', 'attention', 'train', 'flow', 'text'])
+def test_a_suite_gives_rows_of_finite_figures(name, sizes):
+  rows = list(benchmarks.SUITES[name](sizes))
+  assert rows
+  for row in rows:
+    assert 'error' not in row, row
+    json.dumps(row, allow_nan=False)
+    errors = [value for key, value in row.items() if key.startswith('error_')]
+    assert all(value < 1e-5 for value in errors), row
+  if name == 'attention':
+    assert [row['attention'] for row in rows] == list(sizes.attention)
+  if name == 'flow':
+    assert [row['guidance'].split(' in ')[0] for row in rows] == ['none', 'text and picture', 'text and picture']
+    assert {row['context'] for row in rows} == {420}
+  if name == 'text':
+    assert rows[0]['batch_size'] == 2 and rows[0]['steps'] >= 2
+
+
+def test_the_small_world_is_trained_and_sampled(sizes, tiny, monkeypatch):
+  painted = []
+
+  class Painter:
+    config = tiny
+
+  monkeypatch.setattr(painter_lib, 'load', lambda name: Painter)
+
+  def measure(painter, prompts, *, repeats):
+    painted.append(prompts)
+    return {'seconds': 2.0, 'trajectories': 2}
+
+  monkeypatch.setattr(shapes.timing, 'measure', measure)
+  (trained,) = shapes.train(sizes)
+  assert trained['config'] == 'tiny' and trained['steps_a_second'] > 0
+  (sampled,) = shapes.sample(sizes)
+  assert sampled['trajectories_a_second'] == 1.0 and len(painted[0]) == 2
+
+
+def test_several_suites_keep_what_is_whole(tmp_path, capfd, monkeypatch):
+  """One that fails is named, with the rows it had; the table has both."""
+  code = 'import sys; sys.exit(print("no such device") or 3)'
+  python = sys.executable
+  real = subprocess.run
+
+  def run(command, **options):
+    return real([python, '-c', code] if '--suite=text' in command else command, **options)
+
+  monkeypatch.setattr(runner.subprocess, 'run', run)
+  (tmp_path / 'text.json').write_text('{"suite": "text", "rows": [{"stale": 1}]}')
+  with pytest.raises(SystemExit) as ended:
+    benchmark.main(['--suite=matmul,text', '--size=tiny', f'--out={tmp_path}'])
+  assert ended.value.code == 1
+  page = (tmp_path / 'README.md').read_text()
+  assert '256 x 256 x 256' in page and 'ended with status 3: no such device' in page and 'stale' not in page
+  assert '1 of 2 suites are whole' in capfd.readouterr().out
+  failed = runner.run_all(['matmul'], 'tiny', tmp_path, limit=9, total=0, say=print)
+  assert failed == {'matmul': 'was not run: 0 s are over'}
+
+
+@pytest.mark.parametrize(
+  'line, words',
+  [
+    (['--suite=none', '--out=x'], 'unknown suite'),
+    (['--suite=matmul'], '--out'),
+    (['--suite=matmul', '--size=large', '--out=x'], 'invalid choice'),
+  ],
+)
+def test_wrong_suites_are_one_line(line, words, capsys):
+  with pytest.raises(SystemExit) as ended:
+    benchmark.main(line)
+  assert ended.value.code == 2 and words in capsys.readouterr().err
+
+
+def test_a_table_for_every_kind_of_row():
+  rows = [{'a': 1.5, 'first_call': 3.0}, {'a': 2500.0}, {'b': None, 'a': 1}]
+  assert report._table(rows) == ['| a |', '|---|', '| 1.5 |', '| 2,500 |', '', '| b | a |', '|---|---|', '| None | 1 |']
+
+
+def test_the_script_for_an_accelerator_runs_on_a_cpu(tmp_path):
+  environment = {
+    **os.environ,
+    'PYTHON': sys.executable,
+    'SUITES': 'matmul',
+    'WORKERS': '1',
+    'PARITY_TESTS': 'tests/test_parity_embeddings.py',
+    'PYTEST_ADDOPTS': '',
+  }
+  script = ['bash', str(ROOT / 'launch/accelerator_check.sh'), str(tmp_path)]
+  done = subprocess.run(script, env=environment, capture_output=True, text=True, cwd=tmp_path)
+  assert done.returncode == 0, done.stdout + done.stderr
+  page = (tmp_path / 'README.md').read_text()
+  assert '## matmul (tiny)' in page and '11 tests passed, 0 failed' in page and '| b_embeddings |' in page
+  assert json.loads((tmp_path / 'parity.json').read_text())['platform'] == 'cpu'
+
+
+def test_who_sees_whom_is_the_same_in_lists_of_blocks():
+  """Every block that is skipped is empty, every one that is not masked is full: on rows of many shapes."""
+  rng = np.random.default_rng(0)
+  for _ in range(20):
+    tokens = _random_tokens(rng, int(rng.integers(100, 500)))
+    lists = pallas_gpu.prepare(tokens, tokens)
+    visible = np.asarray(masks.visible(tokens, tokens))[0]
+    order = np.asarray(lists.query_sort)[0]
+    visible = visible[order][:, np.asarray(lists.key_sort)[0]]
+    for i, (blocks, (whole, seen)) in enumerate(zip(*(np.asarray(x)[0] for x in lists.of_queries), strict=True)):
+      rows = visible[i * pallas_gpu.BLOCK_Q : (i + 1) * pallas_gpu.BLOCK_Q]
+      for place, j in enumerate(blocks):
+        block = rows[:, j * pallas_gpu.BLOCK_K : (j + 1) * pallas_gpu.BLOCK_K]
+        assert place < seen or not block.any()
+        assert place >= whole or (block.shape == (pallas_gpu.BLOCK_Q, pallas_gpu.BLOCK_K) and block.all())
+    assert np.asarray(lists.of_keys.counts).sum() == np.asarray(lists.of_queries.counts).sum()
+
+
+def _random_tokens(rng, length):
+  """Samples of texts and of full, noised and clean copies; padding at the end."""
+  fields = np.zeros((6, length), np.int32)
+  at, segment = 0, 0
+  while at < length - 40:
+    segment, order, span = segment + 1, 0, 0
+    for _ in range(rng.integers(1, 6)):
+      if at == length:
+        break
+      size, picture = int(rng.integers(1, 200)), rng.random() < 0.6
+      size, span = min(size, length - at), span + picture
+      own = np.arange(order, order + size)
+      noised = int(picture and rng.random() < 0.5)
+      reach = np.full(size, own[0] - 1 - rng.integers(0, 3)) if noised else own
+      fields[:, at : at + size] = [[segment] * size, own, reach, [span * picture] * size, [noised] * size, own]
+      at, order = at + size, order + size
+  fields = fields[:, rng.permutation(length)]
+  names = ('segment', 'order', 'reach', 'span', 'noised', 'position')
+  return packed.TokenMeta(**{name: field[None] for name, field in zip(names, fields, strict=True)})
