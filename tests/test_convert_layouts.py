@@ -9,15 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import released_folders
+from flax import nnx
+from support import released_folders, toy
 from support.released_folders import BAGEL, EMBEDDING, HEAD, OF_VIT
 
 import pdgen
 from pdgen import convert
-from pdgen.core import config as config_lib
-from pdgen.core import mesh as mesh_lib
 from pdgen.data.tokenizers import byte_level
-from pdgen.training import state as state_lib
+from pdgen.models import interleaved
+from pdgen.training import losses
 from pdgen.weights import bagel, bagel_convert, exported, released, safetensors_io
 
 JSON = ('config.json', 'llm_config.json', 'vit_config.json', 'ae_config.json')
@@ -100,12 +100,17 @@ def test_a_model_without_a_vit_paints_and_learns(copy, tmp_path):
   sampling = dataclasses.replace(painter.config.sampling, **SMALL)
   result = painter.sample(['a red ring'], mode='direct', sampling=sampling)
   assert result.trajectories[0].final.shape == (side, side, 3)
-  stored = exported.load_export(tmp_path / 'to')
-  config = dataclasses.replace(stored.config, train=config_lib.TrainConfig(init_from=str(tmp_path / 'to')))
-  state = state_lib.init_state(
-    config, mesh_lib.make_mesh(config_lib.MeshConfig(), devices=jax.devices()[:1]), stored.params
-  )
-  assert 'vit' not in state.ema and 'trunk' in state.ema
+  steps = (toy.Step(plan='<ins>a</ins><des>b</des>', draft=toy.picture(1, side)),)
+  batch = toy.batch(toy.row(toy.Trajectory(prompt='a ring', steps=steps), painter.config.model, seed=0))
+  assert batch.vit is None and (np.asarray(batch.und.picture) == -1).all()  # No ViT copy.
+
+  def loss(params):
+    model = nnx.merge(interleaved.graphdef(painter.config.model), params)
+    return losses.interleaved_loss(model, batch, jax.random.key(0), painter.config)[0]
+
+  value, gradients = jax.jit(jax.value_and_grad(loss), compiler_options=toy.QUICK)(painter.params)
+  assert 'vit' not in gradients and np.isfinite(value)
+  assert np.abs(gradients['trunk']['layers']['gen']['q']['kernel']).max() > 0
 
 
 def test_a_vit_that_is_missing_is_told_once_and_filled_from_the_base(copy, tmp_path, capsys):
