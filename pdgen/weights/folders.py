@@ -83,7 +83,8 @@ def _take_place(partial: pathlib.Path, directory: pathlib.Path, *, in_place: boo
 
 def is_released(folder: pathlib.Path) -> bool:
   """Whether it looks like a folder of BAGEL's release."""
-  return (folder / 'llm_config.json').is_file() or (folder / 'ema.safetensors').is_file()
+  names = ('llm_config.json', 'ema.safetensors', 'ema.safetensors.index.json')
+  return any((folder / name).is_file() for name in names)
 
 
 def explain(path: pathlib.Path) -> str:
