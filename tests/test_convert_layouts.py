@@ -1,4 +1,4 @@
-"""Folders of weights as people have them: without a ViT, sharded, tied, in parts, filled from a base, and back."""
+"""Folders of weights as people have them: without a ViT, sharded, in parts, filled from a base, and back."""
 
 import dataclasses
 import json
@@ -11,14 +11,13 @@ import numpy as np
 import pytest
 from flax import nnx
 from support import released_folders, toy
-from support.released_folders import BAGEL, EMBEDDING, HEAD, OF_VIT
+from support.released_folders import BAGEL, OF_VIT, assert_same_files, assert_same_tensors, refused, round_trip
 
 import pdgen
-from pdgen import convert
 from pdgen.data.tokenizers import byte_level
 from pdgen.models import interleaved
 from pdgen.training import losses
-from pdgen.weights import bagel, bagel_convert, exported, released, safetensors_io
+from pdgen.weights import bagel, bagel_convert, exported, released
 
 JSON = ('config.json', 'llm_config.json', 'vit_config.json', 'ae_config.json')
 SMALL = dict(flow_steps=2, max_pictures=1, max_text_tokens=12)
@@ -30,38 +29,10 @@ def copy(tmp_path) -> pathlib.Path:
   return shutil.copytree(BAGEL, tmp_path / 'copy')
 
 
-def round_trip(source: pathlib.Path, home: pathlib.Path, **options) -> tuple[pathlib.Path, str]:
-  """Imports, exports, and imports the export: the same parameters. Returns the export, and what was said."""
-  home.mkdir(exist_ok=True)
-  said: list[str] = []
-  first = dict(prepare_tokenizer=byte_level.prepare, say=said.append)
-  bagel_convert.import_bagel(source, home / 'imported', **first, **options)
-  bagel_convert.export_bagel(home / 'imported', home / 'again', say=said.append)
-  bagel_convert.import_bagel(home / 'again', home / 'second', prepare_tokenizer=byte_level.prepare)
-  params = (exported.PARAMS, 'source/fixed.safetensors')
-  assert all((home / 'imported' / p).read_bytes() == (home / 'second' / p).read_bytes() for p in params)
-  return home / 'again', '\n'.join(said)
-
-
-def assert_same_files(one: pathlib.Path, other: pathlib.Path):
-  assert sorted(p.name for p in one.iterdir()) == sorted(p.name for p in other.iterdir())
-  assert all((other / p.name).read_bytes() == p.read_bytes() for p in one.iterdir())
-
-
-def assert_same_tensors(got: dict[str, np.ndarray], want: dict[str, np.ndarray]):
-  assert got.keys() == want.keys()
-  for name, x in want.items():
-    assert got[name].dtype == x.dtype and got[name].tobytes() == x.tobytes(), name
-
-
-def refused(capsys, *arguments: str) -> str:
-  """The one line of the command."""
-  with pytest.raises(SystemExit) as stop:
-    convert.main(['import', *arguments])
-  assert stop.value.code == 2
-  message = capsys.readouterr().err.partition('error: ')[2].strip()
-  assert message and '\n' not in message and 'Traceback' not in message, message
-  return message
+def refusal(source: pathlib.Path, to: pathlib.Path) -> str:
+  with pytest.raises(ValueError) as error:
+    bagel_convert.import_bagel(source, to, prepare_tokenizer=byte_level.prepare)
+  return str(error.value)
 
 
 def mixed(whole: dict[str, np.ndarray], keep) -> dict[str, np.ndarray]:
@@ -155,6 +126,17 @@ def test_the_average_goes_before_the_model_unless_weights_says_otherwise(copy, t
   assert_same_files(again, copy)
 
 
+def test_an_index_of_weights_that_were_not_taken_is_not_given_back(copy, tmp_path):
+  index = released_folders.shard(copy)
+  shutil.copyfile(BAGEL / bagel.EMA, copy / bagel.EMA)
+  again, said = round_trip(copy, tmp_path / 'ema')
+  assert_same_files(again, BAGEL)
+  assert f'Left out: {index.name}' in said
+  again, _ = round_trip(copy, tmp_path / 'index', weights=index.name)
+  (copy / bagel.EMA).unlink()
+  assert_same_files(again, copy)
+
+
 def test_weights_may_be_a_path_elsewhere(copy, tmp_path, capsys):
   elsewhere = tmp_path / 'elsewhere'
   elsewhere.mkdir()
@@ -173,72 +155,6 @@ def test_weights_may_be_a_path_elsewhere(copy, tmp_path, capsys):
     assert told in refused(capsys, f'--from={copy}', to, f'--weights={given}')
   shutil.copyfile(elsewhere / 'run-00001-of-00003.safetensors', copy / 'step_1.safetensors')
   assert '--weights=step_1.safetensors takes that file' in refused(capsys, f'--from={copy}', to)
-
-
-# Tied heads.
-
-
-def tied(folder: pathlib.Path, kind=np.float32) -> pathlib.Path:
-  tensors = {name: x.astype(kind) for name, x in released_folders.ema().items() if name != HEAD}
-  released_folders.save(tensors, folder / bagel.EMA)
-  released_folders.settings(folder, 'llm_config.json', tie_word_embeddings=True)
-  return folder
-
-
-@pytest.mark.parametrize('kind', [np.float32, np.float16, jnp.bfloat16])
-def test_a_tied_head_is_copied_and_left_out_again(copy, tmp_path, kind, monkeypatch):
-  monkeypatch.setattr(safetensors_io, 'BLOCK', 10_000)  # Head and embedding in many blocks.
-  again, said = round_trip(tied(copy, kind), tmp_path)
-  assert 'The embedding is the head' in said
-  assert_same_files(again, copy)
-  stored = safetensors_io.Reader(tmp_path / 'imported' / exported.PARAMS)
-  np.testing.assert_array_equal(stored.read('head/kernel').T, stored.read('embed/table'))
-
-
-@pytest.mark.parametrize('sharded', [False, True])
-@pytest.mark.parametrize('dtype', [bagel_convert.AS_SOURCE, bagel_convert.FLOAT32])
-def test_a_tied_head_that_learned_is_written_and_untied(copy, tmp_path, sharded, dtype):
-  tied(copy)
-  if sharded:
-    released_folders.shard(copy)
-  bagel_convert.import_bagel(copy, tmp_path / 'imported', prepare_tokenizer=byte_level.prepare)
-  stored = exported.load_export(tmp_path / 'imported')
-  params = jax.tree.map(np.array, stored.params)
-  params['head']['kernel'][3, 5] = np.nextafter(params['head']['kernel'][3, 5], 9, dtype=np.float32)
-  exported.export_ema(tmp_path / 'final', params, config=stored.config, tokenizer=stored.tokenizer)
-  said: list[str] = []
-  bagel_convert.export_bagel(tmp_path / 'final', tmp_path / 'again', dtype=dtype, say=said.append)
-  assert len(said) == 1 and 'tie_word_embeddings: false' in said[0]
-  got, want = (released_folders.tensors_of(folder) for folder in (tmp_path / 'again', copy))
-  head = got.pop(HEAD)
-  assert_same_tensors(got, want)
-  assert [*zip(*np.nonzero(head != got[EMBEDDING]), strict=True)] == [(5, 3)]
-  assert json.loads((tmp_path / 'again' / 'llm_config.json').read_bytes())['tie_word_embeddings'] is False
-  bagel_convert.import_bagel(tmp_path / 'again', tmp_path / 'second', prepare_tokenizer=byte_level.prepare)
-  np.testing.assert_array_equal(exported.load_export(tmp_path / 'second').params['head']['kernel'].T, head)
-
-
-def test_a_head_that_is_missing_and_not_tied_is_told(copy, tmp_path, capsys):
-  tied(copy)
-  to = f'--to={tmp_path / "to"}'
-  for value, told in ((False, f'missing: {HEAD}'), ('yes', "tie_word_embeddings is 'yes'")):
-    released_folders.settings(copy, 'llm_config.json', tie_word_embeddings=value)
-    assert told in refused(capsys, f'--from={copy}', to)
-  # An untied base fills it in; the head of a tied base is the embedding of what is imported.
-  released_folders.settings(copy, 'llm_config.json', tie_word_embeddings=False)
-  again, _ = round_trip(copy, tmp_path / 'a', base=BAGEL)
-  assert_same_tensors(released_folders.tensors_of(again), released_folders.tensors_of(BAGEL))
-  base = tied(shutil.copytree(BAGEL, tmp_path / 'base'))
-  only = released_folders.part(tmp_path / 'only', lambda name: name == EMBEDDING)
-  again, said = round_trip(only, tmp_path / 'b', base=base)
-  assert 'The embedding is the head' in said and HEAD not in released_folders.tensors_of(again)
-  stored = safetensors_io.Reader(tmp_path / 'b' / 'imported' / exported.PARAMS)
-  np.testing.assert_array_equal(stored.read('head/kernel').T, released_folders.tensors_of(only)[EMBEDDING])
-  # A folder that says tied, and has neither: the head of the base is no copy.
-  rest = released_folders.part(tmp_path / 'rest', lambda name: 'moe_gen' in name, files=('llm_config.json',))
-  released_folders.settings(rest, 'llm_config.json', tie_word_embeddings=True)
-  again, _ = round_trip(rest, tmp_path / 'c', base=BAGEL)
-  assert json.loads((again / 'llm_config.json').read_bytes())['tie_word_embeddings'] is False
 
 
 # Parts, filled from a base.
@@ -357,6 +273,15 @@ def test_shapes_that_disagree_with_the_base_are_one_line(tmp_path, capsys):
   message = refused(capsys, f'--from={source}', f'--base={BAGEL}', to)
   assert f'1 tensors of {source}' in message and 'mis-shaped: llm2vae.bias' in message
   assert not (tmp_path / 'to').exists()
+
+
+def test_a_part_without_a_base_is_one_line(tmp_path, capsys):
+  for name in PARTS:
+    source = released_folders.part(tmp_path / name.replace(' ', '_'), PARTS[name], files=(*JSON, bagel.AE))
+    released_folders.settings(source, 'config.json', visual_und=False)
+    message = refusal(source, tmp_path / 'to')
+    assert 'missing: ' in message and '--base=FOLDER' in message
+    assert '\n' not in message, message
 
 
 def test_what_the_base_lacks_too_is_told(tmp_path, capsys):

@@ -10,7 +10,7 @@ from pdgen.weights import bagel, released, safetensors_io, shards
 
 # How far a stored sin-cos table may be from ours: its type's rounding of values up to 1.
 _TABLE_TOLERANCE = {'float32': 1e-4, 'float16': 1e-3, 'bfloat16': 1e-2}
-_MOST = 4  # Shapes that are listed one by one.
+_MOST = 4  # Shapes, or parts of the model, that are listed one by one.
 Key = tuple[str, str]  # Released file and name of a tensor.
 
 
@@ -132,6 +132,9 @@ def _grouped(
   for file, name in names:
     part = next((folder for folder in _folders(name) if (file, folder) not in kept), name)
     groups.setdefault((file, part), []).append((file, name))
+  if len(groups) > _MOST:  # Of a part of a model, all the rest.
+    count, (file, name) = sum(map(len, groups.values())), next(iter(groups.values()))[0]
+    return [f'{what}: {count} tensors in {len(groups)} parts of the model; the first: {name} ({file})']
   return [
     f'{what}: {keys[0][1]} {list(shapes[keys[0]])} ({file})' if len(keys) == 1
     else f'{what}: {part}.* ({len(keys)} tensors, {file})'

@@ -87,7 +87,7 @@ def open_shards(path: pathlib.Path) -> Shards:
       f'{path} names {len(names)} files, of which {folder} lacks {len(missing)}: {", ".join(missing[:_MOST])}{more}. '
       'Fetch them again.'
     )
-  files = {file: safetensors_io.Reader(paths.inside(folder, file)) for file in names}
+  files = {file: safetensors_io.Reader(folder / file) for file in names}
   places: dict[str, tuple[safetensors_io.Reader, str]] = {}
   for file, reader in files.items():
     if twice := [tensor for tensor in reader.infos if tensor in places]:

@@ -1,4 +1,4 @@
-"""Released folders as people have them, made of the tiny one in tests/golden: shards, parts, tied heads."""
+"""Released folders as people have them, made of the tiny one in tests/golden: shards, parts; there and back."""
 
 import json
 import pathlib
@@ -6,9 +6,12 @@ import shutil
 from collections.abc import Callable, Mapping
 
 import numpy as np
+import pytest
 import safetensors.numpy
 
-from pdgen.weights import bagel
+from pdgen import convert
+from pdgen.data.tokenizers import byte_level
+from pdgen.weights import bagel, bagel_convert, exported
 from support import golden_folder
 
 BAGEL = golden_folder.FOLDER / 'ckpt'
@@ -71,3 +74,37 @@ def changed(array: np.ndarray) -> np.ndarray:
   out = array.copy()
   out.reshape(-1).view(np.uint32)[:1] ^= 1
   return out
+
+
+def round_trip(source: pathlib.Path, home: pathlib.Path, **options) -> tuple[pathlib.Path, str]:
+  """Imports, exports, and imports the export: the same parameters. Returns the export, and what was said."""
+  home.mkdir(exist_ok=True)
+  said: list[str] = []
+  first = dict(prepare_tokenizer=byte_level.prepare, say=said.append)
+  bagel_convert.import_bagel(source, home / 'imported', **first, **options)
+  bagel_convert.export_bagel(home / 'imported', home / 'again', say=said.append)
+  bagel_convert.import_bagel(home / 'again', home / 'second', prepare_tokenizer=byte_level.prepare)
+  params = (exported.PARAMS, 'source/fixed.safetensors')
+  assert all((home / 'imported' / p).read_bytes() == (home / 'second' / p).read_bytes() for p in params)
+  return home / 'again', '\n'.join(said)
+
+
+def assert_same_files(one: pathlib.Path, other: pathlib.Path):
+  assert sorted(p.name for p in one.iterdir()) == sorted(p.name for p in other.iterdir())
+  assert all((other / p.name).read_bytes() == p.read_bytes() for p in one.iterdir())
+
+
+def assert_same_tensors(got: dict[str, np.ndarray], want: dict[str, np.ndarray]):
+  assert got.keys() == want.keys()
+  for name, x in want.items():
+    assert got[name].dtype == x.dtype and got[name].tobytes() == x.tobytes(), name
+
+
+def refused(capsys, *arguments: str) -> str:
+  """The one line of the command."""
+  with pytest.raises(SystemExit) as stop:
+    convert.main(['import', *arguments])
+  assert stop.value.code == 2
+  message = capsys.readouterr().err.partition('error: ')[2].strip()
+  assert message and '\n' not in message and 'Traceback' not in message, message
+  return message
