@@ -3,7 +3,9 @@
     python -m pdgen.convert import --from=BAGEL-7B-MoT --to=checkpoints/bagel
     python -m pdgen.sample --checkpoint=checkpoints/bagel --prompt='a photo of a red ring'
     python -m pdgen.convert export --from=checkpoints/bagel --to=BAGEL-again
+    python -m pdgen.convert import --from=my-finetune --base=BAGEL-7B-MoT --to=checkpoints/mine
 
+A fine-tune that lacks json files, the VAE, the tokenizer or some of the tensors takes them from --base.
 Weights keep their bits and their type, bfloat16 or float32 (float16 is kept as float32); an export of an import has the
 bytes of the folder that it came from. The `final` folder of a run that began with an import exports, too: what did not
 learn bit for bit, what learned in the type it came in, or with --dtype=float32 unrounded; adapters merged, or
@@ -34,6 +36,10 @@ def main(arguments: Sequence[str] | None = None):
     command.add_argument('--from', dest='source', required=True, help='folder to read')
     command.add_argument('--to', required=True, help='folder to write, new or empty')
     if name == 'import':
+      command.add_argument('--base', help='a download of BAGEL-7B-MoT: fills in files and tensors that FROM lacks')
+      command.add_argument(
+        '--weights', help='a *.safetensors or its *.index.json: a name in FROM, or a path; without: ema before model'
+      )
       command.add_argument('--max_latent_size', type=int, help='latent patches a side; beats config.json')
       command.add_argument('--image_size', type=int, help='pixels a side of the pictures to paint')
       command.add_argument(

@@ -11,7 +11,7 @@ import pytest
 
 from pdgen.core import trees
 from pdgen.models import interleaved, presets
-from pdgen.weights import bagel
+from pdgen.weights import bagel, bagel_checks
 
 GOLDEN = pathlib.Path(os.environ.get('PDGEN_GOLDEN', pathlib.Path(__file__).parent / 'golden'))
 
@@ -43,7 +43,7 @@ def found(released) -> dict[tuple[str, str], tuple[int, ...]]:
 def test_bagel_7b_has_the_released_names_and_shapes(released, ours, found):
   wanted = bagel.entries(ours)
   assert {key: entry.shape for key, entry in wanted.items()} == found
-  assert bagel.disagreements(wanted, found) == []
+  assert bagel_checks.disagreements(wanted, found) == []
   summary = released['summary']
   assert len(found) == summary['ema_tensors'] + summary['ae_tensors']
   fixed = sum(math.prod(shape) for path, shape in ours.items() if path.startswith('fixed/'))
@@ -95,7 +95,7 @@ def test_every_disagreement_is_listed(ours, found):
   del changed['ema.safetensors', 'vae2llm.bias']
   changed['ae.safetensors', 'decoder.extra.weight'] = (3,)
   changed['ema.safetensors', 'llm2vae.bias'] = (65,)
-  assert bagel.disagreements(wanted, changed) == [
+  assert bagel_checks.disagreements(wanted, changed) == [
     'missing: vae2llm.bias [3584] (ema.safetensors)',
     'unexpected: decoder.extra.weight [3] (ae.safetensors)',
     'mis-shaped: llm2vae.bias [65], [64] wanted (ema.safetensors)',

@@ -1,4 +1,4 @@
-"""Importing and loading 2 GB takes the memory of a few blocks, and of a process's own shards."""
+"""Importing 2 GB (a folder, or the base of a part) takes the memory of a few blocks, loading that of own shards."""
 
 import json
 import os
@@ -9,9 +9,10 @@ import subprocess
 import sys
 
 import numpy as np
+import safetensors.numpy
 
 from pdgen.models import layers
-from pdgen.weights import bagel, bagel_convert, safetensors_io
+from pdgen.weights import bagel, bagel_convert, exported, safetensors_io
 
 ROOT = pathlib.Path(__file__).parents[1]
 BAGEL = pathlib.Path(os.environ.get('PDGEN_GOLDEN') or ROOT / 'tests' / 'golden') / 'ckpt'
@@ -29,7 +30,8 @@ _IMPORT = """
 from pdgen.data.tokenizers import byte_level
 from pdgen.weights import bagel_convert
 before = status('VmRSS')
-bagel_convert.import_bagel(sys.argv[1], sys.argv[2], prepare_tokenizer=byte_level.prepare)
+base = sys.argv[3] if len(sys.argv) > 3 else None
+bagel_convert.import_bagel(sys.argv[1], sys.argv[2], prepare_tokenizer=byte_level.prepare, base=base)
 print('grew', status('VmHWM') - before)
 """
 _LOAD = """
@@ -112,6 +114,14 @@ def test_two_gigabytes_go_through_a_few_megabytes(tmp_path):
     (small,) = numbers(run(_IMPORT, str(BAGEL), str(tmp_path / 'small')))
     (large,) = numbers(run(_IMPORT, str(tmp_path / 'bagel'), str(tmp_path / 'large')))
     assert large < small + IMPORT_MEMORY, f'importing {total / 1e9:.2f} GB took {large / 1e6:.0f} MB'
+    (tmp_path / 'part').mkdir()  # One tensor; the rest is the base's.
+    bias = {'llm2vae.bias': np.zeros(16 * 2 * 2, np.float32)}
+    safetensors.numpy.save_file(bias, tmp_path / 'part' / bagel.EMA)
+    (filled,) = numbers(run(_IMPORT, *(str(tmp_path / name) for name in ('part', 'filled', 'bagel'))))
+    assert filled < small + IMPORT_MEMORY, f'filling {total / 1e9:.2f} GB from a base took {filled / 1e6:.0f} MB'
+    sizes = [(tmp_path / name / exported.PARAMS).stat().st_size for name in ('filled', 'large')]
+    assert sizes[0] == sizes[1]
+    shutil.rmtree(tmp_path / 'filled')
     with socket.socket() as free:
       free.bind(('127.0.0.1', 0))
       address = f'127.0.0.1:{free.getsockname()[1]}'
@@ -122,6 +132,7 @@ def test_two_gigabytes_go_through_a_few_megabytes(tmp_path):
       assert grew < 1.3 * share + LOAD_MEMORY, f'a share of {share / 1e6:.0f} MB took {grew / 1e6:.0f} MB'
       shares.append(share)
     assert max(shares) < 0.55 * total and sum(shares) > 0.99 * total
-    print(f'{total / 1e9:.2f} GB: import {large / 1e6:.0f} MB, small {small / 1e6:.0f} MB; {grew=} {share=}')
+    imports = ', '.join(f'{n / 1e6:.0f} MB' for n in (small, large, filled))
+    print(f'{total / 1e9:.2f} GB: imports of the tiny one, of it, of a part over it: {imports}; {grew=} {share=}')
   finally:
     shutil.rmtree(tmp_path)

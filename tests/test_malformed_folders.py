@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.numpy
+from support import released_folders
 
 from pdgen import convert
 from pdgen.core import config as config_lib
@@ -182,6 +184,46 @@ def bad_link(rng: np.random.Generator, folder: pathlib.Path) -> str:
   return name
 
 
+def bad_index(rng: np.random.Generator, folder: pathlib.Path) -> str:
+  """Shards whose index says what is not so, or no index at all."""
+  index = released_folders.shard(folder, stem=str(rng.choice(['ema', 'model', 'weights'])))
+  values = json.loads(index.read_bytes())
+  placed = values['weight_map']
+  tensor = str(rng.choice([*placed]))
+  files = sorted({*placed.values()})
+  file, other = placed[tensor], next(name for name in files if name != placed[tensor])
+  outside = folder.parent / 'outside'
+  paths = ('../outside/x.safetensors', '/etc/passwd', 'a/b.safetensors', '..', '', 'C:x', 'a\nb', *HOSTILE)
+  kind = int(rng.integers(12))
+  changes: dict[int, Callable[[], Any]] = {
+    0: lambda: values.update(weight_map=HOSTILE[int(rng.integers(len(HOSTILE)))]),
+    1: lambda: values.pop('weight_map'),
+    2: lambda: placed.update({tensor: paths[int(rng.integers(len(paths)))]}),
+    3: lambda: placed.update({tensor: other}),
+    4: lambda: placed.update({'language_model.model.nothing': file}),
+    5: lambda: placed.update({tensor: 'pytorch_model.bin'}),
+    6: lambda: placed.update({tensor: 'model-00009-of-00009.safetensors'}),
+  }
+  if kind in changes:
+    changes[kind]()
+    replace(index, json.dumps(values).encode())
+  elif kind == 7:
+    replace(index, texts(rng, index.read_bytes()))
+  elif kind == 8:
+    (folder / file).unlink()
+  elif kind == 9:  # A tensor in two shards.
+    both = {tensor: released_folders.tensors_of(folder)[tensor]}
+    released_folders.save(safetensors.numpy.load_file(folder / other) | both, folder / other)
+  elif kind == 10:
+    (folder / file).rename(outside / file)
+    (folder / file).symlink_to(outside / file)
+    return file
+  else:
+    replace(folder / file, (folder / file).read_bytes()[: -int(rng.integers(1, 100))])
+    return file
+  return index.name
+
+
 def bad_manifest(rng: np.random.Generator, folder: pathlib.Path) -> str:
   """Of a checkpoint: config.json."""
   path = folder / 'config.json'
@@ -252,9 +294,9 @@ def replace(path: pathlib.Path, content: bytes):
   path.write_bytes(content)
 
 
-RELEASED = (bad_json, bad_field, bad_header, bad_numbers, bad_tokenizer, part_of_a_tokenizer, bad_link)
+RELEASED = (bad_json, bad_field, bad_header, bad_numbers, bad_tokenizer, part_of_a_tokenizer, bad_link, bad_index)
 CHECKPOINT = (bad_manifest, bad_source)
-EVERY = (*RELEASED, bad_field, bad_header, bad_header, bad_tokenizer, *CHECKPOINT, *CHECKPOINT)
+EVERY = (*RELEASED, bad_field, bad_header, bad_header, bad_index, bad_tokenizer, *CHECKPOINT, *CHECKPOINT)
 
 
 @pytest.fixture(scope='module')

@@ -20,6 +20,7 @@ JSON = ('llm_config.json', 'vit_config.json')
 SAME, LINEAR, CONV = 'same', 'linear', 'conv'
 _AXES = {SAME: None, LINEAR: (1, 0), CONV: (2, 3, 1, 0)}  # [out, in]; [out, in, rows, columns]
 _BACK = {SAME: None, LINEAR: (1, 0), CONV: (3, 2, 0, 1)}
+OF_VIT = ('vit_model.', 'connector.', 'vit_pos_embed.')  # How the names of all that a ViT needs begin.
 # The two sin-cos tables of a released file are no parameters of ours, which computes them (QUIRKS 3): kept to be given
 # back, bit for bit.
 FIXED = 'fixed/'
@@ -183,83 +184,6 @@ def to_released(array: Any, layout: str) -> Any:
   return array if _BACK[layout] is None else array.transpose(_BACK[layout])
 
 
-def disagreements(
-  wanted: Mapping[tuple[str, str], Entry], found: Mapping[tuple[str, str], tuple[int, ...]]
-) -> list[str]:
-  """One line for each cause: a tensor or a group of them that is missing, unexpected or of another shape.
-
-  Args:
-    wanted: released tensors by file and name.
-    found: shapes by file and name.
-  """
-  lacking, extra = sorted(wanted.keys() - found), sorted(found.keys() - wanted)
-  lines = []
-  if prefix := _common_prefix(lacking, extra):
-    lines = [f'prefixed: all {len(extra)} names begin with {prefix!r} ({extra[0][0]}). Save them without it.']
-    prefixed = {(file, name.removeprefix(prefix)) for file, name in extra}
-    lacking, extra = [key for key in lacking if key not in prefixed], []
-  vit = [key for key in wanted if key[0] == EMA and key[1].startswith(_OF_VIT)]
-  if vit and set(vit) <= set(lacking):
-    lacking = [key for key in lacking if not key[1].startswith(_OF_VIT)]
-    lines.append(
-      f'missing: the ViT ({len(vit)} tensors vit_model.*, connector.*, vit_pos_embed.*; {EMA}), as fine-tunes for '
-      'text to image lack it. Add those of the release that it was tuned from.'
-    )
-  lines += _grouped('missing', lacking, found, {key: entry.shape for key, entry in wanted.items()})
-  lines += _grouped('unexpected', extra, wanted, found)
-  differ = [key for key in sorted(wanted.keys() & found.keys()) if wanted[key].shape != found[key]]
-  shapes = [f'{key[1]} {list(found[key])}, {list(wanted[key].shape)} wanted ({key[0]})' for key in differ]
-  if len(shapes) > _MOST:
-    files = ', '.join(JSON)
-    shapes = [f'{len(shapes)} tensors; the first: {shapes[0]}. Are the sizes in {files} those of the weights?']
-  return lines + [f'mis-shaped: {line}' for line in shapes]
-
-
-_OF_VIT = ('vit_model.', 'connector.', 'vit_pos_embed.')
-_MOST = 4  # Shapes that are listed one by one.
-
-
-def _common_prefix(lacking: list[tuple[str, str]], extra: list[tuple[str, str]]) -> str:
-  """What stands before wanted names in all unexpected ones, which are of one file; empty: nothing."""
-  if len({file for file, _ in extra}) != 1:
-    return ''
-  file, first = extra[0]
-  ends = [name for of, name in lacking if of == file and first.endswith(f'.{name}')]
-  prefix = first.removesuffix(max(ends, key=len)) if ends else ''
-  known = set(lacking)
-  all_begin = all(name.startswith(prefix) and (file, name.removeprefix(prefix)) in known for _, name in extra)
-  return prefix if all_begin else ''
-
-
-def _grouped(
-  what: str,
-  names: list[tuple[str, str]],
-  others: Mapping[tuple[str, str], Any],
-  shapes: Mapping[tuple[str, str], tuple[int, ...]],
-) -> list[str]:
-  """A line for each largest part of the model of which all tensors are so. others: those that are not."""
-  groups: dict[tuple[str, str], list[tuple[str, str]]] = {}
-  generation = [key for key in names if '_moe_gen' in key[1]]
-  if len(generation) > _MOST and not any('_moe_gen' in name for _, name in others):
-    groups[EMA, '*_moe_gen'] = generation
-    names = [key for key in names if key not in generation]
-  kept = {(file, folder) for file, name in others for folder in _folders(name)}
-  for file, name in names:
-    part = next((folder for folder in _folders(name) if (file, folder) not in kept), name)
-    groups.setdefault((file, part), []).append((file, name))
-  return [
-    f'{what}: {keys[0][1]} {list(shapes[keys[0]])} ({file})' if len(keys) == 1
-    else f'{what}: {part}.* ({len(keys)} tensors, {file})'
-    for (file, part), keys in groups.items()
-  ]  # fmt: skip
-
-
-def _folders(name: str) -> list[str]:
-  """The parts of the model that a released name lies in, largest first."""
-  parts = name.split('.')
-  return ['.'.join(parts[:n]) for n in range(1, len(parts))]
-
-
 @functools.cache
 def _pattern(template: str) -> re.Pattern:
   parts = re.split(r'\{(\w)\}', template)
@@ -267,7 +191,12 @@ def _pattern(template: str) -> re.Pattern:
 
 
 def from_released(
-  llm: Mapping[str, Any], vit: Mapping[str, Any], bagel: Mapping[str, Any], vae: Mapping[str, Any], *, dtype: str
+  llm: Mapping[str, Any],
+  vit: Mapping[str, Any] | None,
+  bagel: Mapping[str, Any],
+  vae: Mapping[str, Any],
+  *,
+  dtype: str,
 ) -> config.ModelConfig:
   """The model that the json files of a released folder describe.
 
@@ -276,7 +205,7 @@ def from_released(
 
   Args:
     llm: content of llm_config.json.
-    vit: of vit_config.json.
+    vit: of vit_config.json; None: the model has no ViT.
     bagel: of config.json; may be empty.
     vae: of ae_config.json; may be empty.
     dtype: compute dtype.
@@ -314,28 +243,14 @@ def from_released(
   side = depth_of(bagel, 'max_latent_size', of='config.json', default=presets.MAX_LATENT_SIZE)
   patch = latent_patch * autoencoder.downsample
   size = min(side * patch, 1024 // patch * patch)
-  vit_patch = depth_of(vit, 'patch_size', of='vit_config.json')
-  select = _number(bagel, 'vit_select_layer', of='config.json', kind=int, at_least=-1000, at_most=-1, default=-2)
-  encoder = config.VitConfig(
-    width=size_of(vit, 'hidden_size', of='vit_config.json'),
-    # (BAGEL) vit_select_layer -2: the last layer of the file's count is neither built nor stored.
-    depth=depth_of(vit, 'num_hidden_layers', of='vit_config.json') + 1 + select,
-    num_heads=depth_of(vit, 'num_attention_heads', of='vit_config.json'),
-    mlp_dim=size_of(vit, 'intermediate_size', of='vit_config.json'),
-    patch=vit_patch,
-    max_patches=depth_of(bagel, 'vit_max_num_patch_per_side', of='config.json', default=presets.MAX_VIT_PATCHES),
-    image_size=vit_patch,
-  )
+  encoder = None if vit is None else _vit(vit, bagel)
   spread = bagel.get('interpolate_pos', False)
   if not isinstance(spread, bool):
     raise ValueError(f'config.json: interpolate_pos is {spread!r}, neither true nor false.')
   width, heads = (size_of(llm, name, of='llm_config.json') for name in ('hidden_size', 'num_attention_heads'))
   groups = size_of(llm, 'num_key_value_heads', of='llm_config.json')
-  if width % heads or heads % groups or encoder.width % encoder.num_heads or encoder.depth < 1 or size < 1:
-    raise ValueError(
-      f'llm_config.json, vit_config.json or config.json: {width=}, {heads=}, {groups=}, {encoder.width=}, '
-      f'{encoder.num_heads=}, {encoder.depth=}, image {size=} do not go together.'
-    )
+  if width % heads or heads % groups or size < 1:
+    raise ValueError(f'llm_config.json or config.json: {width=}, {heads=}, {groups=}, {size=} do not go together.')
   model = config.ModelConfig(
     vocab_size=size_of(llm, 'vocab_size', of='llm_config.json'),
     width=width,
@@ -356,6 +271,28 @@ def from_released(
     dtype=dtype,
   )
   return presets.at_image_size(model, size)
+
+
+def _vit(vit: Mapping[str, Any], bagel: Mapping[str, Any]) -> config.VitConfig:
+  """The ViT that vit_config.json and config.json describe. Raises: as `from_released`."""
+  size_of = functools.partial(_number, kind=int, at_least=1, at_most=2**24)
+  depth_of = functools.partial(_number, kind=int, at_least=1, at_most=1000)
+  patch = depth_of(vit, 'patch_size', of='vit_config.json')
+  select = _number(bagel, 'vit_select_layer', of='config.json', kind=int, at_least=-1000, at_most=-1, default=-2)
+  encoder = config.VitConfig(
+    width=size_of(vit, 'hidden_size', of='vit_config.json'),
+    # (BAGEL) vit_select_layer -2: the last layer of the file's count is neither built nor stored.
+    depth=depth_of(vit, 'num_hidden_layers', of='vit_config.json') + 1 + select,
+    num_heads=depth_of(vit, 'num_attention_heads', of='vit_config.json'),
+    mlp_dim=size_of(vit, 'intermediate_size', of='vit_config.json'),
+    patch=patch,
+    max_patches=depth_of(bagel, 'vit_max_num_patch_per_side', of='config.json', default=presets.MAX_VIT_PATCHES),
+    image_size=patch,
+  )
+  if encoder.width % encoder.num_heads or encoder.depth < 1:
+    sizes = f'width={encoder.width}, heads={encoder.num_heads}, depth={encoder.depth}'
+    raise ValueError(f'vit_config.json or config.json: {sizes} do not go together.')
+  return encoder
 
 
 def _number(

@@ -17,18 +17,26 @@ from typing import Any
 import numpy as np
 
 from pdgen.core import config as config_lib
-from pdgen.core import json_file, paths, trees
-from pdgen.models import interleaved, layers, presets
+from pdgen.core import paths, trees
+from pdgen.models import interleaved, presets
 from pdgen.models import params as params_lib
-from pdgen.weights import bagel, exported, folders, peft_adapters, safetensors_io, source_manifest
+from pdgen.weights import (
+  bagel,
+  bagel_checks,
+  exported,
+  folders,
+  peft_adapters,
+  released,
+  safetensors_io,
+  shards,
+  source_manifest,
+  tied_head,
+)
 
 # (folder with the tokenizer's files, known ids by name, rows of the embedding); raises ValueError if they do not fit.
 PrepareTokenizer = Callable[[pathlib.Path, Mapping[str, int], int], None]
 
-_WEIGHTS = source_manifest.WEIGHTS
 _FIXED = 'fixed.safetensors'  # In `source`: the tables that pdgen computes.
-_OWN_SETTINGS = ('pdgen_tokenizer.json',)  # What `prepare_tokenizer` may write.
-_KEPT = ('.json', '.txt', '.model', '.tiktoken')  # Endings of files that are given back besides the weights.
 # The names of new_token_ids in config.json (QUIRKS 6).
 _TOKEN_IDS = {
   'bos_token_id': 'im_start',
@@ -36,8 +44,6 @@ _TOKEN_IDS = {
   'start_of_image': 'vision_start',
   'end_of_image': 'vision_end',
 }
-# How far a stored sin-cos table may be from ours: its type's rounding of values up to 1.
-_TABLE_TOLERANCE = {'float32': 1e-4, 'float16': 1e-3, 'bfloat16': 1e-2}
 AS_SOURCE, FLOAT32 = 'source', 'float32'  # Types of what learned in an export.
 MERGED, APART = 'merged', 'apart'  # Where adapters go.
 
@@ -47,57 +53,75 @@ def import_bagel(
   to: str | pathlib.Path,
   *,
   prepare_tokenizer: PrepareTokenizer,
+  base: str | pathlib.Path | None = None,
+  weights: str | pathlib.Path | None = None,
   max_latent_size: int | None = None,
   image_size: int | None = None,
+  say: Callable[[str], None] = print,
 ) -> config_lib.Config:
   """Makes a checkpoint of a released folder. Returns its configuration.
 
   Args:
-    source: the released folder.
+    source: the released folder, or with a base a part of one.
     to: where the checkpoint goes, new or empty.
     prepare_tokenizer: `data.tokenizers.byte_level.prepare`: checks the tokenizer of the folder, or makes one.
+    base: a whole released folder, which fills in the files and tensors that the source lacks.
+    weights: file or index of the language model, a name in the source or a path; None: `released.open_released`.
     max_latent_size: latent patches a side of its table of positions; None: what config.json says.
     image_size: pixels a side of the pictures to paint; None: 1024, or the largest that its position tables allow.
+    say: called with lines that say what was taken from where.
 
   Raises: ValueError for a folder of another model, with a line for each cause, for a link out of the folder, or when
     `to` is not empty; FileNotFoundError when there is no such folder.
   """
-  source, to = pathlib.Path(source), pathlib.Path(to)
+  to = pathlib.Path(to)
   folders.check_empty(to)
-  _check_is_bagel(source)
-  readers = {file: safetensors_io.Reader(paths.inside(source, file)) for file in _WEIGHTS}
-  model = _model(source, readers[bagel.EMA], max_latent_size)
-  entries = _entries(source, model)
-  _check_tensors(source, entries, readers)
+  given = released.open_released(pathlib.Path(source), base=base, weights=weights)
+  model = _model(given, max_latent_size)
+  entries = _entries(given, model)
+  tensors = {file: _tensors(given, file, entries) for file in released.STEMS}
+  bagel_checks.check_tensors(given, entries, tensors)
   if image_size is not None:
     if image_size < 1:
       raise ValueError(f'{image_size=}: a picture has at least one token, {model.codec.patch} pixels a side.')
     model = presets.at_image_size(model, image_size)
-  _check_tables(model, readers[bagel.EMA])
+  bagel_checks.check_tables(_tables(model), model.width, tensors[bagel.EMA])
   config = config_lib.Config(
-    name=source.resolve().name,
+    name=given.own.path.resolve().name,
     model=model,
     data=config_lib.DataConfig(sources=(), tokenizer=exported.SOURCE),
     sampling=presets.bagel_sampling(model),
   )
   with folders.atomic_directory(to) as partial:
-    _keep_source(source, partial / exported.SOURCE, readers, entries, model, prepare_tokenizer)
+    corrected = released.corrections(given, entries)
+    for line in released.taken(given, tensors, corrected):
+      say(line)
+    _keep_source(given, partial / exported.SOURCE, tensors, entries, corrected)
+    _prepare_tokenizer(given, partial / exported.SOURCE, model, prepare_tokenizer)
     ours = {path: found for path, found in _by_path(entries).items() if not path.startswith(bagel.FIXED)}
-    digest = _write_ours(partial / exported.PARAMS, ours, readers)
+    digest = _write_ours(partial / exported.PARAMS, ours, tensors)
     exported.write_manifest(partial, config=config, digests={exported.PARAMS: digest})
   return config
 
 
-def export_bagel(source: str | pathlib.Path, to: str | pathlib.Path, *, dtype: str = AS_SOURCE, adapters: str = MERGED):
+def export_bagel(
+  source: str | pathlib.Path,
+  to: str | pathlib.Path,
+  *,
+  dtype: str = AS_SOURCE,
+  adapters: str = MERGED,
+  say: Callable[[str], None] = print,
+):
   """Makes a released folder of a checkpoint that was imported, or of a training run's `final` that began with one.
 
-  What did not learn comes back bit for bit.
+  What did not learn comes back bit for bit. A head that was tied to the embedding, and still equals it, is left out.
 
   Args:
     source: the checkpoint.
     to: where the folder goes, new or empty.
     dtype: of what learned: AS_SOURCE, the type that each tensor had in the imported folder, or FLOAT32, unrounded.
     adapters: MERGED into their matrices, or APART, in the folder `adapter` in the layout of the PEFT library.
+    say: called with a line that says that a tied head is written.
 
   Raises: ValueError for a checkpoint that was never imported, or when `to` is not empty; FileNotFoundError and
   ValueError as `load_export`.
@@ -121,27 +145,47 @@ def export_bagel(source: str | pathlib.Path, to: str | pathlib.Path, *, dtype: s
   tables = {path: (side**2, config.model.width) for path, side in _tables(config.model).items()}
   exported.check_shapes(fixed, {path: np.broadcast_to(0, shape) for path, shape in tables.items()})
   merged = config.model.lora if adapters == MERGED else None
+  by_name = {name: entry for (_, name), entry in entries.items()}
+
+  def header_of(start: bytes) -> bytes:
+    return start if dtype == AS_SOURCE else _unrounded(start, by_name, ours, merged)
+
+  def blocks(name: str, kind: safetensors_io.TensorInfo) -> Iterator[np.ndarray]:
+    stored = fixed if by_name[name].path in fixed.infos else ours
+    return (_rounded(block, kind.dtype, of=name) for block in _released_blocks(by_name[name], stored, merged))
+
   with folders.atomic_directory(to) as partial:
     if config.model.lora and adapters == APART:
       peft_adapters.write(partial / 'adapter', ours, entries=entries.values(), lora=config.model.lora)
     for name in files:
       shutil.copyfile(paths.inside(kept, name), partial / name)
-    for file, start in headers.items():
+    if not any(tied_head.HEAD in safetensors_io.tensor_infos(start) for start in headers.values()):
+      file, untied = tied_head.header_with_head(headers)
+      kinds = safetensors_io.tensor_infos(header_of(untied[file]))
+      if not tied_head.same(*(blocks(name, kinds[name]) for name in (tied_head.HEAD, tied_head.EMBEDDING))):
+        headers = untied
+        tied_head.untie(partial, file=file)
+        say(f'The head has learned: {file} holds it, and {tied_head.LLM} says {tied_head.FIELD}: false.')
+    for file, start in ((file, header_of(start)) for file, start in headers.items()):
       kinds = safetensors_io.tensor_infos(start)
       names = safetensors_io.names_in_order(start)
-      if dtype == FLOAT32:
-        learned = {name for name in names if _has_learned(entries[file, name], kinds[name], ours, merged)}
-        full = np.dtype(np.float32)
-        kinds = {name: kinds[name]._replace(dtype=full) if name in learned else kinds[name] for name in names}
-        start = safetensors_io.header(kinds, metadata=safetensors_io.metadata(start))
-      blocks = (
-        _rounded(block, kinds[name].dtype, of=name)
-        for name in names
-        for block in _released_blocks(
-          entries[file, name], fixed if entries[file, name].path in fixed.infos else ours, merged
-        )
-      )
-      safetensors_io.write(partial / file, start, blocks)
+      safetensors_io.write(partial / file, start, (block for name in names for block in blocks(name, kinds[name])))
+
+
+def _unrounded(
+  start: bytes,
+  entries: Mapping[str, bagel.Entry],
+  ours: safetensors_io.Reader,
+  merged: config_lib.LoraConfig | None,
+) -> bytes:
+  """A header with float32 for what learned. entries: by name."""
+  kinds = safetensors_io.tensor_infos(start)
+  full = np.dtype(np.float32)
+  kinds = {
+    name: kinds[name]._replace(dtype=full) if _has_learned(entries[name], kinds[name], ours, merged) else kinds[name]
+    for name in safetensors_io.names_in_order(start)
+  }
+  return safetensors_io.header(kinds, metadata=safetensors_io.metadata(start))
 
 
 def _rounded(block: np.ndarray, dtype: np.dtype, *, of: str) -> np.ndarray:
@@ -165,60 +209,54 @@ def _has_learned(
   )
 
 
-def _check_is_bagel(source: pathlib.Path):
-  if not source.is_dir() or (source / folders.CHECKPOINTS).is_dir():
-    error = ValueError if source.exists() else FileNotFoundError
-    raise error(f'{folders.explain(source)} `convert import` takes a released BAGEL folder.')
-  missing = [name for name in (*bagel.JSON, *_WEIGHTS) if not paths.inside(source, name).is_file()]
-  if not missing:
-    kind = _json(source, 'llm_config.json').get('model_type')
-    if kind != 'qwen2':
-      raise ValueError(f'The language model of {source} is a {kind!r} (llm_config.json); that of BAGEL is a qwen2.')
-    return
-  if (source / exported.PARAMS).is_file():
-    raise ValueError(
-      f'{source} is a model of pdgen already: use it as it is (--checkpoint={source}), or make a released folder '
-      f'of it: python -m pdgen.convert export --from={source} --to=..'
-    )
-  kind = folders.described(source)
-  what = f'is a {kind} (config.json), not BAGEL-7B-MoT' if kind else 'is no BAGEL-7B-MoT folder'
-  raise ValueError(f'{source} {what}: it lacks {", ".join(missing)}.')
-
-
-def _model(source: pathlib.Path, ema: safetensors_io.Reader, max_latent_size: int | None) -> config_lib.ModelConfig:
+def _model(source: released.Released, max_latent_size: int | None) -> config_lib.ModelConfig:
   """What the json files describe, once the side of the table of latent positions agrees with who tells it.
+
+  There is no ViT where config.json says so (`visual_und`) and no tensor is of one.
 
   max_latent_size: the flag, which beats config.json, which beats the default.
   """
-  halves = {kind.dtype.name for kind in ema.infos.values()}
-  llm, vit, own, autoencoder = (_json(source, name) for name in (*bagel.JSON, 'config.json', 'ae_config.json'))
+  found = shards.Tensors({**source.base_places(bagel.EMA), **source.own_places(bagel.EMA)})
+  halves = {kind.dtype.name for kind in found.infos.values()}
+  llm, vit, own, autoencoder = (source.json(name) for name in released.JSON)
   where = 'config.json, or the default,' if max_latent_size is None else '--max_latent_size'
   if max_latent_size is not None:
     own = {**own, 'max_latent_size': max_latent_size}
+  if not any(name.startswith(bagel.OF_VIT) for name in found.places) and source.lacks('visual_und'):
+    vit = None
   try:
     model = bagel.from_released(llm, vit, own, autoencoder, dtype='bfloat16' if 'bfloat16' in halves else 'float32')
   except ValueError as error:
-    raise ValueError(f'{source}{os.sep}{error}') from error
-  table = ema.infos.get('latent_pos_embed.pos_embed')
+    file = str(error).split()[0].strip(',:')
+    raise ValueError(f'{source.home(file).path}{os.sep}{error}') from error
+  table = found.infos.get('latent_pos_embed.pos_embed')
   side = 0 if table is None or not table.shape else math.isqrt(table.shape[0])
   if table is None or not side or side**2 != table.shape[0]:
-    return model  # `_check_tensors` names it.
+    return model  # `check_tensors` names it.
   if model.max_latent_size != side:
     raise ValueError(
-      f'{where} says max_latent_size={model.max_latent_size}, but the table of latent positions in {source} has '
-      f'{table.shape[0]} = {side} x {side} rows: pictures of at most {side} latent patches a side, each with the id '
-      f'row * {side} + column. Say --max_latent_size={side}. Smaller pictures need no smaller table: see --image_size.'
+      f'{where} says max_latent_size={model.max_latent_size}, but the table of latent positions in {source.own.path} '
+      f'has {table.shape[0]} = {side} x {side} rows: pictures of at most {side} latent patches a side, each with the '
+      f'id row * {side} + column. Say --max_latent_size={side}. Smaller pictures need no smaller table: see '
+      '--image_size.'
     )
   return model
 
 
-def _entries(source: pathlib.Path, model: config_lib.ModelConfig) -> dict[tuple[str, str], bagel.Entry]:
-  """The released tensors of a model. source: the folder that describes it, for errors."""
+def _entries(source: released.Released, model: config_lib.ModelConfig) -> dict[tuple[str, str], bagel.Entry]:
+  """The released tensors of a model. source: the folders that describe it, for errors."""
   try:
     return bagel.entries(_shapes(model))
   except Exception as error:  # Whatever sizes that contradict each other cause, anywhere in the model.
     what = ' '.join(str(error).split())[:300]
-    raise ValueError(f'The json files of {source} describe no model that could be built: {what}') from error
+    where = source.home(released.LLM).path
+    raise ValueError(f'The json files of {where} describe no model that could be built: {what}') from error
+
+
+def _tensors(source: released.Released, file: str, entries: Mapping[tuple[str, str], bagel.Entry]) -> shards.Tensors:
+  """All tensors of the folder, and of the base those of the model that the folder lacks."""
+  filled = {name: place for name, place in source.base_places(file).items() if (file, name) in entries}
+  return shards.Tensors({**source.own_places(file), **filled})
 
 
 def _shapes(model: config_lib.ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -230,77 +268,48 @@ def _shapes(model: config_lib.ModelConfig) -> dict[str, tuple[int, ...]]:
 
 def _tables(model: config_lib.ModelConfig) -> dict[str, int]:
   """Patches a side of the fixed tables."""
-  if model.vit is None:
-    raise ValueError('BAGEL has a ViT; this model has none (config.model.vit).')
-  sides = {'latent_position': model.max_latent_size, 'vit_position': model.vit.max_patches}
+  sides = {'latent_position': model.max_latent_size}
+  if model.vit is not None:
+    sides['vit_position'] = model.vit.max_patches
   return {f'{bagel.FIXED}{name}': side for name, side in sides.items()}
 
 
-def _check_tensors(source: pathlib.Path, entries: Mapping, readers: Mapping[str, safetensors_io.Reader]):
-  """Raises one error, with a line for each cause, when tensors are missing, unexpected, of another shape or type."""
-  kinds = {(file, name): kind for file, reader in readers.items() for name, kind in reader.infos.items()}
-  found = {key: kind.shape for key, kind in kinds.items()}
-  lines = bagel.disagreements(entries, found)
-  count = len(entries.keys() ^ found.keys()) + sum(entries[key].shape != found[key] for key in entries.keys() & found)
-  mixed = []
-  for path, parts in _by_path(entries).items():
-    types = {kinds[e.file, e.name].dtype.name for e in parts if (e.file, e.name) in kinds}
-    if len(types) > 1:
-      mixed.append(f'{parts[0].name} and its like in other layers are {sorted(types)} ({path})')
-  if mixed:
-    more = f'; so are {len(mixed) - 1} more' if len(mixed) > 1 else ''
-    lines.append(f'types: {mixed[0]}{more}. Save all layers in one type.')
-  if lines:
-    plain = not any('_moe_gen' in name for _, name in kinds)
-    hint = ' There is no *_moe_gen weight: this is a plain Qwen2, without the experts that paint.' if plain else ''
-    raise ValueError(
-      f'{count + len(mixed)} tensors of {source} are not those that its json files describe.{hint}'
-      + (f' {lines[0]}' if len(lines) == 1 else '\n  ' + '\n  '.join(lines))
-    )
-
-
-def _check_tables(model: config_lib.ModelConfig, ema: safetensors_io.Reader):
-  """The fixed tables are computed, so that stored ones must be those that are computed."""
-  for entry in bagel.entries({path: (side**2, model.width) for path, side in _tables(model).items()}).values():
-    side, dtype = _tables(model)[entry.path], ema.infos[entry.name].dtype
-    for rows in safetensors_io.block_slices(side**2, 4 * model.width):
-      row, column = np.divmod(np.arange(rows.start, rows.stop), side)
-      computed = np.asarray(layers.sincos_2d(row, column, model.width))
-      error = np.abs(computed - ema.read(entry.name, (rows,)).astype(np.float32)).max()
-      if not error <= _TABLE_TOLERANCE[dtype.name]:
-        raise ValueError(
-          f'{entry.name} is off by up to {error:.2g} from the sin-cos table that BAGEL has and pdgen computes in its '
-          'place. The model was trained with other positions.'
-        )
-
-
 def _keep_source(
-  source: pathlib.Path,
+  source: released.Released,
   folder: pathlib.Path,
-  readers: Mapping[str, safetensors_io.Reader],
+  tensors: Mapping[str, shards.Tensors],
   entries: Mapping[tuple[str, str], bagel.Entry],
-  model: config_lib.ModelConfig,
-  prepare_tokenizer: PrepareTokenizer,
+  corrected: Mapping[str, Any],
 ):
-  """All of the folder but its parameters: json and tokenizer files, headers, fixed tables; a tokenizer in any case."""
+  """All of the folder but its parameters: json and tokenizer files, headers, fixed tables."""
   folder.mkdir()
-  files = sorted(path.name for path in source.iterdir() if path.is_file() and path.suffix in _KEPT)
-  for name in files:
-    if name in (exported.IMPORTED, *_OWN_SETTINGS):
-      raise ValueError(f'{source / name} has the name of a file that a checkpoint has itself: rename it.')
-    shutil.copyfile(paths.inside(source, name), folder / name)
-  source_manifest.write(folder, files=files, headers={file: reader.header for file, reader in readers.items()})
+  headers: dict[str, bytes] = {}
+  indices = []
+  for file, group in tensors.items():
+    starts, index = released.layout(source, file, group)
+    headers |= starts
+    indices += [index] if index else []
+  files = released.copy_files(source, folder, indices=indices, corrected=corrected)
+  source_manifest.write(folder, files=files, headers=headers)
   fixed = {p: found for p, found in _by_path(entries).items() if p.startswith(bagel.FIXED)}
-  _write_ours(folder / _FIXED, fixed, readers)
+  _write_ours(folder / _FIXED, fixed, tensors)
 
-  told = _json(source, 'config.json').get('new_token_ids', {})
+
+def _prepare_tokenizer(
+  source: released.Released, folder: pathlib.Path, model: config_lib.ModelConfig, prepare: PrepareTokenizer
+):
+  """Checks the tokenizer of the folder, or makes one; with the ids that config.json states."""
+  told = source.json(released.CONFIG).get('new_token_ids', {})
   if not isinstance(told, dict) or not all(type(i) is int and 0 <= i < model.vocab_size for i in told.values()):
-    raise ValueError(f'{source / "config.json"}: new_token_ids are no ids below {model.vocab_size}, by name.')
+    where = source.home(released.CONFIG).path / released.CONFIG
+    raise ValueError(f'{where}: new_token_ids are no ids below {model.vocab_size}, by name.')
   told = {ours: told[name] for name, ours in _TOKEN_IDS.items() if name in told}
   try:
-    prepare_tokenizer(folder, told, model.vocab_size)
+    prepare(folder, told, model.vocab_size)
   except ValueError as error:
-    raise ValueError(str(error).replace(str(folder), str(source))) from error
+    lacks = not any(one and released.has_tokenizer(one) for one in (source.own, source.base))
+    advice = f' {source.advice}' if lacks else ''
+    raise ValueError(str(error).replace(str(folder), str(source.own.path)) + advice) from error
 
 
 def _by_path(
@@ -314,7 +323,7 @@ def _by_path(
 
 
 def _write_ours(
-  path: pathlib.Path, ours: Mapping[str, list[bagel.Entry]], readers: Mapping[str, safetensors_io.Reader]
+  path: pathlib.Path, ours: Mapping[str, list[bagel.Entry]], tensors: Mapping[str, shards.Tensors]
 ) -> str:
   """A file of our arrays, each from its released parts. Returns its SHA-256."""
   kinds = {}
@@ -322,19 +331,21 @@ def _write_ours(
     one = parts[0]
     shape = bagel.to_ours(np.empty(one.shape, np.bool_), one.layout).shape if len(one.shape) > 1 else one.shape
     stack = () if one.layer is None else (len(parts),)
-    dtype = readers[one.file].infos[one.name].dtype
-    # float32: parameters have its range, and gradients and averages its precision; it holds every float16.
-    kinds[name] = safetensors_io.TensorInfo(np.dtype(np.float32) if dtype == np.float16 else dtype, (*stack, *shape))
+    types = {tensors[part.file].infos[part.name].dtype for part in parts}
+    # float32: parameters have its range, and gradients and averages its precision; it holds every float16, and layers
+    # of several types.
+    half = types == {safetensors_io.DTYPES['BF16']}
+    kinds[name] = safetensors_io.TensorInfo(safetensors_io.DTYPES['BF16' if half else 'F32'], (*stack, *shape))
   blocks = (
     block.astype(kinds[name].dtype, copy=False)
     for name, parts in ours.items()
     for part in parts
-    for block in _our_blocks(part, readers[part.file])
+    for block in _our_blocks(part, tensors[part.file])
   )
   return safetensors_io.write(path, safetensors_io.header(kinds), blocks)
 
 
-def _our_blocks(entry: bagel.Entry, reader: safetensors_io.Reader) -> Iterator[np.ndarray]:
+def _our_blocks(entry: bagel.Entry, reader: shards.Tensors) -> Iterator[np.ndarray]:
   """A released tensor with our axes, as blocks that follow one another in our file."""
   for index in _blocks(entry, entry.shape, reader):
     yield bagel.to_ours(reader.read(entry.name, index), entry.layout)
@@ -357,17 +368,13 @@ def _released_blocks(
     yield bagel.to_released(block, entry.layout)
 
 
-def _blocks(entry: bagel.Entry, shape: tuple[int, ...], reader: safetensors_io.Reader) -> Iterator[tuple[slice, ...]]:
+def _blocks(
+  entry: bagel.Entry, shape: tuple[int, ...], reader: safetensors_io.Reader | shards.Tensors
+) -> Iterator[tuple[slice, ...]]:
   """Parts of a tensor that are read in turn: along the axis that comes first once it is transposed."""
-  item = next(iter(reader.infos.values())).dtype.itemsize
+  item = next(iter(reader.infos.values())).dtype.itemsize  # One for all: a head and its embedding have equal blocks.
   if entry.layout == bagel.CONV:
     return iter([()])  # a few megabytes at most
   axis = 1 if entry.layout == bagel.LINEAR else 0
   pieces = safetensors_io.block_slices(shape[axis], math.prod(shape) // shape[axis] * item)
   return ((*(slice(None),) * axis, piece) for piece in pieces)
-
-
-def _json(folder: pathlib.Path, name: str) -> dict[str, Any]:
-  """The content of a json file of a released folder; nothing of one that is not there."""
-  path = paths.inside(folder, name)
-  return json_file.read(path) if path.is_file() else {}

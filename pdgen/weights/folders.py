@@ -11,6 +11,7 @@ from pdgen.core import json_file, paths
 
 CONFIG = 'config.json'  # Of an exported model, of a run's workdir, and of a released folder.
 CHECKPOINTS = 'checkpoints'  # Folder of a run's workdir.
+_IMPORT = 'python -m pdgen.convert import --from={0} --to=checkpoints/{0}'
 _HUB_ID = re.compile(r'[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*')
 
 
@@ -82,7 +83,8 @@ def _take_place(partial: pathlib.Path, directory: pathlib.Path, *, in_place: boo
 
 def is_released(folder: pathlib.Path) -> bool:
   """Whether it looks like a folder of BAGEL's release."""
-  return (folder / 'llm_config.json').is_file() or (folder / 'ema.safetensors').is_file()
+  names = ('llm_config.json', 'ema.safetensors', 'ema.safetensors.index.json')
+  return any((folder / name).is_file() for name in names)
 
 
 def explain(path: pathlib.Path) -> str:
@@ -107,14 +109,14 @@ def explain(path: pathlib.Path) -> str:
   return f'{path} is a {kind} ({CONFIG}), not a model of pdgen nor BAGEL-7B-MoT.' if kind else ''
 
 
-def hub_hint(name: str) -> str:
-  """How to get what looks like a name on the Hugging Face hub; empty for other names."""
+def hub_hint(name: str, *, then: str = _IMPORT) -> str:
+  """How to get what looks like a name on the Hugging Face hub; empty for other names. then: with {} for the folder."""
   if not _HUB_ID.fullmatch(name) or pathlib.Path(name).parent.is_dir():
     return ''
   short = name.split('/')[-1]
   return (
     f' pdgen downloads nothing; if that is a name on the Hugging Face hub: hf download {name} --local-dir {short}, '
-    f'then python -m pdgen.convert import --from={short} --to=checkpoints/{short}'
+    f'then {then.format(short)}'
   )
 
 
