@@ -165,7 +165,7 @@ def test_operations_fold_to_the_graphs():
   steps = graph_operations.steps(
     (
       table,
-      graph_operations.Add(nodes=(stand_in,), relations=(Relation('vase.1', 'on', 'table.1'),), temporary=True),
+      graph_operations.Add(nodes=(stand_in,), relations=(Relation('vase.1', 'on', 'table.1'),), temporary=('vase.1',)),
       graph_operations.Swap(ids=('vase.1',), nodes=(CUP.replaced('color', 'red'),), relations=cup),
       graph_operations.Refine(ids=('cup.1',), attribute='color', value='light blue'),
       graph_operations.Add(nodes=(CAT,), relations=GRAPH.relations[1:]),

@@ -19,7 +19,7 @@ class Add:
   nodes: tuple[scene_graph.Node, ...] = ()
   relations: tuple[scene_graph.Relation, ...] = ()
   background: str = ''  # Empty: as it is.
-  temporary: bool = False  # A later operation changes, replaces or removes what is added: the instruction says so.
+  temporary: tuple[str, ...] = ()  # Ids of what a later operation changes or takes away: the instruction says so.
   name = 'add'
 
 

@@ -193,7 +193,7 @@ class SceneGraph:
   def to_dict(self) -> dict[str, Any]:
     """As JSON; empty parts are left out."""
     made: dict[str, Any] = {'background': self.background} if self.background else {}
-    made['objects'] = [_node_to_dict(n) for n in self.nodes]
+    made['objects'] = [node_to_dict(n) for n in self.nodes]
     made['relations'] = [{**r._asdict(), 'kind': r.kind} for r in self.relations]
     return made
 
@@ -368,7 +368,7 @@ def relation_from_dict(values: Any, *, number: int) -> Relation:
   return relation
 
 
-def _node_to_dict(node: Node) -> dict[str, Any]:
+def node_to_dict(node: Node) -> dict[str, Any]:
   made: dict[str, Any] = {'id': node.id, 'name': node.name}
   groups = ((APPEARANCE, node.appearance), (STATE, node.state))
   return {**made, **{group: dict(attributes) for group, attributes in groups if attributes}}

@@ -82,6 +82,19 @@ SHAPES = {
 }
 
 
+# What graphs of this world are drawn from, in the form of `pdgen.construction.taxonomy`.
+TAXONOMY = {
+  'attributes': {
+    scene_graph.COLOR: {'kind': 'appearance', 'values': list(COLORS), 'required': True},
+    scene_graph.PLACE: {'kind': 'state', 'values': list(PLACES), 'required': True, 'distinct': True},
+  },
+  'objects': [
+    {'name': name, 'category': 'shape', 'attributes': {scene_graph.COLOR: [], scene_graph.PLACE: []}} for name in SHAPES
+  ],
+  'relations': [{'predicate': r, 'subjects': ['shape'], 'objects': ['shape']} for r in geometry.RELATIONS],
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Object:
   """One object."""

@@ -294,7 +294,7 @@ def _with_remove(filled: _Filled, rng: np.random.Generator) -> Iterator[_Edit]:
 
 def _add_extra(filled: _Filled, extra: scene_graph.Node, rng: np.random.Generator) -> _Edit:
   scene = filled.scene((extra,))
-  add = graph_operations.Add(nodes=(extra,), temporary=True)
+  add = graph_operations.Add(nodes=(extra,), temporary=(extra.id,))
   return _Edit(add, language.add(scene, rng=rng, extra=True), extra=scene[0])
 
 
