@@ -1,8 +1,11 @@
 """Spatial relations between bounding boxes (GenEval's `relative_position`)."""
 
+import functools
 import math
 
 RELATIONS = ('left of', 'right of', 'above', 'below')
+# Cells of a picture in three rows and three columns, row-major.
+PLACES = ('top left', 'top', 'top right', 'left', 'center', 'right', 'bottom left', 'bottom', 'bottom right')
 
 
 def spatial_relations(a: tuple[float, ...], b: tuple[float, ...]) -> set[str]:
@@ -25,6 +28,17 @@ def spatial_relations(a: tuple[float, ...], b: tuple[float, ...]) -> set[str]:
   x, y = x / length, y / length
   found = {'left of': x < -0.5, 'right of': x > 0.5, 'above': y < -0.5, 'below': y > 0.5}
   return {name for name, holds in found.items() if holds}
+
+
+@functools.cache
+def place_relations(a: str, b: str) -> frozenset[str]:
+  """Where the place `a` is relative to the place `b`, both of PLACES: by `spatial_relations` of their cells.
+
+  >>> sorted(place_relations('top left', 'right'))
+  ['left of']
+  """
+  (ax, ay), (bx, by) = ((n % 3, n // 3) for n in map(PLACES.index, (a, b)))
+  return frozenset(spatial_relations((ax, ay, ax + 1, ay + 1), (bx, by, bx + 1, by + 1)))
 
 
 def _shorten(offset: float, by: float) -> float:

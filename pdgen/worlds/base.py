@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from pdgen.core import scene_graph
 from pdgen.core import trajectory as trajectory_lib
 
 
@@ -94,6 +95,20 @@ class DraftingWorld(World, Protocol):
 
   def review(self, request: Any, draft: np.ndarray) -> trajectory_lib.Trajectory:
     """The finished training trajectory around the draft uint8[H, W, 3]; its provenance names the errors found."""
+    ...
+
+
+class GraphWorld(JudgedWorld, Protocol):
+  """Optional: pictures of scene graphs. For `pdgen.construction`."""
+
+  TAXONOMY: dict[str, Any]  # What graphs of the world are drawn from (`construction.taxonomy`).
+
+  def render_graph(self, graph: scene_graph.SceneGraph) -> np.ndarray:
+    """The picture uint8[H, W, 3]. Raises: ValueError naming an object that the world cannot show."""
+    ...
+
+  def contents(self, graph: scene_graph.SceneGraph) -> Sequence[trajectory_lib.Content]:
+    """What a picture of the graph shows, for `shows`."""
     ...
 
 

@@ -13,11 +13,12 @@ drafts         review of drafts that a model painted; injected errors for the in
 """
 
 from pdgen.worlds.shapes.detector import Detection, detect
-from pdgen.worlds.shapes.drafts import DraftRequest, draft_request, injected, review, shows
+from pdgen.worlds.shapes.drafts import DraftRequest, contents, draft_request, injected, review, shows
 from pdgen.worlds.shapes.faults import ERROR_KINDS
 from pdgen.worlds.shapes.language import DECISIVE, FAULTS
 from pdgen.worlds.shapes.prompt_space import TASKS, parse, prompts
-from pdgen.worlds.shapes.scenes import COLORS, SHAPES, SIZE
+from pdgen.worlds.shapes.renderer import render_graph
+from pdgen.worlds.shapes.scenes import COLORS, SHAPES, SIZE, TAXONOMY
 from pdgen.worlds.shapes.trajectories import KINDS, corpus, trajectory
 
 __all__ = [
@@ -29,14 +30,17 @@ __all__ = [
   'SHAPES',
   'SIZE',
   'TASKS',
+  'TAXONOMY',
   'Detection',
   'DraftRequest',
+  'contents',
   'corpus',
   'detect',
   'draft_request',
   'injected',
   'parse',
   'prompts',
+  'render_graph',
   'review',
   'shows',
   'trajectory',

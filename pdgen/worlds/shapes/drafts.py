@@ -11,6 +11,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from pdgen.core import rng as rng_lib
+from pdgen.core import scene_graph
 from pdgen.core import trajectory as trajectory_lib
 from pdgen.worlds.shapes import critiques, detector, faults, renderer, scenes, stories, trajectories
 
@@ -46,6 +47,11 @@ def shows(picture: np.ndarray, expected: Iterable[trajectory_lib.Content]) -> bo
   """Whether uint8[H, W, 3] `picture` shows the expected objects, each in its cell, and nothing else."""
   seen = [(d.shape, d.color, d.cell) for d in detector.detect(picture)]
   return sorted(map(str, seen)) == sorted(str(tuple(item)) for item in expected)
+
+
+def contents(graph: scene_graph.SceneGraph) -> tuple[trajectory_lib.Content, ...]:
+  """What a picture of a scene graph shows, for `shows`."""
+  return tuple(trajectory_lib.Content(name=o.shape, color=o.color, cell=o.cell) for o in scenes.of_graph(graph))
 
 
 def observed(picture: np.ndarray) -> scenes.SeenScene:

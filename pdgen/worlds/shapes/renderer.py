@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from pdgen.core import scene_graph
 from pdgen.worlds.shapes import scenes
 
 # Brightness of the lowest pixel of every silhouette column (ours): objects get a darker lower edge.
@@ -14,6 +15,11 @@ def render(scene: scenes.Scene) -> np.ndarray:
   for item in scene:
     paint(picture, scenes.SHAPES[item.shape], item.origin, item.color)
   return picture
+
+
+def render_graph(graph: scene_graph.SceneGraph) -> np.ndarray:
+  """The picture of a scene graph: uint8[32, 32, 3]. Raises: ValueError naming an object that the world cannot show."""
+  return render(scenes.of_graph(graph))
 
 
 def blank() -> np.ndarray:

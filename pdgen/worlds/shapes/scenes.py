@@ -1,13 +1,16 @@
 """Scene representation of the shapes world: coloured objects on a 3 x 3 grid.
 
 A scene is a tuple of `Object`s in painting order. All randomness of a picture is in its objects: equal scenes are equal
-pictures. A picture may show `Malformed` ones too: what the detector sees in it is a `SeenScene`.
+pictures. A picture may show `Malformed` ones too: what the detector sees in it is a `SeenScene`. As a scene graph
+(`core.scene_graph`), an object is a node with a colour and a place; `node` and `of_graph` convert.
 """
 
 import dataclasses
 from collections.abc import Iterable
 
 import numpy as np
+
+from pdgen.core import geometry, scene_graph
 
 SIZE = 32  # pixels a side of a picture
 CELLS = 9  # cells of the grid, row-major
@@ -30,7 +33,7 @@ COLORS = {
 }
 BACKGROUND = (126, 176, 186)
 
-PLACES = ('top left', 'top', 'top right', 'left', 'center', 'right', 'bottom left', 'bottom', 'bottom right')
+PLACES = geometry.PLACES
 
 
 def _silhouette(*rows: str) -> np.ndarray:
@@ -79,6 +82,19 @@ SHAPES = {
 }
 
 
+# What graphs of this world are drawn from, in the form of `pdgen.construction.taxonomy`.
+TAXONOMY = {
+  'attributes': {
+    scene_graph.COLOR: {'kind': 'appearance', 'values': list(COLORS), 'required': True},
+    scene_graph.PLACE: {'kind': 'state', 'values': list(PLACES), 'required': True, 'distinct': True},
+  },
+  'objects': [
+    {'name': name, 'category': 'shape', 'attributes': {scene_graph.COLOR: [], scene_graph.PLACE: []}} for name in SHAPES
+  ],
+  'relations': [{'predicate': r, 'subjects': ['shape'], 'objects': ['shape']} for r in geometry.RELATIONS],
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Object:
   """One object."""
@@ -121,6 +137,48 @@ class Malformed:
 Seen = Object | Malformed
 Scene = tuple[Object, ...]
 SeenScene = tuple[Seen, ...]
+
+
+def node(id: str, *, shape: str, color: str, cell: int) -> scene_graph.Node:
+  """An object as the node of a scene graph.
+
+  Args:
+    id: of the node.
+    shape: key of SHAPES.
+    color: key of COLORS.
+    cell: grid cell.
+  """
+  appearance = (scene_graph.Attribute(scene_graph.COLOR, color),)
+  return scene_graph.Node(
+    id=id, name=shape, appearance=appearance, state=(scene_graph.Attribute(scene_graph.PLACE, PLACES[cell]),)
+  )
+
+
+def of_graph(graph: scene_graph.SceneGraph, *, dx: int = 0, dy: int = 0) -> Scene:
+  """The scene that a graph describes, in the order of its nodes.
+
+  Args:
+    graph: each object a shape of the world with a colour and a place of its own; no background.
+    dx: shift of all objects to the right, in pixels.
+    dy: shift down.
+
+  Raises: ValueError naming the object that the world cannot show, and why.
+
+  >>> of_graph(scene_graph.SceneGraph(nodes=(node('ring.1', shape='ring', color='red', cell=3),)))
+  (Object(shape='ring', color='red', cell=3, dx=0, dy=0),)
+  """
+  if graph.background:
+    raise ValueError(f'The world of shapes has one background, not {graph.background!r}.')
+  scene, taken = [], {}
+  for item in graph.nodes:
+    color, place = item.value(scene_graph.COLOR), item.place
+    if item.name not in SHAPES or color not in COLORS or place is None or len(item.attributes) > 2:
+      raise ValueError(f'Object {item.id!r} is no shape of the world with a colour and a place: {item}.')
+    if place in taken:
+      raise ValueError(f'Objects {taken[place]!r} and {item.id!r} are both at the {place}.')
+    taken[place] = item.id
+    scene.append(Object(item.name, color, PLACES.index(place), dx, dy))
+  return tuple(scene)
 
 
 def whole(seen: Iterable[Seen]) -> Scene:

@@ -1,17 +1,21 @@
 """Error-free painting processes: from a prompt to a sequence of scene edits that ends in a scene of the prompt.
 
-A **beat** is one edit: its instruction, the scene before and the scene after it. It becomes one step of a trajectory. A
-**story** is the sequence of beats for one prompt (the paper's growing sub-graphs of a scene graph). Most beats add one
-object, or two of one shape and colour. A **detour** changes a colour (refine), replaces an object (swap) or removes one
-(remove), the three rewrites of the paper.
+A **story** is the sequence of **beats** for one prompt. It is made from scene graphs (paper): the graph of the prompt,
+filled in with colours and places, is painted by operations (`core.graph_operations`), one a beat, and the graph after
+the operation decides the scene. A beat becomes one step of a trajectory. Most beats add one object, or two of one shape
+and colour. A **detour** changes a colour (refine), replaces an object (swap) or removes one (remove): the three
+rewrites of the paper.
 """
 
 import dataclasses
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 
-from pdgen.core import geometry
+from pdgen.core import geometry, graph_operations, scene_graph
+from pdgen.core import trajectory as trajectory_lib
 from pdgen.worlds.shapes import language, prompt_space, scenes
 
 MAX_BEATS = 5
@@ -24,12 +28,14 @@ TASK_SHARES = (0.06, 0.13, 0.19, 0.14, 0.22, 0.26)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Beat:
-  """One scene edit of a story."""
+  """One scene edit of a story: an operation on its scene graph."""
 
+  operation: graph_operations.Operation
+  graph: scene_graph.SceneGraph  # scene graph after the operation
   instruction: str  # what the plan says to paint
   before: scenes.Scene  # scene before the edit
-  after: scenes.Scene  # scene after the edit
-  new: scenes.Scene = ()  # objects of `after` that the instruction adds
+  after: scenes.Scene  # scene after the edit, that of `graph`
+  new: scenes.Scene = ()  # objects of `after` that the operation adds
   missing: tuple[tuple[str, int], ...] = ()  # (words, number) of what the prompt still asks for afterwards
   extra: scenes.Object | None = None  # object that the prompt does not ask for, to be mentioned by the inspection
 
@@ -49,6 +55,11 @@ class Story:
   @property
   def scene(self) -> scenes.Scene:
     return self.beats[-1].after
+
+  @property
+  def graph(self) -> scene_graph.SceneGraph:
+    """The whole scene graph, with what the prompt leaves open filled in."""
+    return self.beats[-1].graph
 
 
 def tell(
@@ -88,60 +99,109 @@ def free_cells(scene: scenes.Scene) -> list[int]:
   return [c for c in range(scenes.CELLS) if c not in taken]
 
 
+def asked(metadata: prompt_space.Metadata) -> scene_graph.SceneGraph:
+  """The scene graph of a prompt: colours and places that it leaves open are open."""
+  return _asked(trajectory_lib.PromptSpec.from_row(metadata))
+
+
+_asked = functools.lru_cache(maxsize=8192)(scene_graph.from_spec)
+
+
+class _Edit(NamedTuple):
+  """One operation of a story, before it is applied."""
+
+  operation: graph_operations.Operation  # without relations
+  instruction: str
+  extra: scenes.Object | None = None  # object that the prompt does not ask for
+
+
+@dataclasses.dataclass(frozen=True)
+class _Filled:
+  """A scene graph that satisfies a prompt, in the groups that are painted together."""
+
+  groups: tuple[tuple[scene_graph.Node, ...], ...]  # in the order of painting; of one shape and colour each
+  relations: tuple[scene_graph.Relation, ...]
+  dx: int  # shift of all objects, in pixels
+  dy: int
+
+  def scene(self, nodes: Iterable[scene_graph.Node]) -> scenes.Scene:
+    return scenes.of_graph(scene_graph.SceneGraph(nodes=tuple(nodes)), dx=self.dx, dy=self.dy)
+
+
 def _tell(metadata: prompt_space.Metadata, *, rng: np.random.Generator, detour: str | None) -> Story | None:
-  chunks = _chunks(metadata, rng=rng, single=detour == 'swap')
-  if detour is None:
-    beats = list(_plain(chunks, rng=rng))
-  elif detour == 'refine':
-    beats = list(_with_refine(chunks, rng=rng))
-  elif detour == 'swap':
-    beats = list(_with_swap(chunks, rng=rng))
-  else:
-    beats = list(_with_remove(chunks, rng=rng))
-  if not 0 < len(beats) <= MAX_BEATS or sum(len(beat.after) for beat in beats) > MAX_SHOWN:
+  filled = _filled(metadata, rng=rng, single=detour == 'swap')
+  edits = list({None: _plain, 'refine': _with_refine, 'swap': _with_swap, 'remove': _with_remove}[detour](filled, rng))
+  if not 0 < len(edits) <= MAX_BEATS:
+    return None
+  beats = list(_beats(edits, filled))
+  if sum(len(beat.after) for beat in beats) > MAX_SHOWN:
     return None
   return Story(metadata=metadata, beats=tuple(_annotated(metadata, beats)), detour=detour)
+
+
+def _beats(edits: Iterable[_Edit], filled: _Filled) -> Iterator[Beat]:
+  """Applies the operations in turn. A relation enters with the later one of its two objects."""
+  graph, before = scene_graph.SceneGraph(), ()
+  for edit in edits:
+    operation, new = edit.operation, ()
+    if isinstance(operation, graph_operations.Add | graph_operations.Swap):
+      ids = {n.id for n in operation.nodes}
+      there = ids.union(graph.ids)
+      related = tuple(r for r in filled.relations if {r.subject, r.object} <= there and ids & {r.subject, r.object})
+      operation, new = dataclasses.replace(operation, relations=related), filled.scene(operation.nodes)
+    graph = graph_operations.apply(operation, graph)
+    after = scenes.of_graph(graph, dx=filled.dx, dy=filled.dy)
+    yield Beat(
+      operation=operation,
+      graph=graph,
+      instruction=edit.instruction,
+      before=before,
+      after=after,
+      new=new,
+      extra=edit.extra,
+    )
+    before = after
 
 
 # --- what a prompt leaves open: colours, places, order, objects a beat ---
 
 
-def _chunks(metadata: prompt_space.Metadata, *, rng: np.random.Generator, single: bool) -> list[scenes.Scene]:
-  """Draws a scene that satisfies a prompt, as groups of objects that are painted together, in the order of the prompt.
+def _filled(metadata: prompt_space.Metadata, *, rng: np.random.Generator, single: bool) -> _Filled:
+  """Fills in the scene graph of a prompt with colours and places.
 
   Args:
     metadata: the prompt.
     rng: draws colours, cells, jitter and the sizes of the groups.
     single: at least one group has a single object.
-
-  Returns: the groups, objects of one shape and colour each.
   """
   dx, dy = (int(v) for v in rng.integers(scenes.JITTER + 1, size=2))
-  include = metadata['include']
+  graph, groups = asked(metadata), []
+  nodes = graph.nodes
   if metadata['tag'] == 'counting':
-    shape, count = include[0]['class'], include[0]['count']
-    sizes = choose(rng, _SPLITS_SINGLE[count] if single else _SPLITS[count])
+    sizes = choose(rng, _SPLITS_SINGLE[len(nodes)] if single else _SPLITS[len(nodes)])
     alike = rng.random() < 0.8
     color = _color(rng)
-    cells = choose(rng, LAYOUTS[count])
-    chunks = []
+    cells = choose(rng, LAYOUTS[len(nodes)])
     for size in sizes:
       color = color if alike else _color(rng)
-      taken, cells = cells[:size], cells[size:]
-      chunks.append(tuple(scenes.Object(shape, color, c, dx, dy) for c in taken))
-    return chunks
-  if len(include) == 1:
+      groups.append(tuple(_fill(n, color, c) for n, c in zip(nodes[:size], cells, strict=False)))
+      nodes, cells = nodes[size:], cells[size:]
+    return _Filled(tuple(groups), graph.relations, dx, dy)
+  if len(nodes) == 1:
     cells = (int(rng.integers(scenes.CELLS)),)
-  elif 'position' in include[1]:
+  elif graph.relations:
     # The prompt names the second object first: `{second} left of {first}`.
-    include = include[::-1]
-    cells = choose(rng, PLACEMENTS[include[0]['position'][0]])
+    nodes = nodes[::-1]
+    cells = choose(rng, PLACEMENTS[graph.relations[0].predicate])
   else:
     cells = choose(rng, LAYOUTS[2])
     cells = cells if rng.random() < 0.5 else cells[::-1]
-  return [
-    (scenes.Object(i['class'], i.get('color') or _color(rng), c, dx, dy),) for i, c in zip(include, cells, strict=True)
-  ]
+  groups = [(_fill(n, n.value(scene_graph.COLOR) or _color(rng), c),) for n, c in zip(nodes, cells, strict=True)]
+  return _Filled(tuple(groups), graph.relations, dx, dy)
+
+
+def _fill(node: scene_graph.Node, color: str, cell: int) -> scene_graph.Node:
+  return scenes.node(node.id, shape=node.name, color=color, cell=cell)
 
 
 # Cells of several objects: opposite one another, in a line along a side, in a triangle, in the corners. Never in the
@@ -173,84 +233,75 @@ def _placements(relation: str) -> tuple[tuple[int, int], ...]:
 PLACEMENTS = {relation: _placements(relation) for relation in geometry.RELATIONS}
 
 
-# --- beats ---
+# --- operations ---
 
 
-def _plain(chunks: list[scenes.Scene], *, rng: np.random.Generator, before: scenes.Scene = ()) -> Iterator[Beat]:
-  for chunk in chunks:
-    after = before + chunk
-    yield Beat(instruction=language.add(chunk, rng=rng), before=before, after=after, new=chunk)
-    before = after
+def _plain(filled: _Filled, rng: np.random.Generator) -> Iterator[_Edit]:
+  return (_add(filled, group, rng) for group in filled.groups)
 
 
-def _with_refine(chunks: list[scenes.Scene], *, rng: np.random.Generator) -> Iterator[Beat]:
+def _add(filled: _Filled, group: tuple[scene_graph.Node, ...], rng: np.random.Generator) -> _Edit:
+  return _Edit(graph_operations.Add(nodes=group), language.add(filled.scene(group), rng=rng))
+
+
+def _with_refine(filled: _Filled, rng: np.random.Generator) -> Iterator[_Edit]:
   """Paints one group in another colour first and recolours it before the last group follows. Needs two groups."""
-  if len(chunks) < 2:
+  groups = filled.groups
+  if len(groups) < 2:
     return
-  at = int(rng.integers(len(chunks) - 1))
-  final = chunks[at]
-  color = _other(rng, final[0].color)
-  first = tuple(dataclasses.replace(o, color=color) for o in final)
-  beats = list(_plain([*chunks[:at], first], rng=rng))
-  yield from beats
-  before = beats[-1].after
-  after = tuple(final[first.index(o)] if o in first else o for o in before)
-  yield Beat(instruction=language.refine(first, final[0].color, rng=rng), before=before, after=after)
-  yield from _plain(chunks[at + 1 :], rng=rng, before=after)
+  at = int(rng.integers(len(groups) - 1))
+  color = filled.scene(groups[at])[0].color
+  other = choose(rng, [c for c in scenes.COLORS if c != color])
+  first = tuple(n.replaced(scene_graph.COLOR, other) for n in groups[at])
+  for group in (*groups[:at], first):
+    yield _add(filled, group, rng)
+  change = graph_operations.Refine(ids=tuple(n.id for n in first), attribute=scene_graph.COLOR, value=color)
+  yield _Edit(change, language.refine(filled.scene(first), color, rng=rng))
+  for group in groups[at + 1 :]:
+    yield _add(filled, group, rng)
 
 
-def _with_swap(chunks: list[scenes.Scene], *, rng: np.random.Generator) -> Iterator[Beat]:
+def _with_swap(filled: _Filled, rng: np.random.Generator) -> Iterator[_Edit]:
   """Paints another shape in the cell of an object of the prompt and replaces it later."""
-  at = choose(rng, [i for i, chunk in enumerate(chunks) if len(chunk) == 1])
+  at = choose(rng, [i for i, group in enumerate(filled.groups) if len(group) == 1])
   start = int(rng.integers(at + 1))
-  target = chunks[at][0]
-  extra = _extra(chunks, target.cell, rng=rng)
-  scene: scenes.Scene = ()
-  for i, chunk in enumerate(chunks):
+  (target,) = filled.scene(filled.groups[at])
+  extra = _extra(filled, target.cell, rng)
+  for i, group in enumerate(filled.groups):
     if i == start:
-      yield _add_extra(scene, extra, rng=rng)
-      scene = (*scene, extra)
+      yield _add_extra(filled, extra, rng)
     if i == at:
-      after = tuple(o for o in scene if o != extra) + chunk
-      yield Beat(instruction=language.swap((extra,), chunk, rng=rng), before=scene, after=after, new=chunk)
+      swap = graph_operations.Swap(ids=(extra.id,), nodes=group)
+      yield _Edit(swap, language.swap(filled.scene((extra,)), (target,), rng=rng))
     else:
-      after = scene + chunk
-      yield Beat(instruction=language.add(chunk, rng=rng), before=scene, after=after, new=chunk)
-    scene = after
+      yield _add(filled, group, rng)
 
 
-def _with_remove(chunks: list[scenes.Scene], *, rng: np.random.Generator) -> Iterator[Beat]:
+def _with_remove(filled: _Filled, rng: np.random.Generator) -> Iterator[_Edit]:
   """Paints an object that the prompt does not ask for and removes it later."""
-  start = int(rng.integers(len(chunks)))
-  end = int(rng.integers(start + 1, len(chunks) + 1))
-  extra = _extra(chunks, choose(rng, free_cells(sum(chunks, ()))), rng=rng)
-  scene: scenes.Scene = ()
-  for i in range(len(chunks) + 1):
+  groups = filled.groups
+  start = int(rng.integers(len(groups)))
+  end = int(rng.integers(start + 1, len(groups) + 1))
+  extra = _extra(filled, choose(rng, free_cells(filled.scene(sum(groups, ())))), rng)
+  for i in range(len(groups) + 1):
     if i == start:
-      yield _add_extra(scene, extra, rng=rng)
-      scene = (*scene, extra)
+      yield _add_extra(filled, extra, rng)
     if i == end:
-      after = tuple(o for o in scene if o != extra)
-      yield Beat(instruction=language.remove((extra,), rng=rng), before=scene, after=after)
-      scene = after
-    if i < len(chunks):
-      yield from _plain([chunks[i]], rng=rng, before=scene)
-      scene += chunks[i]
+      yield _Edit(graph_operations.Remove(ids=(extra.id,)), language.remove(filled.scene((extra,)), rng=rng))
+    if i < len(groups):
+      yield _add(filled, groups[i], rng)
 
 
-def _add_extra(before: scenes.Scene, extra: scenes.Object, *, rng: np.random.Generator) -> Beat:
-  instruction = language.add((extra,), rng=rng, extra=True)
-  return Beat(instruction=instruction, before=before, after=(*before, extra), new=(extra,), extra=extra)
+def _add_extra(filled: _Filled, extra: scene_graph.Node, rng: np.random.Generator) -> _Edit:
+  scene = filled.scene((extra,))
+  add = graph_operations.Add(nodes=(extra,), temporary=(extra.id,))
+  return _Edit(add, language.add(scene, rng=rng, extra=True), extra=scene[0])
 
 
-def _extra(chunks: list[scenes.Scene], cell: int, *, rng: np.random.Generator) -> scenes.Object:
-  used = {o.shape for chunk in chunks for o in chunk}
+def _extra(filled: _Filled, cell: int, rng: np.random.Generator) -> scene_graph.Node:
+  used = {n.name for group in filled.groups for n in group}
   shape = choose(rng, [s for s in scenes.SHAPES if s not in used])
-  return scenes.Object(shape, _color(rng), cell, chunks[0][0].dx, chunks[0][0].dy)
-
-
-def _other(rng: np.random.Generator, color: str) -> str:
-  return choose(rng, [c for c in scenes.COLORS if c != color])
+  return scenes.node(scene_graph.made_id(shape, 1), shape=shape, color=_color(rng), cell=cell)
 
 
 def _annotated(metadata: prompt_space.Metadata, beats: list[Beat]) -> Iterator[Beat]:
