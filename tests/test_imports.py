@@ -38,8 +38,10 @@ COMMANDS = {
 SHARED = {'flags', 'testing'}  # What commands share, and what tests of others may use.
 NUMPY_ONLY = {'data', 'worlds', 'services', 'judges', 'construction', 'evals', 'viewing'}
 JAX_IN_CORE = {'core/masks.py', 'core/mesh.py', 'core/trees.py'}
-# An optional package is imported by the modules that need it alone. Extra of setup.cfg: modules.
-OPTIONAL: dict[str, set[str]] = {}
+# An optional package is imported by the modules that need it alone: package, modules.
+OPTIONAL: dict[str, set[str]] = {
+  'tensorflow_datasets': {'data/tfds_builder.py'},
+}
 ACCELERATOR = {'jax', 'jaxlib', 'flax', 'optax', 'orbax', 'clu'}
 
 
@@ -73,6 +75,8 @@ def complaints(place: str, source: str) -> list[str]:
         found.append(f'{place} imports pdgen.{target}')
     elif head in ACCELERATOR and (home in NUMPY_ONLY or home == 'core' and place not in JAX_IN_CORE):
       found.append(f'{place} imports {head}, but is to run without an accelerator')
+    elif place not in OPTIONAL.get(head, {place}):
+      found.append(f'{place} imports {head}, which is optional')
   return found
 
 
