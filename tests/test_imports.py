@@ -40,6 +40,7 @@ NUMPY_ONLY = {'data', 'worlds', 'services', 'judges', 'construction', 'evals', '
 JAX_IN_CORE = {'core/masks.py', 'core/mesh.py', 'core/trees.py'}
 # An optional package is imported by the modules that need it alone: package, modules.
 OPTIONAL: dict[str, set[str]] = {
+  'pyarrow': {'construction/importers/parquet.py'},
   'tensorflow_datasets': {'data/tfds_builder.py'},
 }
 ACCELERATOR = {'jax', 'jaxlib', 'flax', 'optax', 'orbax', 'clu'}
@@ -121,6 +122,7 @@ def test_every_folder_and_module_has_its_place_in_the_plan():
     ('core/config.py', "importlib.import_module('pdgen.models.layers')"),
     ('data/sources.py', "importlib.import_module(f'pdgen.construction.{name}')"),
     ('evaluate.py', 'from pdgen import sample'),
+    ('data/records.py', 'def f():\n  import pyarrow.parquet'),
   ],
 )
 def test_a_forbidden_import_is_found(place: str, source: str):
