@@ -204,13 +204,11 @@ def test_another_source_or_other_options_do_not_go_on(tmp_path):
   foreign.write_jsonl(source, [foreign.jsonl_line(n) for n in range(8)])
   _stopped(source, out)
   options = dict(heldout=0, shard_records=2)
-  for change in (
-    dict(heldout=0.5),
-    dict(shard_records=3),
-    dict(share=0.5),
-    dict(limit=3),
-    dict(resize=images.VAE.resize),
-  ):
+  limits = (dict(shard_records=3), dict(limit=3))
+  for change in limits:
+    with pytest.raises(ValueError, match='unfinished import with other limits'):
+      importers.import_records('jsonl', source, out, **{**options, **change})
+  for change in (dict(heldout=0.5), dict(share=0.5), dict(resize=images.VAE.resize)):
     with pytest.raises(ValueError, match='unfinished import with other options'):
       importers.import_records('jsonl', source, out, **{**options, **change})
   with pytest.raises(ValueError, match='other format'):
@@ -251,6 +249,48 @@ def test_numbers_that_are_out_of_range(tmp_path, bad):
   with pytest.raises(ValueError):
     importers.import_records('jsonl', tmp_path / 'mine', tmp_path / 'out', **bad)
   assert not (tmp_path / 'out').exists()
+
+
+def test_what_is_imported_is_not_imported_into(tmp_path):
+  foreign.write_jsonl(tmp_path / 'mine', [foreign.jsonl_line(0)])
+  for out in (tmp_path / 'mine', tmp_path / 'mine' / 'out', tmp_path / 'mine' / '..' / 'mine' / 'out'):
+    with pytest.raises(ValueError, match='lies in the source'):
+      importers.import_records('jsonl', tmp_path / 'mine', out)
+  assert not (tmp_path / 'mine' / 'out').exists()
+
+
+def test_lost_rejects_and_names_of_functions(tmp_path):
+  source, out = tmp_path / 'mine', tmp_path / 'out'
+  foreign.write_jsonl(source, [dict(prompt=''), *(foreign.jsonl_line(n) for n in range(8))])
+  _stopped(source, out)
+  (out / run.REJECTED).write_text('')
+  with pytest.raises(ValueError, match='rejected.jsonl has lost rows'):
+    importers.import_records('jsonl', source, out, heldout=0, shard_records=2)
+  assert '0x' not in run._name_of(_stopped) and run._name_of(None) is None
+  assert 'max_size=1024' in run._name_of(images.VAE.resize) != run._name_of(images.VIT.resize)
+
+
+def test_any_stream_of_entries_is_written_and_resumed(tmp_path):
+  """As the construction of subsets does: what is dear to make is not made again."""
+  made = []
+
+  def entries(start):
+    for number in range(7):
+      if number < start:
+        yield base.Entry(base.Where('world', number + 1), None)
+        continue
+      made.append(number)
+      if len(made) == 6:
+        raise KeyboardInterrupt
+      yield base.Entry(base.Where('world', number + 1), stored.TRAJECTORIES[number % 2])
+
+  options = dict(asked={'world': 'shapes', 'seed': 1}, split_of=lambda prompt: 'train', shard_records=3)
+  with pytest.raises(KeyboardInterrupt):
+    run.write_entries(entries, tmp_path / 'out', **options)
+  assert run.write_entries(entries, tmp_path / 'out', **options).train == 7
+  assert made == [0, 1, 2, 3, 4, 5, 3, 4, 5, 6]
+  stored.assert_same(records.read(tmp_path / 'out' / 'train'), [stored.TRAJECTORIES[n % 2] for n in range(7)])
+  assert json.loads((tmp_path / 'out' / 'import.json').read_text())['seed'] == 1
 
 
 def test_a_source_that_is_not_there_leaves_nothing(tmp_path):

@@ -15,12 +15,12 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from pdgen.construction.importers import base
+from pdgen.construction.importers import base, tar_stream
 from pdgen.core import json_file
 from pdgen.core import trajectory as trajectory_lib
 from pdgen.data import folder_lock, record_codec, records, splits
@@ -61,32 +61,70 @@ def import_records(
   heldout: float = splits.HELDOUT_SHARE,
   resize: Callable[[np.ndarray], np.ndarray] | None = None,
   shard_records: int = 1000,
-  shard_pixels: int = 2**28,
   progress: Callable[[Counts], None] | None = None,
   progress_rows: int = 100,
 ) -> Counts:
   """Imports a data set; see `importers.import_records`, which finds the format by its name."""
-  if limit is not None and limit < 1 or not 0 < share <= 1 or shard_records < 1 or shard_pixels < 1:
-    raise ValueError(f'{limit=}, {shard_records=} and {shard_pixels=} must be at least 1, {share=} in (0, 1].')
+  if not 0 < share <= 1:
+    raise ValueError(f'{share=} must be above 0 and at most 1.')
   splits.split_of('', heldout=heldout)  # Checks the share.
-  out = pathlib.Path(out)
-  asked = dict(
-    format=name,
-    files=[[file, path.stat().st_size] for file, path in base.files(source, '.jsonl', '.parquet', *_TARS)],
-    options=dict(limit=limit, share=share, heldout=heldout, resize=repr(resize), shard=[shard_records, shard_pixels]),
+  for one in [source] if isinstance(source, str | os.PathLike) else source:
+    if pathlib.Path(out).resolve().is_relative_to(pathlib.Path(one).resolve()):
+      raise ValueError(f'{out} lies in the source {one}: its own files would be imported. Give another folder.')
+  files = [[file, path.stat().st_size] for file, path in base.files(source, '.jsonl', '.parquet', *tar_stream.SUFFIXES)]
+  options = dict(share=share, heldout=heldout, resize=_name_of(resize))
+  splitter = getattr(form, 'splitter', None)
+  return write_entries(
+    lambda start: base.entries(form, source, start=start, share=share, resize=resize),
+    out,
+    asked=dict(format=name, files=files, options=options),
+    split_of=splitter(source, heldout=heldout) if splitter else lambda text: splits.split_of(text, heldout=heldout),
+    limit=limit,
+    shard_records=shard_records,
+    progress=progress,
+    progress_rows=progress_rows,
   )
+
+
+def write_entries(
+  entries: Callable[[int], Iterator[base.Entry]],
+  out: str | os.PathLike,
+  *,
+  asked: Mapping[str, Any],
+  split_of: Callable[[str], str] = splits.split_of,
+  limit: int | None = None,
+  shard_records: int = 1000,
+  shard_pixels: int = 2**28,
+  progress: Callable[[Counts], None] | None = None,
+  progress_rows: int = 100,
+) -> Counts:
+  """Writes any stream of entries that can be made again, resumable; what `import_records` does with those of a format.
+
+  Args:
+    entries: makes the stream from its beginning, always the same; the outcomes of the first so many, its argument, are
+      not looked at and may be None.
+    out: folder of the import.
+    asked: JSON that says what the stream is: a stopped import goes on only where it is equal. Kept in `import.json`.
+    split_of: split of a prompt.
+    limit: trajectories to keep; None: all.
+    shard_records: trajectories of a shard,
+    shard_pixels: or pixels: what comes first.
+    progress: called with the counts so far, every `progress_rows` entries and at the end.
+    progress_rows: see there.
+
+  Returns, raises: as `importers.import_records`.
+  """
+  if limit is not None and limit < 1 or shard_records < 1 or shard_pixels < 1:
+    raise ValueError(f'{limit=}, {shard_records=} and {shard_pixels=} must be at least 1.')
+  out = pathlib.Path(out)
   if (out / DONE).exists():
     (out / UNFINISHED).unlink(missing_ok=True)
     raise FileExistsError(f'The import {out} is finished. Delete the folder to make it again, or give another.')
-  splitter = getattr(form, 'splitter', None)
-  split_of = splitter(source, heldout=heldout) if splitter else lambda prompt: splits.split_of(prompt, heldout=heldout)
-  with contextlib.ExitStack() as stack:
-    stack.enter_context(folder_lock.exclusive(out))
-    run = _Run(out, asked, shard_records=shard_records, shard_pixels=shard_pixels)
-    stack.enter_context(run)
+  asked = dict(asked, limits=dict(limit=limit, shard_records=shard_records, shard_pixels=shard_pixels))
+  with folder_lock.exclusive(out), _Run(out, asked, shard_records=shard_records, shard_pixels=shard_pixels) as run:
     start = run.place.rows
     if limit is None or run.counts.kept < limit:
-      for number, entry in enumerate(base.entries(form, source, start=start, share=share, resize=resize), 1):
+      for number, entry in enumerate(entries(start), 1):
         if number <= start:
           continue
         run.take(entry, split_of)
@@ -98,9 +136,6 @@ def import_records(
   if progress is not None:
     progress(run.counts)
   return run.counts
-
-
-_TARS = ('.tar', '.tgz', '.gz', '.bz2', '.xz')
 
 
 class _Run:
@@ -133,7 +168,10 @@ class _Run:
           )
         self._writers[split], self._safe[split] = writer, count - known
       self._rejects: BinaryIO = stack.enter_context((self._out / REJECTED).open('ab'))
+      if self._rejects.seek(0, os.SEEK_END) < self.place.rejected_bytes:
+        raise ValueError(f'{self._out / REJECTED} has lost rows. Delete {self._out}, or give another folder.')
       self._rejects.truncate(self.place.rejected_bytes)
+      self._rejects.seek(0, os.SEEK_END)
       self._note()
       self._stack = stack.pop_all()
     return self
@@ -234,6 +272,15 @@ def _read_place(out: pathlib.Path, asked: Mapping[str, Any]) -> _Place:
       )
   place = content['place']
   return _Place(**{**place, 'counts': Counts(**place['counts'])})
+
+
+def _name_of(function: Callable | None) -> str | None:
+  """A name that is the same in another process: without the address that a plain repr has."""
+  if function is None:
+    return None
+  owner = getattr(function, '__self__', None)
+  name = f'{getattr(function, "__module__", "")}.{getattr(function, "__qualname__", repr(function))}'
+  return name if owner is None else f'{name} of {owner!r}'
 
 
 def _write_json(path: pathlib.Path, content: Mapping[str, Any]):

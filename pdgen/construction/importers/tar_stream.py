@@ -27,7 +27,7 @@ _MOST_BYTES, _MOST_SAMPLE_BYTES, _MOST_MEMBERS = 2**27, 2**28, 64
 # What an archive may inflate to: this, or so many times what has been read of it. Pictures take 1, flat ones 50.
 _INFLATED, _TIMES = 2**28, 100
 _COMPRESSED = {b'\x1f\x8b': gzip.open, b'BZh': bz2.open, b'\xfd7zXZ': lzma.open}
-_SUFFIXES = ('.tar', '.tgz', '.gz', '.bz2', '.xz')
+SUFFIXES = ('.tar', '.tgz', '.gz', '.bz2', '.xz')
 
 
 def rows(source: base.Source, wanted: Callable[[base.Where], bool]) -> Iterator[tuple[base.Where, base.Load]]:
@@ -39,7 +39,7 @@ def rows(source: base.Source, wanted: Callable[[base.Where], bool]) -> Iterator[
 
   Raises: exceptions of `base.files`.
   """
-  for name, path in base.files(source, *_SUFFIXES):
+  for name, path in base.files(source, *SUFFIXES):
     try:
       with path.open('rb') as raw:
         yield from _samples(name, raw, wanted, is_file=stat.S_ISREG(path.stat().st_mode))
