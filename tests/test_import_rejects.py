@@ -151,13 +151,15 @@ def test_the_splits_that_lines_give_leak_no_prompt(tmp_path):
     dict(prompt='two rings', steps=_step(), id=3, split='train'),
     dict(prompt='Two rings!', steps=_step(), id=4),
     dict(prompt='three rings', steps=_step(), id=5),
+    dict(prompt='four rings', steps=_step(), id=6, split='heldout'),
+    dict(prompt='Four Rings', steps=_step(), id=7, split='train'),
   ]
   foreign.write_jsonl(tmp_path / 'mine', lines)
   counts = _import('jsonl', tmp_path / 'mine', tmp_path / 'out', heldout=1)
   assert [t.provenance.id for t in records.read(tmp_path / 'out' / 'train')] == ['3', '4']
-  assert [t.provenance.id for t in records.read(tmp_path / 'out' / 'heldout')] == ['1', '2', '5']
+  assert [t.provenance.id for t in records.read(tmp_path / 'out' / 'heldout')] == ['1', '2', '5', '6']
   assert (
-    counts.rejected == 1 and "another line with this prompt is 'heldout'" in _rejected(tmp_path / 'out')[0]['reason']
+    counts.rejected == 2 and "another line with this prompt is 'heldout'" in _rejected(tmp_path / 'out')[0]['reason']
   )
 
 
@@ -290,6 +292,19 @@ def test_without_pyarrow(tmp_path, monkeypatch):
   monkeypatch.setitem(__import__('sys').modules, 'pyarrow.parquet', None)
   with pytest.raises(ImportError, match=r'pip install "pdgen\[parquet\]"'):
     list(importers.read('thinkmorph', tmp_path))
+
+
+def test_row_groups_that_are_not_wanted_are_not_read(tmp_path, monkeypatch):
+  foreign.write_parquet(tmp_path / 'a.parquet', [foreign.thinkmorph(n) for n in range(9)], group=3)
+  real, read = pyarrow.parquet.ParquetFile.iter_batches, []
+
+  def iter_batches(self, **options):
+    read.append(options['row_groups'])
+    return real(self, **options)
+
+  monkeypatch.setattr(pyarrow.parquet.ParquetFile, 'iter_batches', iter_batches)
+  assert [where.row for where, _ in importers.read('thinkmorph', tmp_path, start=4)] == [5, 6, 7, 8, 9]
+  assert read == [[1], [2]]
 
 
 def test_columns_that_are_not_needed_are_not_read():

@@ -94,6 +94,14 @@ def test_a_plain_file_is_read_only_where_samples_are_wanted(tmp_path, monkeypatc
   assert sum(read) < 150_000
 
 
+def test_memory_does_not_grow_with_the_archive(tmp_path, monkeypatch):
+  foreign.write_tar(tmp_path / 'a.tar', {f'{n}': {'txt': b'x'} for n in range(30)})
+  real, kept = tarfile.TarFile.next, []
+  monkeypatch.setattr(tarfile.TarFile, 'next', lambda self: kept.append(len(self.members)) or real(self))
+  assert len(_rows(tmp_path / 'a.tar')) == 30
+  assert max(kept) <= 1 and len(kept) > 30
+
+
 def _info(name, *, kind=tarfile.REGTYPE, link='', size=0):
   info = tarfile.TarInfo(name)
   info.type, info.linkname, info.size = kind, link, size
