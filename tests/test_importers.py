@@ -8,6 +8,7 @@ import re
 import grain
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from support import foreign, stored
 
 from pdgen import testing
@@ -15,7 +16,7 @@ from pdgen.construction import importers
 from pdgen.construction.importers import base, jsonl
 from pdgen.core import config as config_lib
 from pdgen.core import trajectory as trajectory_lib
-from pdgen.data import images, pipeline, record_codec, records, splits
+from pdgen.data import images, pipeline, record_codec, records
 
 Step, Trajectory = trajectory_lib.Step, trajectory_lib.Trajectory
 ROOT = pathlib.Path(__file__).parents[1]
@@ -172,16 +173,21 @@ def test_jsonl(tmp_path):
   assert _parts(found[3]) == ([('draft', 30)], [False])
 
 
-def test_the_example_of_the_documents_is_imported(tmp_path):
+def test_the_example_of_the_documents_is_imported(tmp_path, monkeypatch, capsys):
   text = (ROOT / 'docs' / 'add_a_dataset.md').read_text(encoding='utf-8')
   line = json.loads(re.search(r'```json\n(.*?)```', text, re.DOTALL)[1])
   (tmp_path / 'mine' / '1').mkdir(parents=True)
   for number, name in enumerate('abc'):
     (tmp_path / 'mine' / '1' / f'{name}.png').write_bytes(foreign.png(number))
   (tmp_path / 'mine' / 'trajectories.jsonl').write_text(json.dumps(line))
-  counts = importers.import_records('jsonl', tmp_path / 'mine', tmp_path / 'mine_set')
-  assert (counts.read, counts.kept, counts.rejected) == (1, 1, 0)
-  (got,) = records.read(tmp_path / 'mine_set' / splits.split_of(line['prompt']))
+  monkeypatch.chdir(tmp_path)
+  run, view = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
+  exec(run)
+  assert capsys.readouterr().out == f'{importers.Counts(read=1, kept=1, train=1)}\n'
+  exec(view)
+  (example,) = tfds.data_source('pdgen_trajectories', data_dir='tfds', split='train', download=False)
+  assert example['prompt'].decode() == line['prompt']
+  (got,) = records.read(tmp_path / 'mine_set' / 'train')
   assert got.prompt == line['prompt'] and got.provenance.source == 'my drawings' and got.provenance.id == '1'
   assert _parts(got)[0][-1] == ('refined', 2)
   fields = set(re.findall(r'^\| `(\w+)` \| *(?:needed|if asked for)? *\|', text, re.MULTILINE))
