@@ -40,8 +40,11 @@ COMMANDS = {
 SHARED = {'flags', 'testing'}  # What commands share, and what tests of others may use.
 NUMPY_ONLY = {'data', 'worlds', 'services', 'judges', 'construction', 'evals', 'viewing'}
 JAX_IN_CORE = {'core/masks.py', 'core/mesh.py', 'core/trees.py'}
-# An optional package is imported by the modules that need it alone. Extra of setup.cfg: modules.
-OPTIONAL: dict[str, set[str]] = {}
+# An optional package is imported by the modules that need it alone: package, modules.
+OPTIONAL: dict[str, set[str]] = {
+  'pyarrow': {'construction/importers/parquet.py'},
+  'tensorflow_datasets': {'data/tfds_builder.py'},
+}
 ACCELERATOR = {'jax', 'jaxlib', 'flax', 'optax', 'orbax', 'clu'}
 
 
@@ -75,6 +78,8 @@ def complaints(place: str, source: str) -> list[str]:
         found.append(f'{place} imports pdgen.{target}')
     elif head in ACCELERATOR and (home in NUMPY_ONLY or home == 'core' and place not in JAX_IN_CORE):
       found.append(f'{place} imports {head}, but is to run without an accelerator')
+    elif place not in OPTIONAL.get(head, {place}):
+      found.append(f'{place} imports {head}, which is optional')
   return found
 
 
@@ -119,6 +124,7 @@ def test_every_folder_and_module_has_its_place_in_the_plan():
     ('core/config.py', "importlib.import_module('pdgen.models.layers')"),
     ('data/sources.py', "importlib.import_module(f'pdgen.construction.{name}')"),
     ('evaluate.py', 'from pdgen import sample'),
+    ('data/records.py', 'def f():\n  import pyarrow.parquet'),
   ],
 )
 def test_a_forbidden_import_is_found(place: str, source: str):

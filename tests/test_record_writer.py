@@ -12,7 +12,7 @@ import pytest
 from support import stored
 
 from pdgen.core import trajectory as trajectory_lib
-from pdgen.data import records
+from pdgen.data import folder_lock, records
 
 Step, Trajectory = trajectory_lib.Step, trajectory_lib.Trajectory
 
@@ -165,14 +165,14 @@ def test_writers_that_race_for_a_folder_never_share_it(tmp_path):
 
 def test_a_lock_whose_file_was_removed_is_no_lock(tmp_path, monkeypatch):
   """Its last owner removed it after this writer had opened it: the next writer would lock another file."""
-  real = records.fcntl.flock
+  real = folder_lock.fcntl.flock
 
   def flock(file, flags):
     (tmp_path / 'lock').unlink()
     real(file, flags)
 
   with monkeypatch.context() as patch:
-    patch.setattr(records.fcntl, 'flock', flock)
+    patch.setattr(folder_lock.fcntl, 'flock', flock)
     with pytest.raises(BlockingIOError, match='Another writer'):
       records.Writer(tmp_path)
   records.write(tmp_path, stored.TRAJECTORIES)
@@ -182,7 +182,7 @@ def test_a_folder_that_cannot_be_locked(tmp_path, monkeypatch):
   def fail(*_):
     raise OSError('no locks here')
 
-  monkeypatch.setattr(records.fcntl, 'flock', fail)
+  monkeypatch.setattr(folder_lock.fcntl, 'flock', fail)
   with pytest.warns(UserWarning, match='set cannot be locked .no locks here.. Make sure'):
     records.write(tmp_path / 'set', stored.TRAJECTORIES)
   stored.assert_same(records.read(tmp_path / 'set'), stored.TRAJECTORIES)

@@ -127,14 +127,34 @@ class PromptSpec:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Cost:
+  """What outside services took to make a trajectory. Sums: `a + b`."""
+
+  calls: int = 0
+  tokens: int = 0  # Read and written.
+  money: float = 0.0  # US dollars.
+
+  def __add__(self, other: 'Cost') -> 'Cost':
+    return Cost(calls=self.calls + other.calls, tokens=self.tokens + other.tokens, money=self.money + other.money)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Provenance:
-  """How a trajectory was made."""
+  """How a trajectory was made; docs/add_a_dataset.md#provenance has a table of the fields."""
 
   source: str  # World, dataset or model that made it.
   kind: str  # Kind of trajectory: `multi_turn`, `conflict`, `misalignment`, `direct`, `self_sampled`, ...
   errors: tuple[str, ...] = ()  # Kind of each error made, or found, in it, in order.
   detour: str | None = None  # `refine`, `swap` or `remove`, where the story takes one.
   id: str = ''  # Of the trajectory in its source.
+  graph: Mapping[str, Any] | None = None  # Scene graph of the prompt, JSON.
+  seed: int | None = None  # Of all that was drawn at random for it.
+  renderer: str = ''  # What painted the pictures, with its version: `shapes`, a model's name, ...
+  writer: str = ''  # What wrote the texts, with its version.
+  judge: str = ''  # What judged the pictures, with its version.
+  verdicts: tuple[Mapping[str, Any], ...] = ()  # Of the judge, in the order asked; JSON.
+  reasons: tuple[str, ...] = ()  # Why it is kept as it is, or how it was repaired, in words.
+  cost: Cost | None = None  # None: nothing was asked of a service, or it is not known.
 
   @property
   def error(self) -> str | None:

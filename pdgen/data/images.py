@@ -1,9 +1,13 @@
-"""Pictures as BAGEL's VAE and ViT get them: resized to a multiple of the stride, normalised to [-1, 1]."""
+"""Pictures: read from files of any kind; resized and normalised to [-1, 1] as BAGEL's VAE and ViT get them."""
 
 import dataclasses
+import io
+import os
+import pathlib
+import warnings
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pdgen.core import config as config_lib
 
@@ -98,3 +102,72 @@ def patches(picture: np.ndarray, patch: int) -> np.ndarray:
   rows, columns = height // patch, width // patch
   x = picture[: rows * patch, : columns * patch].reshape(rows, patch, columns, patch, channels)
   return x.transpose(0, 2, 1, 3, 4).reshape(rows * columns, -1)
+
+
+# What a picture may have; a small file may inflate to any size.
+MOST_PIXELS, MOST_BYTES = 2**26, 2**28
+_ORIENTATION = 0x0112  # Tag of Exif.
+_FORMATS = ('BMP', 'GIF', 'JPEG', 'PNG', 'PPM', 'TIFF', 'WEBP')  # No EPS, PDF, ...: those run or fetch other things.
+
+
+def open_picture(source: bytes | str | os.PathLike, *, max_pixels: int = MOST_PIXELS) -> np.ndarray:
+  """Reads an encoded picture as it is meant to be seen: uint8[H, W, 3], writable.
+
+  Turned as its Exif data say, laid on white where it is transparent, 16 bits rounded to 8, CMYK, palettes and greys
+  as RGB; of an animation the first frame. Colour profiles are not applied.
+
+  Args:
+    source: content of a file, or its path.
+    max_pixels: height times width that it may have, checked before it is decoded.
+
+  Raises: FileNotFoundError; ValueError, of one line, naming the path (if it is one) and what is wrong.
+  """
+  name = 'The picture' if isinstance(source, bytes) else os.fspath(source)
+  if not isinstance(source, bytes):
+    path = pathlib.Path(source)
+    if not path.is_file():
+      raise FileNotFoundError(f'{name} is no file.')
+    if (size := path.stat().st_size) > MOST_BYTES:
+      raise ValueError(f'{name} has {size} bytes; a picture may have {MOST_BYTES}.')
+    source = path.read_bytes()
+  if not source:
+    raise ValueError(f'{name} is empty.')
+  try:
+    with warnings.catch_warnings(action='ignore'):  # Of sizes, which are checked here, and of odd metadata.
+      with Image.open(io.BytesIO(source), formats=_FORMATS) as image:
+        if (pixels := image.width * image.height) > max_pixels:
+          raise _Refused(f'has {image.width} x {image.height} = {pixels} pixels; it may have {max_pixels}')
+        image.load()
+        return _rgb(ImageOps.exif_transpose(image))
+  except _Refused as error:
+    raise ValueError(f'{name} {error}.') from None
+  except Exception as error:  # Of Pillow's decoders: OSError, SyntaxError, struct.error, ..
+    reason = ' '.join(str(error).split())[:200] or type(error).__name__
+    if isinstance(error, UnidentifiedImageError):
+      reason = f'it is none of {", ".join(_FORMATS)}'
+    raise ValueError(f'{name} cannot be decoded: {reason}.') from None
+
+
+def is_plain(content: bytes) -> bool:
+  """Whether a picture file shows the same to whoever decodes it to RGB: nothing to turn, no transparency, 8 bits."""
+  with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+    turned = image.getexif().get(_ORIENTATION, 1) != 1
+    return image.mode in ('RGB', 'L') and 'transparency' not in image.info and not turned
+
+
+class _Refused(ValueError):
+  """What is wrong with a picture, as the end of a sentence."""
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
+  if image.mode in ('F', 'I') or image.mode.startswith('I;'):
+    levels = np.asarray(image)
+    if image.mode == 'F' or levels.min() < 0 or levels.max() > 65535:
+      raise _Refused(f'has pixels of mode {image.mode} that are no levels of 16 bits: convert it')
+    grey = ((levels.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+    return np.repeat(grey[:, :, None], 3, axis=2)
+  if image.mode in ('RGBA', 'RGBa', 'LA', 'La', 'PA') or 'transparency' in image.info:
+    image = image.convert('RGBA')
+    white = Image.new('RGBA', image.size, (255, 255, 255, 255))
+    return np.array(Image.alpha_composite(white, image).convert('RGB'))
+  return np.array(image.convert('RGB'))

@@ -41,7 +41,8 @@ def encode(
 
   Raises: ValueError for pictures that are not uint8[H, W, 3], fields that are not JSON, and files of other pictures.
   """
-  pictures, rows = [], []
+  pictures: list[np.ndarray] = []
+  rows = []
   for step in trajectory.steps:
     row = {field.name: getattr(step, field.name) for field in dataclasses.fields(step)}
     for part in trajectory_lib.PICTURES:
@@ -50,19 +51,21 @@ def encode(
         pictures.append(row[part])
         row[part] = len(pictures) - 1
     rows.append(row)
+  if (pixels := sum(picture.shape[0] * picture.shape[1] for picture in pictures)) > _MOST_PIXELS:
+    raise ValueError(f'The pictures of {name} have {pixels} pixels together; a record may have {_MOST_PIXELS}.')
   content = dict(
     prompt=trajectory.prompt,
     mode=trajectory.mode,
     stop=trajectory.stop,
     steps=rows,
     spec=trajectory.spec and trajectory.spec.to_row(trajectory.prompt),
-    provenance=trajectory.provenance and dataclasses.asdict(trajectory.provenance),
+    provenance=_checked(trajectory.provenance and _provenance_row(trajectory.provenance), f'Provenance of {name}'),
     expected=trajectory.expected,
-    metadata=_metadata(trajectory, name),
+    metadata=_checked(trajectory.metadata, f'Metadata of {name}'),
   )
   try:
     canonical_json(content)
-  except (TypeError, ValueError) as error:
+  except (TypeError, ValueError, RecursionError) as error:
     raise ValueError(f'A field of {name} is not JSON: {error}. Use texts and numbers of Python.') from error
   files = _files(pictures, picture_files, name)
   digest = _content_hash(content, pictures, files)
@@ -72,11 +75,10 @@ def encode(
 
 def decode(record: bytes) -> trajectory_lib.Trajectory:
   """Decodes a record. Raises: ValueError for another schema or content hash, any exception for a damaged record."""
-  start = 4 + struct.unpack_from('<I', record)[0]
-  header = json.loads(record[4:start])
+  header = header_of(record)
   if header['schema'] != SCHEMA:
     raise ValueError(f'its schema is {header["schema"]}, this version of pdgen reads {SCHEMA}')
-  ends = itertools.accumulate(header['lengths'], initial=start)
+  ends = itertools.accumulate(header['lengths'], initial=4 + struct.unpack_from('<I', record)[0])
   files = [record[a:b] for a, b in itertools.pairwise(ends)]
   if (pixels := sum(map(_pixels, files))) > _MOST_PIXELS:
     raise ValueError(f'its pictures have {pixels} pixels together; a record may have {_MOST_PIXELS}')
@@ -90,10 +92,15 @@ def decode(record: bytes) -> trajectory_lib.Trajectory:
     mode=content['mode'],
     stop=content['stop'],
     spec=spec and trajectory_lib.PromptSpec.from_row(spec),
-    provenance=provenance and trajectory_lib.Provenance(**{**provenance, 'errors': tuple(provenance['errors'])}),
+    provenance=provenance and provenance_of(provenance),
     expected=None if expected is None else tuple(trajectory_lib.Content(*row) for row in expected),
     metadata=content['metadata'],
   )
+
+
+def header_of(record: bytes) -> dict[str, Any]:
+  """The header of a record, unchecked: `schema`, `sha256`, `lengths`, `content`."""
+  return json.loads(record[4 : 4 + struct.unpack_from('<I', record)[0]])
 
 
 def steps_of(rows: Sequence[Mapping[str, Any]], pictures: Sequence[np.ndarray]) -> tuple[trajectory_lib.Step, ...]:
@@ -103,6 +110,29 @@ def steps_of(rows: Sequence[Mapping[str, Any]], pictures: Sequence[np.ndarray]) 
     shown = {part: pictures[row[part]] for part in trajectory_lib.PICTURES if row[part] is not None}
     steps.append(trajectory_lib.Step(**{**row, **shown}))
   return tuple(steps)
+
+
+def provenance_of(row: Mapping[str, Any]) -> trajectory_lib.Provenance:
+  """Provenance from a row of its fields; those that are left out have their defaults.
+
+  Raises: TypeError for an unknown field, naming it, or a list that is none.
+  """
+  fields = dict(row)
+  for name in ('errors', 'verdicts', 'reasons'):
+    if name in fields:
+      fields[name] = tuple(fields[name])
+  if fields.get('cost') is not None:
+    fields['cost'] = trajectory_lib.Cost(**fields['cost'])
+  return trajectory_lib.Provenance(**fields)
+
+
+def _provenance_row(provenance: trajectory_lib.Provenance) -> dict[str, Any]:
+  """Fields that came after the first record sets are left out at their defaults: equal content keeps its hash."""
+  row = {field.name: getattr(provenance, field.name) for field in dataclasses.fields(provenance)}
+  row['cost'] = provenance.cost and dataclasses.asdict(provenance.cost)
+  first = ('source', 'kind', 'errors', 'detour', 'id')
+  defaults = {field.name: field.default for field in dataclasses.fields(provenance)}
+  return {name: value for name, value in row.items() if name in first or value != defaults[name]}
 
 
 def canonical_json(value: Any) -> bytes:
@@ -127,13 +157,14 @@ def _content_hash(content: Mapping[str, Any], pictures: Sequence[np.ndarray], fi
   return digest.hexdigest()
 
 
-def _metadata(trajectory: trajectory_lib.Trajectory, name: str) -> dict[str, Any]:
+def _checked(value: Any, what: str) -> Any:
+  """The value as it comes back from JSON. what: its name in errors."""
   try:
-    metadata = _plain(trajectory.metadata)
-    canonical_json(metadata)
+    plain = _plain(value)
+    canonical_json(plain)
   except (TypeError, ValueError, RecursionError) as error:
-    raise ValueError(f'Metadata of {name} is not JSON: {error}. Use texts, finite numbers, lists and dicts.') from error
-  return metadata
+    raise ValueError(f'{what} is not JSON: {error}. Use texts, finite numbers, lists and dicts.') from error
+  return plain
 
 
 def _plain(value: Any) -> Any:

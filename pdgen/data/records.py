@@ -23,19 +23,14 @@ import operator
 import os
 import pathlib
 import re
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, SupportsIndex
 
 import grain
 
 from pdgen.core import trajectory as trajectory_lib
-from pdgen.data import record_codec
+from pdgen.data import folder_lock, record_codec
 
-try:
-  import fcntl
-except ImportError:  # Windows.
-  fcntl = None
 try:
   from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]  # C++, no stubs.
 except ImportError:  # Windows has no wheels of it.
@@ -45,6 +40,15 @@ INDEX, UNFINISHED = 'index.json', 'unfinished.json'
 
 _OURS = re.compile(r'trajectories-\d{5,}(-[0-9a-f]{8}\.array_record|\.partial)|unfinished\.json\.partial')
 _REMEDY = 'Copy the set again from where it is whole, or make it again.'
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shard:
+  """A file of a finished record set."""
+
+  path: pathlib.Path
+  count: int  # Number of records.
+  bytes: int  # Size of the file.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,7 +112,7 @@ class Writer:
     self._shard: Any = None  # The open ArrayRecordWriter.
     self._open_records, self._open_bytes = 0, 0  # In the open shard.
     with contextlib.ExitStack() as stack:
-      stack.enter_context(_exclusive(self._folder))
+      stack.enter_context(folder_lock.exclusive(self._folder))
       self._index = self._start(overwrite=overwrite, resume=resume)
       self._fingerprint = self._index.fingerprint  # Of all that was written, safe or not.
       self._lock: contextlib.ExitStack | None = stack.pop_all()  # None once closed.
@@ -268,6 +272,11 @@ class Reader:
     # Grain compares it on resume: without the folder, a set may move.
     return f'records.Reader({len(self)} records, fingerprint {self.fingerprint()})'
 
+  @property
+  def shards(self) -> list[Shard]:
+    """Its files, in order."""
+    return [Shard(path=self._folder / s.file, count=s.count, bytes=s.bytes) for s in self._index.shards]
+
   def fingerprint(self) -> str:
     """Hash of the trajectories in their order: independent of shards, and of how pictures are compressed as PNG."""
     return self._index.fingerprint
@@ -355,34 +364,6 @@ def _why_missing(folder: pathlib.Path) -> str:
   if not (folder / UNFINISHED).is_file():
     return f'{folder} holds no record set: it has no {INDEX}. Give the folder of a records.Writer.'
   return f'The record set {folder} is unfinished: it has no {INDEX}. Run its writer again; it continues.'
-
-
-@contextlib.contextmanager
-def _exclusive(folder: pathlib.Path) -> Iterator[None]:
-  """Keeps other writers out of the folder. Removes a folder that it made and nothing was written to."""
-  is_new = not folder.exists()
-  folder.mkdir(parents=True, exist_ok=True)
-  path = folder / 'lock'
-  with path.open('w') as file:
-    try:
-      if fcntl is None:
-        raise OSError('this system has no file locks')
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # The system drops it however the process ends.
-      is_held = os.path.samestat(os.fstat(file.fileno()), path.stat())  # False: its last owner has just removed it.
-    except (BlockingIOError, FileNotFoundError):
-      is_held = False
-    except OSError as error:
-      warnings.warn(f'{folder} cannot be locked ({error}). Make sure that nothing else writes there.', stacklevel=2)
-      is_held = True
-    if not is_held:
-      raise BlockingIOError(f'Another writer is at work in {folder}. Wait for its end, or give another folder.')
-    try:
-      yield
-    finally:
-      path.unlink(missing_ok=True)
-      if is_new:
-        with contextlib.suppress(OSError):  # Not empty.
-          folder.rmdir()
 
 
 def _sync(path: pathlib.Path):
