@@ -92,6 +92,7 @@ def test_what_passes_is_tried_again(server, fault):
     (servers.raw(b'[1, 2]'), errors.BadAnswer, r'no whole JSON object'),
     (servers.raw(b'[' * 100_000), errors.BadAnswer, r'no whole JSON object'),
     (servers.status(401), errors.Refused, r'HTTP 401: status 401 \(the key is the value of TEST_SERVICE_KEY\)$'),
+    (servers.status(500, body={'message': 'image input is not supported'}), errors.Refused, 'HTTP 500: image input'),
     (servers.status(404, body={'detail': 'no model'}), errors.Refused, r'HTTP 404: no model$'),
     (servers.status(302), errors.Refused, r'redirects are not followed'),
     (
@@ -211,12 +212,13 @@ def test_a_server_without_schemas_is_asked_in_words_from_then_on(server):
   [
     ({'message': {'content': None, 'refusal': 'I cannot.'}}, errors.Refused, 'the model refuses: I cannot'),
     ({'message': {'content': ''}, 'finish_reason': 'length'}, errors.BadAnswer, 'empty, cut at 1024 tokens'),
+    ({'message': {'content': '{"n'}, 'finish_reason': 'length'}, errors.BadAnswer, 'object; it was cut at 1024 tokens'),
     ({'message': {'content': 'x'}, 'finish_reason': 'content_filter'}, errors.Refused, 'content_filter'),
     ({'message': {'content': [{'type': 'text', 'text': '{"n": 7}'}]}}, None, ''),
   ],
 )
 def test_other_ends_of_an_answer(server, choice, kind, cause):
-  server.fail(servers.raw(json.dumps({'choices': [choice]}).encode()))
+  server.fail(servers.raw(json.dumps({'choices': [choice]}).encode()), times=2)
   if kind is None:
     answer = client(server).ask(HELLO, schema=SCHEMA)
     # The server did not say what it took: the most that it may have.

@@ -38,6 +38,7 @@ class Answer:
   version: str = ''  # `system_fingerprint`, where the server has one.
   cost: budget_lib.Cost = budget_lib.Cost()  # Of this call; of one from the cache: a hit alone.
   repaired: bool = False  # The first answer broke the schema.
+  cut: bool = False  # Ended by `max_tokens`.
 
   @property
   def by(self) -> str:
@@ -141,21 +142,28 @@ class Chat:
         return {'text': text, **whose, 'cost': dataclasses.asdict(call.cost)}
       asked = [*messages, Message('user', structured.instruction(schema))]
       text, whose = self._complete(call, asked, schema, seed)
-      value, wrong = structured.extract(text, schema=schema, check=check)
+      value, wrong = self._extract(text, whose, schema, check)
       repaired = value is None
       if repaired:
         again = Message('user', f'That is no valid answer: {wrong}. {structured.instruction(schema)}')
         text, whose = self._complete(call, [*asked, Message('assistant', text), again], schema, seed)
-        value, wrong = structured.extract(text, schema=schema, check=check)
+        value, wrong = self._extract(text, whose, schema, check)
         if value is None:
           raise errors.BadAnswer(f'{self.endpoint.host}: no valid answer in two tries: {wrong}')
       cost = dataclasses.asdict(call.cost)
       return {'text': text, 'value': value, **whose, 'repaired': repaired, 'cost': cost}
 
+  def _extract(
+    self, text: str, whose: dict[str, Any], schema: structured.Schema, check: structured.Check | None
+  ) -> tuple[dict[str, Any] | None, str]:
+    """As `structured.extract`; what is wrong says that the text was cut."""
+    value, wrong = structured.extract(text, schema=schema, check=check)
+    return value, f'{wrong}; it was cut at {self.max_tokens} tokens' if value is None and whose['cut'] else wrong
+
   def _complete(
     self, call: transport.Call, messages: Sequence[Message], schema: structured.Schema | None, seed: int | None
-  ) -> tuple[str, dict[str, str]]:
-    """A text, and the model and version that wrote it."""
+  ) -> tuple[str, dict[str, Any]]:
+    """A text, and more of `Answer`: the model and version that wrote it, whether it was cut."""
     body = {**self._body, 'messages': [_wire(m) for m in _joined(messages)]}
     if seed is not None:
       body['seed'] = seed
@@ -171,7 +179,7 @@ class Chat:
         self._takes_schemas = False
     return self._read(call.post('chat/completions', most=most, actual=self._actual, json=body))
 
-  def _read(self, values: dict[str, Any]) -> tuple[str, dict[str, str]]:
+  def _read(self, values: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     try:
       choice = values['choices'][0]
       message = choice['message']
@@ -188,7 +196,7 @@ class Chat:
       raise errors.BadAnswer(f'{self.endpoint.host}: the answer is empty{cut}')
     whose = {'model': values.get('model'), 'version': values.get('system_fingerprint')}
     names = {name: value if isinstance(value, str) else '' for name, value in whose.items()}
-    return content, {**names, 'model': names['model'] or self.endpoint.model}
+    return content, {**names, 'model': names['model'] or self.endpoint.model, 'cut': reason == 'length'}
 
   def _most(self, messages: Sequence[Message]) -> budget_lib.Cost:
     """The most that a request may take. A byte-level vocabulary has at most a token a byte of text."""

@@ -9,6 +9,7 @@ from pdgen.services import errors, keys
 
 _RETRIED = {408, 409, 425, 429, *range(500, 600)} - {501}
 _BROKE = ('insufficient_quota', 'billing_hard_limit_reached')  # 429 of OpenAI that waiting does not heal.
+_UNABLE = 'not supported'  # 500 of llama.cpp for pictures to a model of text: another try cannot help.
 _MOST_TEXT = 200
 
 
@@ -50,12 +51,12 @@ def check_status(response: Response, *, host: str, key_env: str | None):
     return
   text = error_text(response.content)
   what = f'{host}: HTTP {response.status}{": " + text if text else ""}'
-  is_broke = any(word in response.content.decode(errors='replace') for word in _BROKE)
-  if response.status in _RETRIED and not (response.status == 429 and is_broke):
+  is_broke = response.status == 429 and any(word in response.content.decode(errors='replace') for word in _BROKE)
+  if response.status in _RETRIED and not is_broke and _UNABLE not in text:
     raise Transient(what, retry_after=retry_after(response.headers))
   if response.status in (401, 403) and key_env is not None:
     what += f' (the key is the value of {key_env})'
-  elif response.status < 400:
+  if response.status < 400:
     what += ' (redirects are not followed with a key: correct base_url)'
   raise errors.Refused(what)
 

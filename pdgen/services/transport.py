@@ -4,8 +4,8 @@ A `Call` is one logical call of a client: it holds one of the endpoint's slots, 
 downloads) share one limit of time. Every request has a hard limit too, whatever hangs: name lookup, connection, a byte
 a minute. All that comes back is redacted (`services.keys`).
 
-Retried: 408, 409, 425, 429, 5xx, timeouts, broken connections, half JSON. Not retried: any other status, and 429 for an
-account without credit. Redirects are not followed with a key.
+Retried: 408, 409, 425, 429, 5xx, timeouts, broken connections, half JSON. Not retried: any other status, 429 for an
+account without credit, 500 for what is not supported. Redirects are not followed with a key.
 """
 
 import contextlib
