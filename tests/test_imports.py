@@ -212,6 +212,7 @@ def test_nothing_but_a_client_needs_the_packages_of_services():
 import sys
 sys.modules.update(dict.fromkeys({sorted(OPTIONAL['judge'])}))
 from pdgen import evaluate, judges
+from pdgen.construction import renderers, writers
 from pdgen.services import budget, cache, chat, images, transport
 budget.Budget(calls=1).charge(budget.Cost(calls=1))
 try:

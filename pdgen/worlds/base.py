@@ -97,6 +97,14 @@ class DraftingWorld(World, Protocol):
     ...
 
 
+class RenderedWorld(Protocol):
+  """Optional: pictures of scenes. Needs nothing else of a world. For `construction.renderers.WorldRenderer`."""
+
+  def render(self, scene: Any) -> np.ndarray:
+    """The picture uint8[H, W, 3] of a scene, a value of the world's own. Equal scenes give equal pictures."""
+    ...
+
+
 class WrittenWorld(World, Protocol):
   """Optional: texts to train a tokenizer on, and the words that decide. For `pdgen.train_tokenizer` and configs."""
 

@@ -17,6 +17,7 @@ from pdgen.worlds.shapes.drafts import DraftRequest, draft_request, injected, re
 from pdgen.worlds.shapes.faults import ERROR_KINDS
 from pdgen.worlds.shapes.language import DECISIVE, FAULTS
 from pdgen.worlds.shapes.prompt_space import TASKS, parse, prompts
+from pdgen.worlds.shapes.renderer import render
 from pdgen.worlds.shapes.scenes import COLORS, SHAPES, SIZE
 from pdgen.worlds.shapes.trajectories import KINDS, corpus, trajectory
 
@@ -37,6 +38,7 @@ __all__ = [
   'injected',
   'parse',
   'prompts',
+  'render',
   'review',
   'shows',
   'trajectory',
