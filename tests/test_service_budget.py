@@ -174,7 +174,8 @@ def test_a_damaged_entry_is_asked_for_again_with_a_warning(server, tmp_path, dam
   asked.ask(HELLO, schema=SCHEMA)
   [file] = tmp_path.rglob('*.json')
   whole = file.read_text()
-  file.write_text({'empty': '', 'half': whole[:50], 'other': '[]', 'changed': whole.replace('7', '8')}[damage])
+  assert '"n":7' in whole
+  file.write_text({'empty': '', 'half': whole[:50], 'other': '[]', 'changed': whole.replace('"n":7', '"n":8')}[damage])
   with pytest.warns(UserWarning, match='damaged .* asked for again'):
     assert asked.ask(HELLO, schema=SCHEMA).value == {'n': 7}
   assert asked.ask(HELLO, schema=SCHEMA).cost.cache_hits == 1 and len(server.asked()) == 2

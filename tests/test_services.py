@@ -228,6 +228,14 @@ def test_other_ends_of_an_answer(server, choice, kind, cause):
       client(server).ask(HELLO, schema=SCHEMA)
 
 
+def test_options_replace_and_remove_names(server):
+  client(server, temperature=None, options={'max_tokens': None, 'max_completion_tokens': 4096}).ask(HELLO)
+  assert server.seen[0].body.keys() == {'model', 'max_completion_tokens', 'messages'}
+  spent = budget.Budget(tokens=4096)
+  with pytest.raises(errors.BudgetExhausted):  # The prompt comes on top.
+    client(server, budget=spent, options={'max_tokens': None, 'max_completion_tokens': 4096}).ask(HELLO)
+
+
 def test_at_most_so_many_calls_at_once(server):
   gate = threading.Barrier(3, timeout=5)  # Three come at once, or the test fails.
   server.chat = lambda messages, body: gate.wait() is None or 'yes'

@@ -70,8 +70,8 @@ class Chat:
       cache: of answers; None: every question is asked.
       max_tokens: of an answer.
       temperature: 0 is greedy; None: the server's own.
-      options: more of the request's body (`top_p`, `max_completion_tokens`, vLLM's `chat_template_kwargs`); a value of
-        None removes a name.
+      options: more of the request's body (`top_p`, vLLM's `chat_template_kwargs`); a value of None removes a name.
+        OpenAI's reasoning models want {'max_tokens': None, 'max_completion_tokens': 4096} and temperature=None.
       response_format: whether to send schemas apart from the messages, until the server refuses.
       picture_tokens: most tokens of a picture, for the budget alone.
 
@@ -201,7 +201,10 @@ class Chat:
   def _most(self, messages: Sequence[Message]) -> budget_lib.Cost:
     """The most that a request may take. A byte-level vocabulary has at most a token a byte of text."""
     prompt = sum(len(m.text.encode()) + _OVERHEAD + len(m.pictures) * self.picture_tokens for m in messages)
-    completion = max(v for k in ('max_tokens', 'max_completion_tokens') if isinstance(v := self._body.get(k, 0), int))
+    completion = (
+      max(v for k in ('max_tokens', 'max_completion_tokens') if isinstance(v := self._body.get(k, 0), int))
+      or self.max_tokens
+    )
     return self.price.of(budget_lib.Cost(calls=1, prompt_tokens=prompt, completion_tokens=completion))
 
   def _actual(self, values: dict[str, Any]) -> budget_lib.Cost | None:
