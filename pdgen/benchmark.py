@@ -67,7 +67,15 @@ def _run_suites(parser: flags_lib.Parser, flags: argparse.Namespace, kept: flags
   out = flags_lib.writable_folder(flags.out)
   kept.words = f'What was measured is in {out}.'
   say = functools.partial(print, flush=True)
-  failed = runner.run_all(flags.suite, flags.size, out, limit=flags.limit, total=flags.total, say=say)
+  failed = runner.run_all(
+    flags.suite,
+    flags.size,
+    out,
+    command=[sys.executable, '-m', 'pdgen.benchmark'],
+    limit=flags.limit,
+    total=flags.total,
+    say=say,
+  )
   command = f'python -m pdgen.benchmark --suite={",".join(flags.suite)} --size={flags.size}'
   (out / 'README.md').write_text(report.page(out, command))
   print(f'{len(flags.suite) - len(failed)} of {len(flags.suite)} suites are whole: {out / "README.md"}')

@@ -95,7 +95,7 @@ def test_several_suites_keep_what_is_whole(tmp_path, capfd, monkeypatch):
   page = (tmp_path / 'README.md').read_text()
   assert '256 x 256 x 256' in page and 'ended with status 3: no such device' in page and 'stale' not in page
   assert '1 of 2 suites are whole' in capfd.readouterr().out
-  failed = runner.run_all(['matmul'], 'tiny', tmp_path, limit=9, total=0, say=print)
+  failed = runner.run_all(['matmul'], 'tiny', tmp_path, command=[], limit=9, total=0, say=print)
   assert failed == {'matmul': 'was not run: 0 s are over'}
 
 

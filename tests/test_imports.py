@@ -22,7 +22,7 @@ MAY_IMPORT = {
   'sampling': {'core', 'models'},
   'data': {'core', 'worlds'},
   'worlds': {'core'},
-  'services': set(),
+  'services': {'core'},
   'judges': {'core', 'services'},
   'construction': {'core', 'data', 'worlds', 'services', 'judges'},
   'evals': {'core', 'worlds', 'services', 'judges', 'viewing'},
@@ -40,10 +40,16 @@ COMMANDS = {
 SHARED = {'flags', 'testing'}  # What commands share, and what tests of others may use.
 NUMPY_ONLY = {'data', 'worlds', 'services', 'judges', 'construction', 'evals', 'viewing'}
 JAX_IN_CORE = {'core/masks.py', 'core/mesh.py', 'core/trees.py'}
-# An optional package is imported by the modules that need it alone: package, modules.
-OPTIONAL: dict[str, set[str]] = {
-  'pyarrow': {'construction/importers/parquet.py'},
-  'tensorflow_datasets': {'data/tfds_builder.py'},
+# An optional package is imported by the modules that need it alone, when they need it. Extra of setup.cfg: packages.
+OPTIONAL: dict[str, dict[str, set[str]]] = {
+  'judge': {
+    'filelock': {'services/budget.py'},
+    'httpx2': {'services/transport.py', 'services/faults.py'},
+    'jsonschema': {'services/structured.py'},
+    'tenacity': {'services/transport.py'},
+  },
+  'parquet': {'pyarrow': {'construction/importers/parquet.py'}},
+  'tfds': {'tensorflow_datasets': {'data/tfds_builder.py'}},
 }
 ACCELERATOR = {'jax', 'jaxlib', 'flax', 'optax', 'orbax', 'clu'}
 
@@ -78,7 +84,7 @@ def complaints(place: str, source: str) -> list[str]:
         found.append(f'{place} imports pdgen.{target}')
     elif head in ACCELERATOR and (home in NUMPY_ONLY or home == 'core' and place not in JAX_IN_CORE):
       found.append(f'{place} imports {head}, but is to run without an accelerator')
-    elif place not in OPTIONAL.get(head, {place}):
+    elif any(place not in packages.get(head, {place}) for packages in OPTIONAL.values()):
       found.append(f'{place} imports {head}, which is optional')
   return found
 
@@ -179,7 +185,7 @@ def test_setup_cfg_names_exactly_the_packages_that_are_imported():
   used = set()
   for file in [*FILES, *sorted((ROOT / 'configs').glob('*.py'))]:
     used |= {name.split('.')[0] for name in imports(file.read_text())}
-  used -= {'pdgen', *sys.stdlib_module_names, *OPTIONAL}
+  used -= {'pdgen', *sys.stdlib_module_names, *(package for extra in OPTIONAL.values() for package in extra)}
   homes = importlib.metadata.packages_distributions()
   used = {normal(homes[module][0]) for module in used if module in homes} | {m for m in used if m not in homes}
   setup = configparser.ConfigParser()
@@ -191,6 +197,39 @@ def test_setup_cfg_names_exactly_the_packages_that_are_imported():
   }
   # jaxlib: named to hold its version beside jax's.
   assert used | {'jaxlib'} == named
+
+
+def test_optional_packages_are_imported_where_they_are_needed_and_named_as_an_extra():
+  setup = configparser.ConfigParser()
+  setup.read(ROOT / 'setup.cfg')
+  for extra, packages in OPTIONAL.items():
+    named, tested = (
+      {line for line in setup['options.extras_require'][name].splitlines() if line and line[0] != '#'}
+      for name in (extra, 'test')
+    )
+    assert {normal(re.match(r'[\w.-]+', line)[0]) for line in named} == set(map(normal, packages))
+    assert named <= tested
+    for package, places in packages.items():
+      there = {f for f in FILES if package in {name.split('.')[0] for name in imports(f.read_text())}}
+      assert {f.relative_to(ROOT / 'pdgen').as_posix() for f in there} == places
+
+
+def test_nothing_but_a_client_needs_the_packages_of_services():
+  script = f"""
+import sys
+sys.modules.update(dict.fromkeys({sorted(OPTIONAL['judge'])}))
+from pdgen import evaluate, judges
+from pdgen.construction import openai_writer, renderers
+from pdgen.services import budget, cache, chat, images, transport
+budget.Budget(calls=1).charge(budget.Cost(calls=1))
+try:
+  chat.Chat(transport.Endpoint(base_url='http://localhost/v1', model='m'))
+except ImportError as error:
+  print(error)
+"""
+  done = subprocess.run([sys.executable, '-c', script], cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  assert done.stdout == "Services need filelock, httpx2, jsonschema, tenacity: pip install 'pdgen[judge]'\n"
 
 
 def normal(distribution: str) -> str:

@@ -70,5 +70,5 @@ def test_a_question_without_what_is_expected_is_refused():
 def test_an_unknown_name_says_which_are_known():
   with pytest.raises(ValueError, match=r"Unknown detector 'eye'. Known: \['exact'\]"):
     judges.detector('eye', shapes)
-  with pytest.raises(ValueError, match=r"Unknown judge 'judy'. Known: \['exact'\]"):
+  with pytest.raises(ValueError, match=r"Unknown judge 'judy'. Known: \['exact', 'openai', 'self'\]"):
     judges.judge('judy', shapes)

@@ -7,7 +7,6 @@ import os
 import pathlib
 import platform
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -38,7 +37,14 @@ def run_here(name: str, size: str, file: pathlib.Path, say: Callable[[str], None
 
 
 def run_all(
-  names: Sequence[str], size: str, out: pathlib.Path, *, limit: float, total: float, say: Callable[[str], None]
+  names: Sequence[str],
+  size: str,
+  out: pathlib.Path,
+  *,
+  command: Sequence[str],
+  limit: float,
+  total: float,
+  say: Callable[[str], None],
 ) -> dict[str, str]:
   """Every suite in turn; writes <suite>.json and <suite>.log. Returns what went wrong, by suite.
 
@@ -46,6 +52,7 @@ def run_all(
     names: of benchmarks.SUITES.
     size: of benchmarks.SIZES.
     out: folder, which is there.
+    command: that runs one, given its options.
     limit: seconds of a suite, after which it is ended.
     total: seconds of all together; what they do not reach is reported as not run.
     say: called with a line as each begins, and of each that fails.
@@ -56,10 +63,10 @@ def run_all(
     file = out / f'{name}.json'
     file.unlink(missing_ok=True)  # Not that of an earlier run.
     say(f'{name} ...')
-    command = [sys.executable, '-m', 'pdgen.benchmark', f'--suite={name}', f'--size={size}', f'--out={file}']
+    line = [*command, f'--suite={name}', f'--size={size}', f'--out={file}']
     with (out / f'{name}.log').open('w') as log:
       try:
-        status = None if left < 1 else subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, timeout=left)
+        status = None if left < 1 else subprocess.run(line, stdout=log, stderr=subprocess.STDOUT, timeout=left)
         if status is None:
           reason = f'was not run: {total:g} s are over'
         else:

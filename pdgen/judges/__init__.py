@@ -6,10 +6,14 @@ A new one is a file with a `get` of its own and a line in a dict here.
 from collections.abc import Callable
 from typing import Any
 
-from pdgen.judges import base, exact
+from pdgen.judges import base, exact, openai, self_judge
 
 DETECTORS: dict[str, Callable[..., base.Detector]] = {'exact': exact.get}
-JUDGES: dict[str, Callable[..., base.Judge]] = {'exact': exact.get}
+JUDGES: dict[str, Callable[..., base.Judge]] = {
+  'exact': exact.get,  # (world)
+  'openai': openai.get,  # (services.chat.Chat)
+  'self': self_judge.get,  # (painter)
+}
 
 
 def detector(name: str, *args: Any, **options: Any) -> base.Detector:

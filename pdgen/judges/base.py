@@ -47,6 +47,7 @@ class Question:
   plan: str | None = None  # Plan of the step that painted it.
   expected: Sequence[trajectory_lib.Content] | None = None  # Objects that it should show, and no others.
   spec: trajectory_lib.PromptSpec | None = None  # What the prompt asks for, in GenEval's terms.
+  before: Sequence[trajectory_lib.Step] = ()  # Steps before that of the plan.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Verdict:
   reason: str = ''  # What is wrong; empty if nothing is.
   correction: str | None = None  # What to change; None if nothing, or if the judge gives no advice.
   confidence: float = 1.0  # In [0, 1].
+  by: str = ''  # Model and version that answered; empty for a judge by rule.
 
 
 class Judge(Protocol):
