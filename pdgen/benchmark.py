@@ -71,7 +71,7 @@ def _run_suites(parser: flags_lib.Parser, flags: argparse.Namespace, kept: flags
     flags.suite,
     flags.size,
     out,
-    command=[sys.executable, '-m', 'pdgen.benchmark'],
+    command=[sys.executable, '-m', f'{flags_lib.__package__}.benchmark'],
     limit=flags.limit,
     total=flags.total,
     say=say,
