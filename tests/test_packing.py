@@ -117,6 +117,21 @@ def test_a_sample_that_is_too_long_is_named(field, budgets):
     list(_dataset(30, budgets=budgets))
 
 
+@pytest.mark.parametrize('tokens', [1_200, 8_192, 33_000, 65_536])
+def test_rows_of_every_length_are_full(tokens):
+  """Sizes as of the small world: some four samples fill the shortest row, 170 the longest one."""
+  rng = np.random.default_rng(0)
+  budget = packed.RowBudget(und_tokens=tokens * 2 // 3, gen_tokens=tokens - tokens * 2 // 3, pictures=10**6)
+  pool = np.stack([rng.integers(60, 450, 6000), rng.integers(16, 240, 6000), rng.integers(1, 8, 6000)], axis=1)
+  for _ in range(5):
+    waiting = pool[: 20 * tokens // 380]  # Twenty rows' worth.
+    chosen = packing.select(waiting, budget)
+    used = waiting[chosen].sum(axis=0)
+    assert chosen[0] == 0 and sorted(set(chosen)) == chosen
+    assert (used <= budget[:3]).all() and (used[:2] >= 0.95 * np.array(budget[:2])).all(), used / budget[:3]
+    pool = np.delete(pool, chosen, axis=0)
+
+
 def test_choose_finds_the_perfect_set():
   rng = np.random.default_rng(0)
   for _ in range(20):

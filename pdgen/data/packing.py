@@ -16,6 +16,9 @@ from pdgen.core import packed
 
 _BEAM = 256  # Partial sets kept while a row is searched.
 _GOOD_ENOUGH = 0.01  # Share of a budget that may stay unused without searching on.
+_SEARCHED = 10  # Samples of a row that are searched for; what more a long row holds are the oldest ones.
+_LOOKED_AT = 8  # Oldest samples of which each of these is chosen, so that both budgets are used alike.
+_CANDIDATES = 512  # Samples that the search looks at, the oldest ones.
 _HOPELESS = 100  # Samples left out before a run of which most are too long, or all teach nothing, is an error.
 _LOG = logging.getLogger(__name__)
 
@@ -42,15 +45,40 @@ def select(waiting: np.ndarray, budget: packed.RowBudget) -> list[int]:
   """Indices of the samples that make the next row, ascending. waiting: int[N, 3 or 4], sizes in order.
 
   The first is always taken; with it the set, found by beam search, with the least unused of the two token budgets
-  (sum of squared shares). Deterministic.
+  (sum of squared shares). A row that holds dozens of samples takes the oldest ones until some ten more fit, and these
+  are searched for: a search from the start would end with half the row empty. Deterministic.
 
   >>> select(np.array([[50, 40, 1], [60, 10, 1], [50, 70, 1], [45, 55, 1]]), packed.RowBudget(100, 100, 9))
   [0, 3]
   """
   limits = np.asarray(budget)[: waiting.shape[1]]
-  members = np.zeros([1, 1], np.int64)
-  used = np.asarray(waiting[:1])
-  best, least = [0], _unused(used, limits)[0]
+  taken = _oldest(waiting, limits)
+  rest = np.delete(np.arange(len(waiting)), taken)[:_CANDIDATES]
+  used = waiting[taken].sum(axis=0)[None]
+  best, least = _search(waiting[rest], used, limits)
+  return sorted([*taken, *rest[best].tolist()])
+
+
+def _oldest(waiting: np.ndarray, limits: np.ndarray) -> list[int]:
+  """The first sample, and of a long row those after it until about `_SEARCHED` more fit."""
+  taken, used = [0], waiting[0]
+  typical = np.maximum(waiting[:, :2].mean(axis=0), 1)
+  left = list(range(1, len(waiting)))
+  while ((limits - used)[:2] / typical).min() > _SEARCHED:
+    fitting = [i for i in left[:_LOOKED_AT] if (used + waiting[i] <= limits).all()]
+    if not fitting:
+      break
+    after = (used + waiting[fitting])[:, :2] / limits[:2]
+    chosen = fitting[np.abs(after[:, 0] - after[:, 1]).argmin()]
+    taken, used = [*taken, chosen], used + waiting[chosen]
+    left.remove(chosen)
+  return taken
+
+
+def _search(waiting: np.ndarray, used: np.ndarray, limits: np.ndarray) -> tuple[list[int], float]:
+  """Beam search for the samples that leave the least unused: (their indices, how much that is). used: int[1, N]."""
+  members = np.full([1, 1], -1, np.int64)
+  best, least = [], _unused(used, limits)[0]
   while least > 2 * _GOOD_ENOUGH**2:
     # Ascending members: every set is met once.
     fits = (used[:, None] + waiting[None] <= limits).all(-1) & (np.arange(len(waiting)) > members[:, -1:])
@@ -61,13 +89,13 @@ def select(waiting: np.ndarray, budget: packed.RowBudget) -> list[int]:
     members = np.concatenate([members[old], new[:, None]], axis=1)
     unused = _unused(used, limits)
     if unused.min() < least:
-      best, least = members[unused.argmin()].tolist(), unused.min()
+      best, least = members[unused.argmin(), 1:].tolist(), unused.min()
     if len(used) > _BEAM:
       # Partial sets whose two shares are alike are the ones that average samples can complete.
       skew = np.abs(used[:, 0] / limits[0] - used[:, 1] / limits[1])
       kept = np.argpartition(skew, _BEAM)[:_BEAM]
       used, members = used[kept], members[kept]
-  return best
+  return best, least
 
 
 def _unused(used: np.ndarray, budget: np.ndarray) -> np.ndarray:
