@@ -55,6 +55,7 @@ def test_equals_the_reference_forward_and_backward(name, sizes, long, monkeypatc
   if long:
     monkeypatch.setattr(blockwise, 'LONG', 256)
     monkeypatch.setattr(blockwise, 'LONG_BLOCK', 256)
+    monkeypatch.setattr(mesh_lib, 'device_kind', lambda: 'TPU v5p')
   rng = np.random.default_rng(0)
   tokens = _packed_tokens(rng, 2, *sizes)
   length = sum(sizes)
@@ -96,6 +97,16 @@ def test_blockwise_never_builds_the_whole_matrix():
 
   compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(q, k).compile()
   assert compiled.memory_analysis().temp_size_in_bytes < 2048 * 2048 * 4
+
+
+@pytest.mark.parametrize(
+  'device, kind', [('cpu', 'SortedBlocks'), ('NVIDIA H200', 'BlockLists'), ('NVIDIA A100', 'SortedBlocks')]
+)
+def test_auto_goes_by_the_devices_of_the_program(device, kind, monkeypatch):
+  tokens = _packed_tokens(np.random.default_rng(0), 1, 150, 130)
+  assert mesh_lib.device_kind() == 'cpu'
+  monkeypatch.setattr(mesh_lib, 'device_kind', lambda: device)
+  assert type(attention.prepare('auto', tokens, tokens)).__name__ == kind
 
 
 def test_an_unknown_name_lists_the_known_ones():

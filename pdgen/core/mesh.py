@@ -126,6 +126,15 @@ def current_mesh() -> AbstractMesh | None:
   return None if mesh.empty or mesh.size == 1 else mesh
 
 
+def device_kind() -> str:
+  """What JAX calls the devices that the program being traced is for: `cpu`, `NVIDIA H100 80GB HBM3`, `TPU v5p`.
+
+  Of the mesh it is traced for, which may be of devices that are not there; else of the default device.
+  """
+  device = getattr(jax.sharding.get_abstract_mesh(), 'abstract_device', None)
+  return (jax.devices()[0] if device is None else device).device_kind
+
+
 def axis_size(axis: str) -> int:
   """Devices along an axis of the current mesh; 1 without one."""
   mesh = current_mesh()

@@ -109,7 +109,7 @@ class ModelConfig:
       (BAGEL's `interpolate_pos`, not in use).
     codec, vit: picture codec; optional understanding encoder (None: pictures re-enter as clean latents alone).
     lora: adapters beside the matrices of the layers; None: none.
-    attention: name in `models.attention.IMPLEMENTATIONS`.
+    attention: name in `models.attention.IMPLEMENTATIONS`; `auto`: the fastest one for the devices.
     remat: `none`, or a policy name of `models.remat.POLICIES` for the scanned layers.
     scan_layers: one compiled layer, scanned; False unrolls (for FLOP counts and very shallow models).
     dtype: compute dtype. Parameters are always float32.

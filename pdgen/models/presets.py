@@ -24,7 +24,7 @@ def bagel_7b() -> config.ModelConfig:
     vit=config.VitConfig(
       width=1152, depth=26, num_heads=16, mlp_dim=4304, patch=14, max_patches=MAX_VIT_PATCHES, image_size=980
     ),
-    attention='blockwise',
+    attention='auto',
     remat='full',
     dtype='bfloat16',
   )

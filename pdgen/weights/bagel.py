@@ -266,7 +266,7 @@ def from_released(
     interpolate_positions=spread,
     codec=config.CodecConfig(kind='flux', patch=patch, vae=autoencoder),
     vit=encoder,
-    attention='blockwise',
+    attention='auto',
     remat='full',
     dtype=dtype,
   )

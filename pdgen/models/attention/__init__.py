@@ -1,5 +1,7 @@
 """Attention over tokens that carry their own visibility (`core.masks.visible`): one interface, several implementations.
 
+`auto` is the fastest one for the devices of the program: `pallas_gpu` on Hopper GPUs, `blockwise` elsewhere.
+
 An implementation is a function from metadata to a `BlockMask`, which is made once a forward pass; `attend` applies it
 in every layer. All have the reference's results, forward and backward.
 
@@ -49,6 +51,8 @@ def _pallas_gpu(query: packed.TokenMeta, key: packed.TokenMeta, cache: packed.To
 _GPU_CHUNK = 8192  # Slots of the cache: a GPU reads them in less time than a loop over chunks takes to turn.
 _FEW = 2 * blockwise.BLOCK  # New tokens whose scores may be held for a whole chunk of the cache.
 
+AUTO = 'auto'
+_HOPPER = ('NVIDIA H100', 'NVIDIA H200', 'NVIDIA GH200')
 IMPLEMENTATIONS: dict[str, Prepare] = {
   'reference': _reference,
   'blockwise': _blockwise,
@@ -62,15 +66,18 @@ def prepare(
   """The mask that every layer of a forward pass needs, on the mesh of the program being traced.
 
   Args:
-    name: of one of IMPLEMENTATIONS.
+    name: of one of IMPLEMENTATIONS, or AUTO.
     query: metadata of the new tokens, int32[B, T] a field.
     key: of the tokens of k and v.
     cache: of the tokens in a KV cache that come before them; None without one.
 
   Raises: ValueError for an unknown name.
   """
+  if name == AUTO:
+    # Tried on an H200 and compiled for H100; other GPUs have less shared memory than the kernels' blocks take.
+    name = 'pallas_gpu' if mesh_lib.device_kind().startswith(_HOPPER) else 'blockwise'
   if name not in IMPLEMENTATIONS:
-    raise ValueError(f'Unknown attention {name!r}. Known: {sorted(IMPLEMENTATIONS)}')
+    raise ValueError(f'Unknown attention {name!r}. Known: {sorted([AUTO, *IMPLEMENTATIONS])}')
   if mesh_lib.current_mesh() is None:
     return IMPLEMENTATIONS[name](query, key, cache)
   return _prepare_over_mesh(IMPLEMENTATIONS[name], query, key, cache)

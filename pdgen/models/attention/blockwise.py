@@ -12,9 +12,10 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from pdgen.core import masks, packed
+from pdgen.core import mesh as mesh_lib
 from pdgen.models.attention import base, online_softmax
 
-BLOCK = 128  # tokens; in rows longer than LONG, LONG_BLOCK: a device that is fast needs more work at a time
+BLOCK = 128  # tokens; on accelerators in rows longer than LONG, LONG_BLOCK: they need more work at a time
 LONG, LONG_BLOCK = 4096, 512
 _SAMPLE = 2**20  # more than any sample has tokens; 2**11 samples a row stay below 2**31
 
@@ -48,7 +49,8 @@ class SortedBlocks(NamedTuple):
 def prepare(query: packed.TokenMeta, key: packed.TokenMeta) -> SortedBlocks:
   """Finds the blocks to visit from bounds on each block's metadata: never misses one, rarely visits an empty one."""
   query_sort, key_sort = sort(query), sort(key)
-  block = BLOCK if key.order.shape[1] <= LONG else LONG_BLOCK
+  long = key.order.shape[1] > LONG and mesh_lib.device_kind() != 'cpu'
+  block = LONG_BLOCK if long else BLOCK
   query = packed.TokenMeta(*(_blocks(permute(field, query_sort), block) for field in query))
   key = packed.TokenMeta(*(_blocks(permute(field, key_sort), block) for field in key))
   sees = _may_see(query, key)
