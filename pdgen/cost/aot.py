@@ -155,7 +155,7 @@ def sample_program(config: config_lib.Config, mesh: Mesh, batch_size: int) -> Pr
 
   def lower() -> jax.stages.Lowered:
     with jax.set_mesh(mesh):
-      return cycle.run.lower(interleaved.graphdef(cfg), params, batch, sampler, spec)
+      return cycle.run.lower(interleaved.sampling_graphdef(cfg), params, batch, sampler, spec)
 
   return Program(lower, {'parameters': params, 'batch': batch})
 

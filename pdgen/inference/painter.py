@@ -83,7 +83,7 @@ class Painter:
 
   @functools.cached_property
   def graphdef(self) -> nnx.GraphDef:
-    return interleaved.graphdef(self.config.model)
+    return interleaved.sampling_graphdef(self.config.model)
 
   def sample(
     self,
