@@ -131,8 +131,8 @@ def describe(row: packed.PackedBatch, tokenizer: base.Tokenizer) -> str:
       token_table.FLOW: f'flow {token.weight:g}',
       token_table.NONE: '',
     }[token.loss]
-    numbers = map(str, (token.order, token.reach, token.position, token.span))
-    lines.append((*numbers, token.token + '^' * token.noised, learns))
+    order, reach, position, span = map(str, (token.order, token.reach, token.position, token.span))
+    lines.append((order, reach, position, span, token.token + '^' * token.noised, learns))
   widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
   return '\n'.join('  '.join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
