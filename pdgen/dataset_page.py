@@ -53,12 +53,12 @@ def write(
     tokenizers.load(config.data.tokenizer)  # An error of the config is no error of each record.
   found = survey.survey(folder, count=count, seed=seed)
   rejected = survey.rejects(folder, count=min(count, _MOST_REJECTED), seed=seed)
-  readers = {one.name: records.Reader(one.folder) for one, _ in found.chosen}
-  entries = [_record_entry(one, number, readers[one.name], config) for one, number in found.chosen]
+  readers = {one.folder: records.Reader(one.folder) for one in {one for one, _ in found.chosen}}
+  entries = [_record_entry(one, number, readers[one.folder], config) for one, number in found.chosen]
   records_there = sum(one.count for one in found.sets)
   notes = [
     f'{len(entries)} of {records_there} records, dealt out evenly over sets, subsets and signs (seed {seed}). '
-    f'Counted: {found.read} records'
+    f'Counted: {found.read} of them'
     + (f', of which {found.unreadable} cannot be read.' if found.unreadable else '.')
     + ('' if config else ' Token tables need a config.'),
     _SIGNS,

@@ -229,7 +229,7 @@ def test_many_records_make_a_small_page_and_few_are_decoded(tmp_path, monkeypatc
   monkeypatch.setattr(record_codec, 'decode', lambda record: decoded.append(1) or decode(record))
   page = dataset_page.write(tmp_path / 'train', tmp_path / 'page', count=5)
   assert len(decoded) == 5 and page.stat().st_size < 60_000
-  assert '5 of 10000 records' in page.read_text() and 'Counted: 10000 records' in page.read_text()
+  assert '5 of 10000 records' in page.read_text() and 'Counted: 10000 of them' in page.read_text()
   assert dataset_page.write(tmp_path / 'train', tmp_path / 'page', count=5, seed=1) == page
   # Beyond so many bytes a share is read.
   assert survey.survey(tmp_path, count=5, most_records=1000).read == 1000
@@ -247,8 +247,9 @@ def test_rare_kinds_are_among_the_few_that_are_shown(tmp_path):
   common = [made('multi_turn', n) for n in range(40)]
   records.write(tmp_path / 'train', [*common, made('conflict', 1)])
   records.write(tmp_path / 'heldout', [made('misalignment', 1)])
-  chosen = survey.survey(tmp_path, count=4).chosen
-  assert {('train', 40), ('heldout', 0)} <= {(one.name, number) for one, number in chosen} and len(set(chosen)) == 4
+  for seed in range(6):
+    chosen = survey.survey(tmp_path, count=4, seed=seed).chosen
+    assert {('train', 40), ('heldout', 0)} <= {(one.name, number) for one, number in chosen} and len(set(chosen)) == 4
 
 
 def test_rejected_rows_are_counted_by_reason_and_sampled(folder, tmp_path):
@@ -290,10 +291,12 @@ def test_a_trajectory_that_does_not_fit_the_config_says_so(tiny, tmp_path):
 
 
 def test_the_samples_of_a_config_are_those_that_are_trained_on(tiny, tmp_path):
-  tree = Tree(dataset_page.write_config(tiny, tmp_path, count=3, seed=2).read_text())
+  half = dataclasses.replace(tiny.data.sequence, drop_clean=0.5)  # Takes the loss of what follows a picture away.
+  cfg = dataclasses.replace(tiny, data=dataclasses.replace(tiny.data, sequence=half))
+  tree = Tree(dataset_page.write_config(cfg, tmp_path, count=6, seed=2).read_text())
   articles = tree.of('article')
-  assert len(articles) == 3 and 'Samples 6 to 8 of tiny' in tree.text and 'the first 500 samples' in tree.text
-  make = pipeline.Samples(tiny, sources.from_config(tiny))
-  for index, (_, words) in zip((6, 7, 8), articles, strict=True):
+  assert len(articles) == 6 and 'Samples 12 to 17 of tiny' in tree.text and 'the first 500 samples' in tree.text
+  make = pipeline.Samples(cfg, sources.from_config(cfg))
+  for index, (_, words) in zip(range(12, 18), articles, strict=True):
     row = make(index).row
     assert f'sample {index}' in words and f'weights {row.und.weight.sum():.4g}; flow' in words

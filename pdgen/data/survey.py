@@ -145,7 +145,7 @@ def survey(
   total, size = sum(one.count for one in whole), sum(one.bytes for one in whole)
   share = min(1.0, most_records / max(total, 1), most_bytes / max(size, 1))
   found: list[Facts] = []
-  groups: dict[tuple[str, str, str], list[tuple[RecordSet, int]]] = {}
+  groups: dict[tuple[int, str, str], list[tuple[RecordSet, int]]] = {}
   unreadable = 0
   for number, one in enumerate(whole):
     reader, rng = records.Reader(one.folder), rng_lib.numpy_rng(seed, number)
@@ -153,11 +153,11 @@ def survey(
     for index in rng.permutation(one.count)[:some].tolist():
       try:
         fact = facts(reader.texts(index))
-        group = (one.name, fact.kind, fact.sign)
+        group = (number, fact.kind, fact.sign)
         found.append(fact)
       except ValueError:
         unreadable += 1
-        group = (one.name, 'unreadable', '')
+        group = (number, 'unreadable', '')
       groups.setdefault(group, []).append((one, index))
   chosen = sorted(_dealt(groups, count, rng_lib.numpy_rng(seed, len(whole))), key=lambda c: (c[0].name, c[1]))
   return Survey(
@@ -238,7 +238,7 @@ def _folders(folder: pathlib.Path, depth: int = _DEPTH) -> Iterator[pathlib.Path
 
 
 def _dealt(
-  groups: dict[tuple[str, str, str], list[tuple[RecordSet, int]]], count: int, rng: np.random.Generator
+  groups: dict[tuple[int, str, str], list[tuple[RecordSet, int]]], count: int, rng: np.random.Generator
 ) -> Iterable[tuple[RecordSet, int]]:
   """So many members, one of each group in turn, the groups in random order."""
   order = [groups[name] for name in sorted(groups)]
