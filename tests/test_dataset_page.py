@@ -92,7 +92,7 @@ def test_sampled_trajectories_are_shown_with_all_that_is_known(folder, tmp_path)
   pictures = sum(len(t.pictures) + 1 for name in ('train', 'heldout') for t in records.read(folder / name))
   direct = sum(t.mode == 'direct' for name in ('train', 'heldout') for t in records.read(folder / name))
   assert len(tree.images) == pictures - direct  # The last one stands in the head, too.
-  assert 'No token table' not in text and 'Token tables need a config.' in text
+  assert 'legend' not in tree.classes and 'No token table' not in text and 'Token tables need a config.' in text
 
 
 def shown_chip(trajectory):

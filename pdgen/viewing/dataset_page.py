@@ -174,10 +174,11 @@ def _filters(entries: Sequence[Entry]) -> str:
     for name, label, values in fields
     if values != ['']
   )
-  legend = ''.join(f'<li><i class="{name}"></i>{words}</li>' for name, words in CATEGORIES.items())
+  colours = ''.join(f'<li><i class="{name}"></i>{words}</li>' for name, words in CATEGORIES.items())
+  legend = f'\n<ul class="legend">{colours}</ul>' if any(entry.tokens for entry in entries) else ''
   return (
     f'<div class="filters">{choices}<label>text<input id="search" type="search" placeholder="words"></label>'
-    f'<span id="shown">{len(entries)} shown</span></div>\n<ul class="legend">{legend}</ul>'
+    f'<span id="shown">{len(entries)} shown</span></div>{legend}'
   )
 
 
