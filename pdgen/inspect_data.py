@@ -1,11 +1,12 @@
-"""Shows the data of a config: what a trajectory takes, how full the rows are, and one trajectory token by token.
+"""Shows the data of a config: what a trajectory takes and how full the rows are, one sample token by token, a page.
 
-python -m pdgen.inspect_data --config=configs/shapes.py [--index=3]
+python -m pdgen.inspect_data --config=configs/shapes.py [--index=3 | --page=out/page [--count=24]]
 """
 
 from absl import flags
 from ml_collections import config_flags
 
+from pdgen import dataset_page
 from pdgen import flags as flags_lib
 from pdgen.core import config as config_lib
 from pdgen.data import pipeline, sequence, sources, statistics, tokenizers
@@ -18,10 +19,19 @@ def main():
   index_flag = flags.DEFINE_integer(
     'index', None, 'Number of a sample to print token by token, in place of the report.', 0
   )
+  page_flag = flags.DEFINE_string('page', None, 'Folder for a page of samples to look at, in place of the report.')
+  count_flag = flags.DEFINE_integer('count', 24, 'Samples on the page.', 1, flags_lib.MANY)
   flags.mark_flags_as_required(['config'])
+  flags.mark_flags_as_mutual_exclusive(['index', 'page'])
 
   def run(_: flags_lib.Kept):
     config = config_lib.from_config_dict(config_flag.value)
+    if page_flag.value == '':
+      raise ValueError('--page: the name is empty.')
+    if page_flag.value is not None:
+      folder = flags_lib.writable_folder(page_flag.value)
+      print(dataset_page.write_config(config, folder, count=count_flag.value))
+      return
     source = sources.from_config(config)
     if index_flag.value is not None:
       sample = pipeline.Samples(config, source)(index_flag.value)

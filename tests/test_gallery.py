@@ -1,7 +1,6 @@
 """The page holds everything that was painted and written, safely, and needs nothing from outside."""
 
 import base64
-import html.parser
 import io
 import json
 import re
@@ -10,6 +9,7 @@ import unicodedata
 import numpy as np
 import pytest
 from PIL import Image
+from support.html_tree import Tree
 
 from pdgen.core import tags, trajectory
 from pdgen.core.trajectory import PromptSpec, Step, Trajectory
@@ -39,33 +39,6 @@ def process() -> Trajectory:
 
 DIRECT = Trajectory(prompt='a pole', steps=(Step(draft=PICTURES[0]),), mode='direct', stop='picture_cap')
 PARTIAL = Trajectory(prompt='a bar', steps=(Step(plan=PLAN.format('bar')),), stop=None)
-
-
-class Tree(html.parser.HTMLParser):
-  """Checks that tags nest; keeps the pictures, links, class names and the text outside of the style."""
-
-  def __init__(self, source: str):
-    super().__init__()
-    self.open, self.images, self.classes, self.text, self.links = [], [], [], '', []
-    self.feed(source)
-    self.close()
-    assert not self.open
-
-  def handle_starttag(self, tag, attributes):
-    values = dict(attributes)
-    self.classes += (values.get('class') or '').split()
-    self.links += [v for k, v in attributes if k in ('src', 'href')]
-    if tag == 'img':
-      self.images.append(values)
-    if tag not in ('img', 'meta'):
-      self.open.append(tag)
-
-  def handle_endtag(self, tag):
-    assert self.open.pop() == tag
-
-  def handle_data(self, data):
-    if 'style' not in self.open:
-      self.text += data
 
 
 def test_the_page_needs_nothing_from_outside_and_is_well_formed():

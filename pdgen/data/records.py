@@ -23,7 +23,7 @@ import operator
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, SupportsIndex
 
 import grain
@@ -257,11 +257,20 @@ class Reader:
 
   def __getitem__(self, index: SupportsIndex) -> trajectory_lib.Trajectory:
     """Raises: IndexError outside of [0, len), ValueError for a damaged record."""
+    return self._decoded(index, record_codec.decode)
+
+  def texts(self, index: SupportsIndex) -> trajectory_lib.Trajectory:
+    """A trajectory with empty pictures: `record_codec.decode_texts`. Exceptions as of `[index]`."""
+    return self._decoded(index, record_codec.decode_texts)
+
+  def _decoded(
+    self, index: SupportsIndex, decode: Callable[[bytes], trajectory_lib.Trajectory]
+  ) -> trajectory_lib.Trajectory:
     index = operator.index(index)
     if not 0 <= index < len(self):
       raise IndexError(f'Record {index} of {self._folder} does not exist: it has {len(self)}, counted from 0.')
     try:
-      return record_codec.decode(self._source[index])
+      return decode(self._source[index])
     except Exception as error:
       number = bisect.bisect_right(self._ends, index)
       shard = self._index.shards[number]

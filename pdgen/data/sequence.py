@@ -42,7 +42,7 @@ import numpy as np
 from pdgen.core import config as config_lib
 from pdgen.core import packed
 from pdgen.core import trajectory as trajectory_lib
-from pdgen.data import images
+from pdgen.data import images, token_table
 from pdgen.data import items as items_lib
 from pdgen.data.tokenizers import base
 
@@ -123,21 +123,16 @@ def to_items(
 
 
 def describe(row: packed.PackedBatch, tokenizer: base.Tokenizer) -> str:
-  """A table of a row's tokens in interleaved order, one line each; see the module's example."""
+  """A table of a row's tokens in interleaved order (`token_table.rows`), one line each; see the module's example."""
   lines = [('n', 'r', 'p', 's', 'token', 'learns')]
-  order = np.concatenate([row.und.tokens.order, row.gen.tokens.order])
-  for i in np.argsort(order, kind='stable'):
-    und, gen, count = row.und, row.gen, len(row.und.label)
-    if i < count:
-      meta = packed.TokenMeta(*(int(field[i]) for field in und.tokens))
-      token = f'ViT {und.patch[i]}' if und.picture[i] >= 0 else repr(tokenizer.decode([und.token_id[i]]))[1:-1]
-      learns = f'{repr(tokenizer.decode([und.label[i]]))[1:-1]} {und.weight[i]:.3g}' if und.weight[i] else ''
-    else:
-      meta = packed.TokenMeta(*(int(field[i - count]) for field in gen.tokens))
-      token = f'patch {gen.patch[i - count]}'
-      learns = f'flow {gen.weight[i - count]:g}' if gen.weight[i - count] else ''
-    noised = '^' if meta.noised else ''
-    lines.append((str(meta.order), str(meta.reach), str(meta.position), str(meta.span), token + noised, learns))
+  for token in token_table.rows(row, tokenizer):
+    learns = {
+      token_table.CE: f'{token.label} {token.weight:.3g}',
+      token_table.FLOW: f'flow {token.weight:g}',
+      token_table.NONE: '',
+    }[token.loss]
+    order, reach, position, span = map(str, (token.order, token.reach, token.position, token.span))
+    lines.append((order, reach, position, span, token.token + '^' * token.noised, learns))
   widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
   return '\n'.join('  '.join(map(str.ljust, line, widths)).rstrip() for line in lines)
 

@@ -15,7 +15,7 @@ from pdgen.viewing import transcript
 
 # Pictures up to this many pixels a side are enlarged without smoothing.
 _PIXEL_ART = 64
-_STYLE = (pathlib.Path(__file__).parent / 'gallery.css').read_text()
+STYLE = (pathlib.Path(__file__).parent / 'gallery.css').read_text()
 # Bars under the pictures of a filmstrip.
 _ACCEPTED, _REJECTED, _REFINED, _LAST = (43, 138, 62), (214, 51, 40), (59, 91, 219), (160, 160, 160)
 
@@ -39,12 +39,12 @@ def page(
 
   Returns: the document.
   """
-  paragraphs = ''.join(f'<p>{_text(p.strip())}</p>' for p in notes.split('\n\n') if p.strip())
+  paragraphs = ''.join(f'<p>{text(p.strip())}</p>' for p in notes.split('\n\n') if p.strip())
   return (
     '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
     '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-    f'<title>{_text(title)}</title>\n<style>body{{margin:0}}\n{_STYLE}</style>\n</head>\n<body class="pdgen">\n'
-    f'<header class="top"><h1>{_text(title)}</h1>{paragraphs}</header>\n'
+    f'<title>{text(title)}</title>\n<style>body{{margin:0}}\n{STYLE}</style>\n</head>\n<body class="pdgen">\n'
+    f'<header class="top"><h1>{text(title)}</h1>{paragraphs}</header>\n'
     f'<main>{_articles(trajectories, verdicts)}</main>\n</body>\n</html>\n'
   )
 
@@ -53,7 +53,32 @@ def fragment(
   trajectories: Sequence[trajectory_lib.Trajectory], *, verdicts: Sequence[Verdict | None] | None = None
 ) -> str:
   """The trajectories with their style, to be embedded in another page (`IPython.display.HTML`). Arguments as `page`."""
-  return f'<div class="pdgen"><style>{_STYLE}</style>{_articles(trajectories, verdicts)}</div>'
+  return f'<div class="pdgen"><style>{STYLE}</style>{_articles(trajectories, verdicts)}</div>'
+
+
+def steps(trajectory: trajectory_lib.Trajectory) -> str:
+  """The steps as a list, in HTML; '' for direct mode, whose one picture has no words."""
+  shown = trajectory.steps if trajectory.mode == trajectory_lib.PROCESS else ()
+  parts = ''.join(_step(number, step) for number, step in enumerate(shown, 1))
+  if parts and trajectory.stop == trajectory_lib.FINISHED:
+    parts += '<li class="end">It looked at the last picture once more, and found it finished.</li>'
+  return parts and f'<ol>{parts}</ol>'
+
+
+def image(picture: np.ndarray, alt: str) -> str:
+  """A picture, uint8[H, W, 3], as an `img` that holds its PNG."""
+  data = base64.b64encode(png(picture)).decode()
+  kind = ' class="pixels"' if max(picture.shape[:2]) <= _PIXEL_ART else ''
+  return f'<img{kind} alt="{text(alt)}" src="data:image/png;base64,{data}">'
+
+
+def text(words: str) -> str:
+  r"""Words for HTML, safe in an element and in a quoted attribute; control characters are shown and not obeyed.
+
+  >>> print(text('<b> & "\x00\u202e"'))
+  &lt;b&gt; &amp; &quot;\x00\u202e&quot;
+  """
+  return html.escape(transcript.printable(words, keep='\n\t'))
 
 
 def png(picture: np.ndarray, *, scale: int = 1) -> bytes:
@@ -115,19 +140,14 @@ def _article(trajectory: trajectory_lib.Trajectory, verdict: Verdict | None) -> 
   chips = []
   if verdict is not None:
     right, reason = verdict
-    chips.append(f'<li class="{"yes" if right else "no"}">{"✓" if right else "✗"} {_text(reason)}</li>')
+    chips.append(f'<li class="{"yes" if right else "no"}">{"✓" if right else "✗"} {text(reason)}</li>')
   if trajectory.spec is not None:
-    chips.append(f'<li>{_text(trajectory.spec.tag.replace("_", " "))}</li>')
-  chips.append(f'<li>{_text(transcript.stop(trajectory))}</li>')
-  final = _image(trajectory.final, f'Final picture of: {trajectory.prompt}') if trajectory.pictures else ''
-  # Direct mode has one picture and no words: it is in the head already.
-  shown = trajectory.steps if trajectory.mode == trajectory_lib.PROCESS else ()
-  steps = ''.join(_step(number, step) for number, step in enumerate(shown, 1))
-  if steps and trajectory.stop == trajectory_lib.FINISHED:
-    steps += '<li class="end">It looked at the last picture once more, and found it finished.</li>'
+    chips.append(f'<li>{text(trajectory.spec.tag.replace("_", " "))}</li>')
+  chips.append(f'<li>{text(transcript.stop(trajectory))}</li>')
+  final = image(trajectory.final, f'Final picture of: {trajectory.prompt}') if trajectory.pictures else ''
   return (
-    f'<article><div class="head">{final}<div><h2>{_text(trajectory.prompt)}</h2>'
-    f'<ul class="tags">{"".join(chips)}</ul></div></div>\n{steps and f"<ol>{steps}</ol>"}</article>'
+    f'<article><div class="head">{final}<div><h2>{text(trajectory.prompt)}</h2>'
+    f'<ul class="tags">{"".join(chips)}</ul></div></div>\n{steps(trajectory)}</article>'
   )
 
 
@@ -148,29 +168,19 @@ def _plan(name: str, plan: str) -> str:
   try:
     instruction, description = tags.plan_parts(plan)
   except ValueError:  # written without the grammar: shown as it is
-    return f'<p class="name">{name}</p><p class="does">{_text(plan)}</p>'
-  return f'<p class="name">{name}</p><p class="does">{_text(instruction)}</p><p class="scene">{_text(description)}</p>'
+    return f'<p class="name">{name}</p><p class="does">{text(plan)}</p>'
+  return f'<p class="name">{name}</p><p class="does">{text(instruction)}</p><p class="scene">{text(description)}</p>'
 
 
 def _inspection(step: trajectory_lib.Step) -> str:
   if step.inspection is None:
     return ''
   # The tags go, the instruction stays, marked.
-  before, *rest = map(_text, tags.around_refine(step.inspection))
+  before, *rest = map(text, tags.around_refine(step.inspection))
   shown = f'{before}<mark>{rest[0]}</mark>{rest[1]}' if rest else before
   state, name = ('wrong', 'Inspect: to be refined') if step.rejected else ('right', 'Inspect: kept')
   return f'<div class="verdict {state}"><p class="name">{name}</p><p>{shown}</p></div>'
 
 
 def _figure(kind: str, picture: np.ndarray, caption: str) -> str:
-  return f'<figure class="{kind}">{_image(picture, caption)}<figcaption>{caption}</figcaption></figure>'
-
-
-def _image(picture: np.ndarray, alt: str) -> str:
-  data = base64.b64encode(png(picture)).decode()
-  kind = ' class="pixels"' if max(picture.shape[:2]) <= _PIXEL_ART else ''
-  return f'<img{kind} alt="{_text(alt)}" src="data:image/png;base64,{data}">'
-
-
-def _text(words: str) -> str:
-  return html.escape(words)
+  return f'<figure class="{kind}">{image(picture, caption)}<figcaption>{caption}</figcaption></figure>'
