@@ -245,7 +245,7 @@ class Config:
     )
 
 
-FORMAT = 2  # Of the files that hold a config: exported models, checkpoints.
+FORMAT = 3  # Of the files that hold a config: exported models, checkpoints.
 
 
 def upgrade(values: dict[str, Any], format: int) -> dict[str, Any]:
@@ -261,6 +261,8 @@ def upgrade(values: dict[str, Any], format: int) -> dict[str, Any]:
     raise ValueError(f'The config has format {format}; this version of pdgen reads 1 to {FORMAT}. Update pdgen.')
   if format < 2:
     values = _upgrade_1(values)
+  if format < 3:
+    values = _upgrade_2(values)
   return values
 
 
@@ -273,6 +275,15 @@ def _upgrade_1(values: dict[str, Any]) -> dict[str, Any]:
   made = [{'kind': 'world', 'name': world, 'weight': 1 - share, 'mixture': mixture}] if share < 1 else []
   data['sources'] = made + own if world else []
   return {**values, 'sampling': sampling, 'data': data}
+
+
+def _upgrade_2(values: dict[str, Any]) -> dict[str, Any]:
+  sequence = dict(values.get('data', {}).get('sequence', {}))
+  plan = sequence.get('plan_weight', 1.0)
+  sequence['corrected_plan_weight'] = plan
+  sequence['rejected_plan_weight'] = plan if sequence.pop('learn_rejected_plans', False) else 0.0
+  sequence['rejected_draft_weight'] = 1.0 if sequence.pop('learn_rejected_drafts', False) else 0.0
+  return {**values, 'data': {**values.get('data', {}), 'sequence': sequence}}
 
 
 def to_config_dict(config: Config) -> ml_collections.ConfigDict:
