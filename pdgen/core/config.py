@@ -48,6 +48,8 @@ class TrainConfig:
   """Optimisation and what is written on the way.
 
   Attributes:
+    accumulate: micro-batches that a batch is computed in, one after the other, whose gradients are summed: the same
+      step with the activations of `batch_size / accumulate` rows. A run may resume with another number.
     init_from: a model that `pdgen.load` takes, whose weights a new run begins with; empty: random ones.
     steps: optimizer steps of the whole run.
     optimizer: `adamw`, or `muon` (orthogonalised momentum for the matrices of the layers, AdamW for the rest).
@@ -71,6 +73,7 @@ class TrainConfig:
       single ones are skipped.
   """
 
+  accumulate: int = 1
   init_from: str = ''
   steps: int = 1000
   optimizer: str = 'adamw'
@@ -100,6 +103,7 @@ class TrainConfig:
     dataclass_io.at_least(
       self, 'train', steps=1, log_every=0, eval_every=0, checkpoint_every=0, keep_checkpoints=1, eval_prompts=1
     )
+    dataclass_io.at_least(self, 'train', accumulate=1)
     dataclass_io.at_least(self, 'train', warmup_steps=0, loss_chunk=0, self_samples=1, max_bad_steps=1, learning_rate=0)
     dataclass_io.positive(self, 'train', 'timestep_shift')
     if not 0 <= self.ema_decay < 1:
