@@ -1,4 +1,4 @@
-"""The table of what is learned (docs/design.md) against the sequence: a weight of 0 silences these tokens and no others."""
+"""The table of what is learned in docs/design.md against the sequence; a weight of 0 silences its tokens alone."""
 
 import dataclasses
 import pathlib
