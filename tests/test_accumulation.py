@@ -4,8 +4,10 @@ import contextlib
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from support import toy
 
 from pdgen import train as train_command
@@ -14,7 +16,7 @@ from pdgen.core import mesh as mesh_lib
 from pdgen.core import packed, trees
 from pdgen.cost import hlo, training_flops
 from pdgen.data import packing, sequence
-from pdgen.models import partition
+from pdgen.models import interleaved, partition
 from pdgen.training import accumulation, distributed, losses
 from pdgen.training import state as state_lib
 from pdgen.training import step as step_lib
@@ -110,22 +112,17 @@ def test_rows_stay_on_their_devices(tiny, batch):
   np.testing.assert_array_equal(rows[0], wide.und.label[::2])
 
 
-@pytest.mark.parametrize('part', ['muon', 'lora', 'posterior'])
+@pytest.mark.parametrize('part', ['muon', 'lora'])
 def test_steps_are_those_of_the_whole_batch(tiny, batch, part):
-  """Both optimizers, adapters beside what is frozen, a codec with a posterior: two steps, and the average."""
-  changes = {}
-  config = tiny
+  """Both optimizers, adapters beside what is frozen: two steps, and the average."""
   if part == 'muon':
     changes = dict(train=dict(optimizer='muon'))
-  elif part == 'lora':
-    changes = dict(
-      train=dict(freeze=('.*',)), model=dataclasses.replace(tiny.model, lora=config_lib.LoraConfig(rank=2))
-    )
   else:
-    config, batch = _with_posterior(tiny)
+    model = dataclasses.replace(tiny.model, lora=config_lib.LoraConfig(rank=2))
+    changes = dict(train=dict(freeze=('.*',)), model=model)
   states = []
   for accumulate in (1, 4):
-    given = _with(config, accumulate, **changes)
+    given = _with(tiny, accumulate, **changes)
     mesh = mesh_lib.make_mesh(given.mesh)
     state = state_lib.init_state(given, mesh)
     placed = mesh_lib.put_batch(batch, mesh)
@@ -145,28 +142,30 @@ def test_steps_are_those_of_the_whole_batch(tiny, batch, part):
     np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
-def _with_posterior(tiny):
+def test_draws_of_the_codecs_posterior_are_those_of_the_whole_batch(tiny):
   vae = dataclasses.replace(toy.VAE, sample_posterior=True)
-  codec = dataclasses.replace(toy.WITH_VAE.codec, vae=vae)
-  model = dataclasses.replace(toy.WITH_VAE, codec=codec)
-  rows = [
-    packing.pack_row(
-      [
-        sequence.build(
-          toy.full_trajectory(),
-          tokenizer=toy.WORDS,
-          model=model,
-          sequence=toy.PLAIN,
-          rng=np.random.default_rng(number),
-        )
-      ],
-      packed.RowBudget(260, 128, 4),
-    )
-    for number in range(4)
-  ]
-  batch = jax.tree.map(lambda *x: np.stack(x), *rows)
-  data = dataclasses.replace(tiny.data, batch_size=4, und_tokens=260, gen_tokens=128, pictures=4)
-  return dataclasses.replace(tiny, model=model, data=data), batch
+  model = dataclasses.replace(toy.WITH_VAE, vit=None, codec=dataclasses.replace(toy.WITH_VAE.codec, vae=vae))
+  config = dataclasses.replace(tiny, model=model)
+  build = lambda seed: sequence.build(
+    toy.full_trajectory(), tokenizer=toy.WORDS, model=model, sequence=toy.PLAIN, rng=np.random.default_rng(seed)
+  )
+  samples = [build(seed) for seed in range(4)]
+  budget = packed.RowBudget(*(max(n) for n in zip(*map(packing.sizes, samples), strict=True)))
+  batch = toy.batch(*(packing.pack_row([sample], budget) for sample in samples))
+  graphdef, params = interleaved.graphdef(model), toy.params(model)
+  loss = jax.jit(
+    lambda params, batch, key, whole: losses.interleaved_loss(
+      nnx.merge(graphdef, params), batch, key, config, whole=whole
+    )[0]
+  )
+  key = jax.random.key(3)
+  whole = losses.whole(batch, key, config)
+  assert whole.draws.posterior is not None and whole.draws.posterior.shape[:2] == (4, 4)
+  rows = lambda tree, k: jax.tree.map(lambda x: x[k : k + 2], tree)
+  parts = [loss(params, rows(batch, k), key, whole._replace(draws=rows(whole.draws, k))) for k in (0, 2)]
+  assert float(sum(parts)) == pytest.approx(float(loss(params, batch, key, None)), rel=TOLERANCE)
+  mean = whole._replace(draws=whole.draws._replace(posterior=jnp.zeros_like(whole.draws.posterior)))
+  assert abs(float(loss(params, batch, key, mean)) / float(loss(params, batch, key, whole)) - 1) > 1e-3
 
 
 def test_a_row_that_is_not_finite_skips_the_whole_step(tiny, batch):
