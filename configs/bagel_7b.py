@@ -3,12 +3,15 @@
 python -m pdgen.convert import --from=BAGEL-7B-MoT --to=checkpoints/bagel --image_size=512
 python -m pdgen.train --config=configs/bagel_7b.py --workdir=out/bagel_7b
 
-Its data are a record set of trajectories of 512-pixel pictures (`pdgen/data/records.py`) in data/trajectories, or
-wherever --config.data.sources="('records:FOLDER',)" says.
+Its data are record sets of trajectories of 512-pixel pictures (`pdgen/data/records.py`): the paper's three subsets, in
+data/multi_turn/train and so on, or whatever --config.data.sources="('records:FOLDER',)" names. On fewer
+devices, or on ones with less memory, --config.train.accumulate=8 computes a row at a time.
 """
 
 from pdgen.core import config
 from pdgen.models import presets
+
+SIZES = {'multi_turn': 32_012, 'conflict': 15_201, 'alignment': 15_000}  # (paper) trajectories of each subset
 
 
 def get_config():
@@ -18,7 +21,10 @@ def get_config():
       name='bagel_7b',
       model=model,
       data=config.DataConfig(
-        sources=(config.SourceConfig(kind='records', name='data/trajectories'),),
+        sources=tuple(
+          config.SourceConfig(kind='records', name=f'data/{subset}/train', weight=size / sum(SIZES.values()))
+          for subset, size in SIZES.items()
+        ),
         tokenizer='checkpoints/bagel/source',
         batch_size=8,
         shards=8,  # 1, 2, 4 or 8 processes can take the run over and see the same batches.

@@ -13,6 +13,18 @@ from pdgen.data import pipeline, sequence, sources, statistics, tokenizers
 from pdgen.viewing import transcript
 
 
+def show(config: config_lib.Config, *, index: int | None = None):
+  """Prints the report of a config's data, or the sample of that number token by token."""
+  source = sources.from_config(config)
+  if index is not None:
+    sample = pipeline.Samples(config, source)(index)
+    print(transcript.printable(sample.name))
+    print(sequence.describe(sample.row, tokenizers.load(config.data.tokenizer)))
+    return
+  for name, value in statistics.report(config, source=source).items():
+    print(f'{name:<32}{value:10.3f}')
+
+
 def main():
   """The command line."""
   config_flag = config_flags.DEFINE_config_file('config', None, 'File with get_config().')
@@ -32,14 +44,7 @@ def main():
       folder = flags_lib.writable_folder(page_flag.value)
       print(dataset_page.write_config(config, folder, count=count_flag.value))
       return
-    source = sources.from_config(config)
-    if index_flag.value is not None:
-      sample = pipeline.Samples(config, source)(index_flag.value)
-      print(transcript.printable(sample.name))
-      print(sequence.describe(sample.row, tokenizers.load(config.data.tokenizer)))
-      return
-    for name, value in statistics.report(config, source=source).items():
-      print(f'{name:<32}{value:10.3f}')
+    show(config, index=index_flag.value)
 
   flags_lib.run_absl('python -m pdgen.inspect_data', run)
 

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import math
 import pathlib
+import runpy
 import subprocess
 import sys
 
@@ -232,3 +233,17 @@ if __name__ == '__main__':
   for name in ('train', 'sample'):
     written = json.dumps(aot.report(smallest(testing.tiny_config()), EIGHT, program=name), indent=1)
     (GOLDEN / f'tiny-cpu-8-{name}.json').write_text(written + '\n')
+
+
+def test_what_configs_bagel_7b_lora_holds_leaves_room_on_a_gpu_of_80_gb():
+  """Weights, average and moments on one device, and the gradients of accumulation; launch/README.md has the whole."""
+  file = ROOT / 'configs' / 'bagel_7b_lora.py'
+  config = config_lib.from_config_dict(runpy.run_path(str(file))['get_config']())
+  mesh = mesh_lib.make_mesh(config.mesh, devices=jax.devices()[:1])
+  held = {kind: aot._bytes_a_device(tree) for kind, tree in aot.train_program(config, mesh).arguments.items()}
+  learn = held['ema']
+  assert config.train.accumulate == config.data.batch_size and 1e9 * 4 < learn < 1.4e9 * 4
+  # Frozen weights are bfloat16, moments two of what learns.
+  assert held['parameters'] == pytest.approx(learn + 2 * (14.66e9 - 1.09e9), rel=0.02)
+  assert held['optimizer'] == pytest.approx(2 * learn, rel=1e-3)
+  assert sum(held.values()) + 2 * learn < 56 * accelerators.GIB

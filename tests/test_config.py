@@ -58,7 +58,7 @@ def test_what_cannot_be_is_named(kind, field, value, words):
 @pytest.mark.parametrize(
   ('values', 'error', 'words'),
   [
-    ({'train': {'stpes': 1}}, KeyError, "Unknown key config.train.stpes. Known: ['b1'"),
+    ({'train': {'stpes': 1}}, KeyError, "Unknown key config.train.stpes. Known: ['accumulate'"),
     ({'model': {'codec': {'kidn': 'flux'}}}, KeyError, 'Unknown key config.model.codec.kidn'),
     ({'train': {'steps': 'ten'}}, ValueError, "config.train.steps must be int, not 'ten'"),
     ({'sampling': 3}, ValueError, "config.sampling must be a mapping of ['max_pictures'"),

@@ -50,14 +50,15 @@ def test_tokens_of_pictures_do_not_depend_on_how_many_are_encoded(params):
 
 def test_the_posterior_is_drawn_from_around_its_mean(params):
   pixels = _pixels(1, 1, 8, 8)
-  encode = lambda model, x, key: model.codec.encode(x, key)
-  mean = _call(encode, params, pixels, None)
+  noise = lambda key: codecs.posterior_noise(MODEL.codec, key, pixels.shape[:-1])
+  encode = lambda model, x, key: model.codec.encode(x, noise(key))
+  mean = _call(lambda model, x: model.codec.encode(x), params, pixels)
   a, b, again = (_call(encode, params, pixels, jax.random.key(seed)) for seed in (0, 1, 0))
   np.testing.assert_array_equal(a, again)
   assert np.abs(a - b).max() > 1e-3 and np.abs(a - mean).max() > 1e-3
   moments = _call(lambda model, x: model.codec.vae.moments(x[0]), params, pixels)
   draws = _call(
-    lambda model, x: jax.vmap(lambda key: model.codec.encode(x, key))(jax.random.split(jax.random.key(2), 500)),
+    lambda model, x: jax.vmap(lambda key: model.codec.encode(x, noise(key)))(jax.random.split(jax.random.key(2), 500)),
     params,
     pixels,
   )

@@ -264,7 +264,7 @@ def test_imported_trajectories_are_learned_as_the_documents_say(tmp_path, monkey
   foreign.write_parquet(tmp_path / 'u.parquet', [foreign.umm(1)])
   sources = {'jsonl': 'j', 'gen_ref': 'g.tar', 'thinkmorph': 't.parquet', 'umm_reflection': 'u.parquet'}
   wanted = {
-    # A rejected plan carries no cross-entropy (config.data.sequence.learn_rejected_plans).
+    # A rejected plan carries no cross-entropy (config.data.sequence.rejected_plan_weight).
     'jsonl': (
       '<|im_start|>Wrong. <refine>Add one.</refine><|im_end|><|im_start|>'
       '<ins>Add one.</ins><des>Rings.</des><|im_end|><|vision_start|><|im_start|>'

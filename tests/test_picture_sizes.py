@@ -11,7 +11,7 @@ from pdgen import testing
 from pdgen.core import config as config_lib
 from pdgen.core import mesh as mesh_lib
 from pdgen.core import packed
-from pdgen.data import images, packing, pipeline, sequence, sources
+from pdgen.data import images, packing, pipeline, sequence, sources, statistics
 from pdgen.data import items as items_lib
 from pdgen.training import state as state_lib
 from pdgen.training import step as step_lib
@@ -157,3 +157,44 @@ def test_what_lies_on_the_canvas_beside_a_picture_does_not_matter():
     noise[0, i, :, columns * 8 :] = 99
   for a, b in zip(run(batch), run(batch._replace(pictures=jax.numpy.asarray(noise))), strict=True):
     np.testing.assert_array_equal(a, b)
+
+
+def test_an_epoch_of_mixed_sizes_is_whole_resumes_and_reports_its_canvas():
+  """Every trajectory once, whatever its sizes; the batches after a stop are those of a run without one."""
+  config = _experiment()
+  config = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=2))
+  sizes = [(32, 8), (16, 24), (8, 8), (8, 24), (16, 16)]
+  made = [_trajectory([sizes[(i + j) % 5] for j in range(3)], prompt=f'{i:02}') for i in range(20)]
+  source = sources.ListSource(made)
+
+  def prompts(batch):
+    """Of each sample of a batch: the two letters after its first token."""
+    rows = zip(batch.und.tokens.segment, batch.und.token_id, strict=True)
+    firsts = [(ids, np.flatnonzero(np.diff(segment, prepend=0) > 0)) for segment, ids in rows]
+    return [toy.WORDS.decode(ids[i + 1 : i + 3].tolist()) for ids, begins in firsts for i in begins]
+
+  letters_only = dataclasses.replace(
+    config, data=dataclasses.replace(config.data, sequence=dataclasses.replace(config.data.sequence, opening=''))
+  )
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(pipeline.tokenizers, 'load', lambda name: toy.WORDS)
+    batches = pipeline.batches(letters_only, source=source)
+    seen, areas, states, made_batches = [], [], [], []
+    while len(set(seen)) < 20:
+      states.append(batches.get_state())
+      made_batches.append(next(batches))
+      seen += prompts(made_batches[-1])
+      grids = made_batches[-1].grids.reshape(-1, 2)
+      areas += [tuple(grid) for grid in grids[grids.prod(axis=1) > 0].tolist()]
+      assert made_batches[-1].pictures.shape[2:] == (*config.canvas, 3)
+    resumed = pipeline.batches(letters_only, source=source)
+    resumed.set_state(states[1])
+    for want in made_batches[1:3]:
+      _equal(next(resumed), want)
+    batches.close()
+    resumed.close()
+    found = statistics.report(letters_only, batches=4, source=source)
+  assert set(areas) == {(h // 8, w // 8) for h, w in sizes}
+  # Beyond the first epoch only as far as the pool reaches.
+  assert max(seen.count(prompt) for prompt in set(seen)) <= 2
+  assert 0.2 < found['canvas used'] < 0.6

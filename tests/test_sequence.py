@@ -126,7 +126,7 @@ def test_what_is_no_regular_expression_is_named(name):
 
 
 def test_conflict_when_the_config_says_so():
-  cfg = dataclasses.replace(letters.PLAIN, learn_rejected_plans=True, learn_rejected_drafts=True)
+  cfg = dataclasses.replace(letters.PLAIN, rejected_plan_weight=1.0, rejected_draft_weight=1.0)
   assert letters.table(letters.build(letters.CONFLICT, cfg))[3:9] == [
     '3 3 3 0 <|im_start|> x 1',
     '4 4 4 0 x <|im_end|> 1',
@@ -228,7 +228,7 @@ def test_self_painted_draft_is_context_only():
   step = dataclasses.replace(letters.MULTI_TURN.steps[0], draft_is_target=False)
   row = letters.build(dataclasses.replace(letters.MULTI_TURN, steps=(step, letters.MULTI_TURN.steps[1])))
   np.testing.assert_array_equal(row.gen.picture[row.gen.copy > 0], [1] * 4)
-  everything = dataclasses.replace(letters.PLAIN, learn_rejected_drafts=True)
+  everything = dataclasses.replace(letters.PLAIN, rejected_draft_weight=1.0)
   rejected = dataclasses.replace(letters.CONFLICT.steps[0], draft_is_target=False)
   row = letters.build(dataclasses.replace(letters.CONFLICT, steps=(rejected,)), everything)
   np.testing.assert_array_equal(row.gen.picture[row.gen.copy > 0], [1] * 4)

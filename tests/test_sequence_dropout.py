@@ -77,7 +77,7 @@ def test_dropout_rates_and_repeatability():
 @pytest.mark.parametrize('trajectory', [letters.MULTI_TURN, letters.CONFLICT, letters.MISALIGNMENT, letters.DIRECT])
 @pytest.mark.parametrize('seed', range(4))
 def test_visibility_is_what_the_rules_say(trajectory, seed):
-  cfg = dataclasses.replace(letters.PLAIN, noised_copies=2, drop_text=0.5, learn_rejected_drafts=True)
+  cfg = dataclasses.replace(letters.PLAIN, noised_copies=2, drop_text=0.5, rejected_draft_weight=1.0)
   row = letters.build(trajectory, cfg, model=letters.WITH_VIT, seed=seed)
   both = packed.TokenMeta(*(np.concatenate(f) for f in zip(row.und.tokens, row.gen.tokens, strict=True)))
   by_order = packed.TokenMeta(*(f[np.argsort(both.order)] for f in both))

@@ -48,6 +48,8 @@ class TrainConfig:
   """Optimisation and what is written on the way.
 
   Attributes:
+    accumulate: micro-batches that a batch is computed in, one after the other, whose gradients are summed: the same
+      step with the activations of `batch_size / accumulate` rows. A run may resume with another number.
     init_from: a model that `pdgen.load` takes, whose weights a new run begins with; empty: random ones.
     steps: optimizer steps of the whole run.
     optimizer: `adamw`, or `muon` (orthogonalised momentum for the matrices of the layers, AdamW for the rest).
@@ -71,6 +73,7 @@ class TrainConfig:
       single ones are skipped.
   """
 
+  accumulate: int = 1
   init_from: str = ''
   steps: int = 1000
   optimizer: str = 'adamw'
@@ -100,6 +103,7 @@ class TrainConfig:
     dataclass_io.at_least(
       self, 'train', steps=1, log_every=0, eval_every=0, checkpoint_every=0, keep_checkpoints=1, eval_prompts=1
     )
+    dataclass_io.at_least(self, 'train', accumulate=1)
     dataclass_io.at_least(self, 'train', warmup_steps=0, loss_chunk=0, self_samples=1, max_bad_steps=1, learning_rate=0)
     dataclass_io.positive(self, 'train', 'timestep_shift')
     if not 0 <= self.ema_decay < 1:
@@ -245,7 +249,7 @@ class Config:
     )
 
 
-FORMAT = 2  # Of the files that hold a config: exported models, checkpoints.
+FORMAT = 3  # Of the files that hold a config: exported models, checkpoints.
 
 
 def upgrade(values: dict[str, Any], format: int) -> dict[str, Any]:
@@ -261,6 +265,8 @@ def upgrade(values: dict[str, Any], format: int) -> dict[str, Any]:
     raise ValueError(f'The config has format {format}; this version of pdgen reads 1 to {FORMAT}. Update pdgen.')
   if format < 2:
     values = _upgrade_1(values)
+  if format < 3:
+    values = _upgrade_2(values)
   return values
 
 
@@ -273,6 +279,15 @@ def _upgrade_1(values: dict[str, Any]) -> dict[str, Any]:
   made = [{'kind': 'world', 'name': world, 'weight': 1 - share, 'mixture': mixture}] if share < 1 else []
   data['sources'] = made + own if world else []
   return {**values, 'sampling': sampling, 'data': data}
+
+
+def _upgrade_2(values: dict[str, Any]) -> dict[str, Any]:
+  sequence = dict(values.get('data', {}).get('sequence', {}))
+  plan = sequence.get('plan_weight', 1.0)
+  sequence['corrected_plan_weight'] = plan
+  sequence['rejected_plan_weight'] = plan if sequence.pop('learn_rejected_plans', False) else 0.0
+  sequence['rejected_draft_weight'] = 1.0 if sequence.pop('learn_rejected_drafts', False) else 0.0
+  return {**values, 'data': {**values.get('data', {}), 'sequence': sequence}}
 
 
 def to_config_dict(config: Config) -> ml_collections.ConfigDict:

@@ -18,7 +18,11 @@ class SequenceConfig:
       picture: the prompt too), as the text-dropped branch of guidance does.
     drop_clean, drop_vit: probability, for each sample, that its clean (its ViT) copies are left out. Where a
       picture keeps neither, the texts after it carry no cross-entropy: they would teach to write unseen.
-    plan_weight, inspection_weight: cross-entropy weight of the tokens of plans and of inspections.
+    plan_weight, corrected_plan_weight, rejected_plan_weight, inspection_weight: cross-entropy weight of the tokens of
+      each kind of text. 0 leaves a kind out; docs/design.md#what-is-learned has a table of this and of the next two.
+      A plan is rejected where a corrected one follows, a draft where its inspection asks for a refined picture.
+    boundary_weight: of the boundary labels (what comes after a text or a picture).
+    draft_weight, rejected_draft_weight, refined_weight: flow weight of each kind of picture. 0: without noised copies.
     verdict_weight: of what decides: the decisive words of an inspection, and whether a draft ends the trajectory.
     decisive: regular expressions; what they match in an inspection is decisive. A world has those of its wording
       (`worlds.shapes.DECISIVE`: verdicts, and what is shown, which in a faulty draft is not what was planned).
@@ -26,10 +30,7 @@ class SequenceConfig:
       planned, so that a model in doubt repeats the plan; this makes the odds for that so many times smaller, at the
       price of false alarms.
     faults: regular expressions (`worlds.shapes.FAULTS`: what is shown and not planned).
-    boundary_weight: of the boundary labels (what comes after a text or a picture).
     length_weighting: divide the weights of a text by sqrt(its tokens) (BAGEL's ce_loss_reweighting).
-    learn_rejected_drafts: flow loss on drafts that their own inspection rejects (ours: no).
-    learn_rejected_plans: cross-entropy on plans that their own inspection rejects (ours: no).
   """
 
   opening: str = 'Please create the image step-by-step: '
@@ -39,17 +40,22 @@ class SequenceConfig:
   drop_clean: float = 0.0
   drop_vit: float = 0.0
   plan_weight: float = 1.0
+  corrected_plan_weight: float = 1.0
+  rejected_plan_weight: float = 0.0  # (ours)
   inspection_weight: float = 1.0
   verdict_weight: float = 1.0
   decisive: tuple[str, ...] = ('<refine>',)
   fault_weight: float = 1.0
   faults: tuple[str, ...] = ()
   boundary_weight: float = 1.0
+  draft_weight: float = 1.0
+  rejected_draft_weight: float = 0.0  # (ours)
+  refined_weight: float = 1.0
   length_weighting: bool = False
-  learn_rejected_drafts: bool = False
-  learn_rejected_plans: bool = False
 
   def __post_init__(self):
+    weights = {field.name: 0 for field in dataclasses.fields(self) if field.name.endswith('_weight')}
+    dataclass_io.at_least(self, 'data.sequence', **weights)
     for name in ('decisive', 'faults'):
       for pattern in getattr(self, name):
         try:

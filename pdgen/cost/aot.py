@@ -187,6 +187,9 @@ def advice(
       less_activations.append('recompute layers in the backward pass: config.model.remat=full')
     if not config.train.loss_chunk:
       less_activations.append('compute the loss of texts in parts: config.train.loss_chunk=1024')
+    ways = target.devices // (config.mesh.tensor * config.mesh.sequence)  # Of the rows of a batch.
+    if config.data.batch_size >= 2 * ways * config.train.accumulate:
+      less_activations.append('compute the batch in parts: config.train.accumulate')
     less_activations += [
       'split rows over devices: config.mesh.sequence',
       'take shorter rows: config.data.und_tokens, config.data.gen_tokens',

@@ -26,9 +26,11 @@ def train(
   work = training_flops.train_flops(config)
   hardware = work['total'] * (1 + (config.model.remat == 'full') / 3)
   compute = hardware / mesh.size / machine.flops
-  # What goes in is read and what stays is written once; weights are read in forward, backward and recomputation.
+  # What goes in is read and what stays is written once; weights are read in forward, backward and recomputation, for
+  # each micro-batch.
   state = sum(kinds[kind] for kind in ('parameters', 'optimizer', 'ema'))
   weights = 3 * jnp.dtype(config.model.dtype).itemsize * kinds['parameters'] / 4 * mesh.shape['fsdp']
+  weights *= config.train.accumulate
   memory = (2 * state + weights) / machine.memory_bandwidth
   seconds = max(compute, memory, network)
   return {

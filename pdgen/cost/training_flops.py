@@ -1,6 +1,7 @@
 """Analytic FLOPs of a training step, from the configuration alone.
 
-Two operations a multiply-add. Padding is included: shapes are static and every slot of a row is computed. Backward is
+Two operations a multiply-add. Padding is included: shapes are static, and every slot of a row and the whole canvas of
+every picture are computed. Micro-batches (`train.accumulate`) do the work of their batch. Backward is
 twice the forward of each matmul, but once where the input needs no gradient (the first layer on latents, time and
 patches). Elementwise work is counted only where it is of the order of a matmul: the softmax of attention (reference
 implementation, which computes every pair of tokens whether visible or not) and of the vocabulary. Of the optimizer,
@@ -77,10 +78,12 @@ def _vit(config: config_lib.Config) -> int:
 
 
 def _vae(config: config_lib.Config) -> int:
-  """Encoding of every picture once, forward only: convolutions and the mid attention."""
-  vae, pixels = config.model.codec.vae, config.model.image_size**2
+  """Encoding of every picture once, forward only: convolutions and the mid attention, over the whole canvas."""
+  vae, side = config.model.codec.vae, config.model.image_size
   if vae is None:
     return 0
+  height, width = config.canvas or (side, side)
+  pixels = height * width
   dims = [vae.width * m for m in vae.multipliers]
   total = 9 * pixels * 3 * vae.width
   for level, (before, dim) in enumerate(zip([vae.width, *dims], dims, strict=False)):

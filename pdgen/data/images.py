@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import math
 import os
 import pathlib
 import warnings
@@ -64,6 +65,43 @@ class ImageTransform:
       return max(self.stride, round(round(side * scale) / self.stride) * self.stride)
 
     return divisible(width), divisible(height)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Nearest:
+  """Brings pictures to the nearest of some sizes: those of `config.data.picture_sizes` and the model's own.
+
+  Attributes:
+    sizes: (height, width) in pixels, as in the config.
+  """
+
+  sizes: tuple[tuple[int, int], ...]
+
+  def size(self, height: int, width: int) -> tuple[int, int]:
+    """(height, width) of the size whose aspect is nearest; of equal ones that with the nearest area.
+
+    >>> Nearest(sizes=((512, 512), (512, 768), (768, 512))).size(1000, 1600)
+    (512, 768)
+    """
+
+    def distance(size: tuple[int, int]) -> tuple[float, float]:
+      aspect = math.log(size[1] * height / (size[0] * width))
+      return round(abs(aspect), 6), abs(math.log(size[0] * size[1] / (height * width)))
+
+    return min(self.sizes, key=distance)
+
+  def resize(self, picture: np.ndarray) -> np.ndarray:
+    """uint8[H, W, 3] to uint8[h, w, 3]: scaled to cover the nearest size, bicubic; what is too much is cut off evenly.
+
+    Raises: ValueError for anything else than uint8[H, W, 3].
+    """
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3:
+      raise ValueError(f'A picture must be uint8[H, W, 3], not {picture.dtype}{list(picture.shape)}.')
+    size = self.size(picture.shape[0], picture.shape[1])
+    if picture.shape[:2] == size:
+      return picture
+    height, width = size
+    return np.asarray(ImageOps.fit(Image.fromarray(picture), (width, height), Image.Resampling.BICUBIC))
 
 
 VAE = ImageTransform(max_size=1024, min_size=512, stride=16)  # of the released inference code

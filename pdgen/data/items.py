@@ -56,6 +56,7 @@ class Latents:
 
   pixels: np.ndarray  # uint8, or float32 in [-1, 1]; [H, W, 3], sides multiples of `CodecConfig.patch`.
   learned: bool = False  # It is noised and carries the flow loss; otherwise it is clean.
+  weight: float = 1.0  # In the flow loss, where it is learned.
   blind: bool = False  # A noised copy that does not see the texts since the picture before, and is placed as if first.
   end_label: int | None = None  # What `<|vision_end|>` must predict; None: nothing.
   end_weight: float | None = None  # Of that label; None: SequenceConfig.boundary_weight.
@@ -136,10 +137,12 @@ class _Run(NamedTuple):
   reach: int  # _OWN_ORDER: each token's own order.
   picture: int
   copy: int
+  weight: float  # In the flow loss.
 
 
 _OWN_ORDER = -2
-_RUN = np.dtype([(name, bool if name in ('is_gen', 'noised') else np.int32) for name in _Run._fields])
+_TYPES = {'is_gen': bool, 'noised': bool, 'weight': np.float32}
+_RUN = np.dtype([(name, _TYPES.get(name, np.int32)) for name in _Run._fields])
 
 
 class _Builder:
@@ -232,6 +235,7 @@ class _Builder:
       span=self._spans,
       picture=self._picture(item.pixels),
       copy=self._copies if item.learned else 0,
+      weight=item.weight if item.learned else 0.0,
       noised=self._hidden,
       reach=reach,
       position=position,
@@ -274,8 +278,9 @@ class _Builder:
     reach: int = _OWN_ORDER,
     picture: int = -1,
     copy: int = 0,
+    weight: float = 0.0,
   ):
-    self._runs.append(_Run(length, is_gen, span, noised, position, position_step, reach, picture, copy))
+    self._runs.append(_Run(length, is_gen, span, noised, position, position_step, reach, picture, copy, weight))
     self._order += length
 
   def _picture(self, pixels: np.ndarray) -> int:
@@ -325,7 +330,7 @@ class _Builder:
         picture=np.ascontiguousarray(gen['picture']),
         patch=np.concatenate(self._gen_patch),
         copy=np.ascontiguousarray(gen['copy']),
-        weight=(gen['copy'] > 0).astype(np.float32),
+        weight=np.ascontiguousarray(gen['weight']),
       ),
       pictures=self._stacked(),
       grids=None if self._canvas is None else self._grids(),

@@ -86,13 +86,13 @@ def to_items(
 ) -> list[items_lib.Item]:
   """The items of a trajectory, dropout applied. Arguments as of `build`.
 
-  Supervision. A text the model wrote predicts its tokens and its `im_end` (plan_weight, inspection_weight; an
+  Supervision. A text the model wrote predicts its tokens and its `im_end` (plan_weight and those of the other kinds; an
   inspection's decisive words, see SequenceConfig.decisive, verdict_weight, those that tell of a fault fault_weight
   times as much), then what follows it (boundary_weight): paint, write again or, after an inspection, finish. The last
   kept copy of a picture predicts at its `vision_end` whether the work goes on or is finished: on a draft that is a
-  verdict, so that its weight is max(boundary_weight, verdict_weight). Nothing is learned on the prompt, on what the
-  config excludes as rejected, where the successor is unknown (a partial trajectory), or after a picture that keeps no
-  copy.
+  verdict, so that its weight is max(boundary_weight, verdict_weight). Nothing is learned on the prompt, on what has
+  weight 0 (docs/design.md#what-is-learned), where the successor is unknown (a partial trajectory), or after a picture
+  that keeps no copy.
   """
   for number, step in enumerate(trajectory.steps[:-1]):
     if step.draft is None:
@@ -112,7 +112,7 @@ def to_items(
   seen_nothing = False  # A text after a picture that left no copy would be written unseen.
   for part, successor in zip(parts, successors[1:], strict=True):
     if part.is_picture:
-      blind = rng.random(sequence.noised_copies) < sequence.drop_text if rng and _is_target(part, sequence) else ()
+      blind = rng.random(sequence.noised_copies) < sequence.drop_text if rng and _flow_weight(part, sequence) else ()
       out += _picture_items(
         part, model, sequence, blind=blind, keep_clean=keep_clean, keep_vit=keep_vit, end=successor, canvas=canvas
       )
@@ -148,11 +148,13 @@ def _successors(
   return [*ids, specials.endoftext if ends and trajectory.stop == trajectory_lib.FINISHED else None]
 
 
-def _is_target(part: trajectory_lib.Item, sequence: config_lib.SequenceConfig) -> bool:
-  """Whether a picture is painted, so that training adds noised copies of it."""
+def _flow_weight(part: trajectory_lib.Item, sequence: config_lib.SequenceConfig) -> float:
+  """Weight of the noised copies that training adds of a picture; 0: it is not painted."""
   if part.kind == trajectory_lib.REFINED:
-    return True
-  return part.step.draft_is_target and (sequence.learn_rejected_drafts or not part.step.rejected)
+    return sequence.refined_weight
+  if not part.step.draft_is_target:
+    return 0.0
+  return sequence.rejected_draft_weight if part.step.rejected else sequence.draft_weight
 
 
 def _picture_items(
@@ -169,8 +171,13 @@ def _picture_items(
   """Noised copies, then the clean and the ViT copy, which advance the position even where they are dropped."""
   pixels = part.picture
   is_draft = part.kind == trajectory_lib.DRAFT
-  weight = max(sequence.boundary_weight, sequence.verdict_weight) if is_draft else sequence.boundary_weight
-  out: list[items_lib.Item] = [items_lib.Latents(pixels=pixels, learned=True, blind=bool(b)) for b in blind]
+  weight = sequence.boundary_weight
+  if is_draft and weight:
+    weight = max(weight, sequence.verdict_weight)
+  flow = _flow_weight(part, sequence)
+  out: list[items_lib.Item] = [
+    items_lib.Latents(pixels=pixels, learned=True, weight=flow, blind=bool(b)) for b in blind
+  ]
   if keep_clean:
     label = None if keep_vit else end
     out.append(items_lib.Latents(pixels=pixels, end_label=label, end_weight=weight))
@@ -192,15 +199,17 @@ def _text_item(
   end: int | None,
   learned: bool,
 ) -> items_lib.Text:
-  """A text that a model wrote. learned: unless it, too, is one that the config excludes as rejected."""
+  """A text that a model wrote. learned: unless it is a rejected plan of weight 0."""
   ids = tokenizer.encode_with_tags(part.text)
-  is_inspection = part.kind == trajectory_lib.INSPECTION
-  if part.kind == trajectory_lib.PLAN and part.step.plan_rejected:
-    learned = learned and sequence.learn_rejected_plans
-  if not learned:
+  is_rejected = part.kind == trajectory_lib.PLAN and part.step.plan_rejected
+  if is_rejected:
+    weight = sequence.rejected_plan_weight
+  else:
+    weight = getattr(sequence, f'{part.kind}_weight')  # The names of the fields are those of the kinds.
+  if not learned or is_rejected and not weight:
     return items_lib.Text(ids=tuple(ids), end_label=end, end_weight=0.0)
-  weights = [sequence.inspection_weight if is_inspection else sequence.plan_weight] * (len(ids) + 1)
-  if is_inspection:
+  weights = [weight] * (len(ids) + 1)
+  if part.kind == trajectory_lib.INSPECTION and weight:
     pieces = [tokenizer.decode([i]) for i in ids]
     for i in _places(pieces, sequence.decisive):
       weights[i] = sequence.verdict_weight

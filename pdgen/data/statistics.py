@@ -18,10 +18,11 @@ def report(config: config_lib.Config, *, batches: int = 50, source: sources.Sour
   single = dataclasses.replace(config.data, workers=0, prefetch=0)
   iterator = iter(pipeline.dataset(dataclasses.replace(config, data=single), source=source))
   next(iterator)  # Fills the pool.
-  fills, trajectories, start = [], 0, time.perf_counter()
+  fills, canvas, trajectories, start = [], [], 0, time.perf_counter()
   for _ in range(batches):
     batch = next(iterator)
     fills.append(packed.fill(batch))
+    canvas += [] if batch.grids is None else _of_canvas(config, batch)
     trajectories += int(batch.und.tokens.segment.max(-1).sum())
   seconds = time.perf_counter() - start
   return {
@@ -33,6 +34,13 @@ def report(config: config_lib.Config, *, batches: int = 50, source: sources.Sour
     'gen_tokens that fit und_tokens': float(config.data.und_tokens * sizes[:, 1].mean() / sizes[:, 0].mean()),
     'und budget used': float(np.mean([fill['und'] for fill in fills])),
     'gen budget used': float(np.mean([fill['gen'] for fill in fills])),
+    **({'canvas used': float(np.mean(canvas))} if canvas else {}),
     'trajectories a row': trajectories / batches / config.data.batch_size,
     'trajectories a second': trajectories / seconds,
   }
+
+
+def _of_canvas(config: config_lib.Config, batch: packed.PackedBatch) -> list[float]:
+  """Share of the canvas that each picture of a batch fills; the autoencoder encodes all of it."""
+  area = np.prod(np.asarray(batch.grids), axis=-1) * config.model.codec.patch**2
+  return (area[area > 0] / np.prod(batch.pictures.shape[2:4])).tolist()

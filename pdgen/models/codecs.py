@@ -65,8 +65,8 @@ class PixelCodec(nnx.Module):
     self.channels = cfg.codec.channels
     self.rows = cfg.latent_grid
 
-  def encode(self, pixels: jax.Array, key: jax.Array | None = None) -> jax.Array:
-    """f32[..., H, W, 3] in [-1, 1] to latents f32[..., Q, C], row-major. key: unused, there is no posterior."""
+  def encode(self, pixels: jax.Array, noise: jax.Array | None = None) -> jax.Array:
+    """f32[..., H, W, 3] in [-1, 1] to latents f32[..., Q, C], row-major. noise: unused, there is no posterior."""
     return patchify(pixels, self.patch)
 
   def decode(self, latents: jax.Array, *, rows: int | None = None) -> jax.Array:
@@ -90,18 +90,17 @@ class FluxCodec(nnx.Module):
     self.channels = cfg.codec.channels
     self.rows = cfg.latent_grid
 
-  def encode(self, pixels: jax.Array, key: jax.Array | None = None) -> jax.Array:
+  def encode(self, pixels: jax.Array, noise: jax.Array | None = None) -> jax.Array:
     """f32[..., H, W, 3] in [-1, 1] to latents f32[..., Q, C], row-major; what fills no whole token is dropped.
 
-    key: draws from the posterior; None takes its mean. Pictures, the axis before H, are encoded one after the other,
-    all rows of a batch, the axes before that, at once: the finest level of one picture of 1024 x 1024 alone takes half
-    a gigabyte. So that axis must not be one that devices share: each would encode all pictures.
+    noise: of a draw from the posterior (`posterior_noise`); None takes its mean. Pictures, the axis before H, are
+    encoded one after the other, all rows of a batch, the axes before that, at once: the finest level of one picture of
+    1024 x 1024 alone takes half a gigabyte. So that axis must not be one that devices share: each would encode all
+    pictures.
     """
     *lead, height, width, _ = pixels.shape
-    cfg = self.vae.cfg
-    shape = (height // cfg.downsample, width // cfg.downsample, cfg.channels)
     pixels = pixels.reshape(-1, *lead[-1:], height, width, 3) if lead else pixels[None, None]
-    noise = None if key is None else jax.random.normal(key, (*pixels.shape[:2], *shape), jnp.float32)
+    noise = None if noise is None else noise.reshape(*pixels.shape[:2], *noise.shape[-3:])
     each = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (pixels, noise))
     z = jnp.moveaxis(jax.lax.map(lambda args: self.vae.encode(*args), each), 0, 1)
     tokens = patchify(z, self.patch)
@@ -116,6 +115,18 @@ class FluxCodec(nnx.Module):
   def to_uint8(self, pixels: jax.Array) -> jax.Array:
     """Decoded pixels as a picture, truncated (BAGEL's `decode_image`, QUIRKS 33)."""
     return (jnp.clip(pixels * 0.5 + 0.5, 0.0, 1.0) * 255).astype(jnp.uint8)
+
+
+def posterior_noise(cfg: config_lib.CodecConfig, key: jax.Array, shape: tuple[int, ...]) -> jax.Array | None:
+  """The normal draws of the posterior of pictures: f32[..., H / f, W / f, C]. None for a codec without a posterior.
+
+  shape: (..., H, W) of the pictures.
+  """
+  if cfg.vae is None:
+    return None
+  *lead, height, width = shape
+  size = (height // cfg.vae.downsample, width // cfg.vae.downsample, cfg.vae.channels)
+  return jax.random.normal(key, (*lead, *size), jnp.float32)
 
 
 CODECS = {'pixel': PixelCodec, 'flux': FluxCodec}

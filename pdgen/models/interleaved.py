@@ -31,11 +31,12 @@ class Interleaved(nnx.Module):
       cfg.width, self.codec.channels, init=nnx.initializers.zeros_init(), dtype=dtype, rngs=rngs
     )
 
-  def clean_latents(self, batch: packed.PackedBatch, key: jax.Array | None = None) -> jax.Array:
+  def clean_latents(self, batch: packed.PackedBatch, noise: jax.Array | None = None) -> jax.Array:
     """The clean latent of every gen token: f32[B, G, C]. Each picture is encoded once, whatever its copies.
 
-    key: draws from the codec's posterior, where it has one; None takes the mean. A picture smaller than the array that
-    holds it is encoded with zeros around it, which changes its latents (BAGEL, QUIRKS 22).
+    noise: of a draw from the codec's posterior, where it has one (`codecs.posterior_noise`); None takes the mean. A
+    picture smaller than the array that holds it is encoded with zeros around it, which changes its latents (BAGEL,
+    QUIRKS 22).
     """
     pixels, patch = codecs.to_pixels(batch.pictures), self.cfg.codec.patch
     if batch.grids is not None:
@@ -44,7 +45,7 @@ class Interleaved(nnx.Module):
       rows, columns = rows[None, None] < batch.grids[..., :1], columns[None, None] < batch.grids[..., 1:]
       inside = rows[..., :, None] & columns[..., None, :]
       pixels = jnp.where(inside[..., None], pixels, 0.0)
-    encoded = self.codec.encode(pixels, key)  # [B, P, Q, C]
+    encoded = self.codec.encode(pixels, noise)  # [B, P, Q, C]
     b, p, q, c = encoded.shape
     columns = pixels.shape[3] // patch
     if self.cfg.interpolate_positions:

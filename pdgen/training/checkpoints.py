@@ -32,6 +32,7 @@ MAY_DIFFER_ON_RESUME = (
   'model.attention',
   'model.remat',
   'model.scan_layers',
+  'train.accumulate',
   'train.loss_chunk',
   'train.log_every',
   'train.eval_every',

@@ -1,5 +1,7 @@
 """The training objective: flow matching on noised picture copies, cross-entropy on supervised text, in float32."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -8,13 +10,42 @@ from jax.sharding import PartitionSpec as P
 from pdgen.core import config as config_lib
 from pdgen.core import mesh as mesh_lib
 from pdgen.core import packed
-from pdgen.models import interleaved
+from pdgen.models import codecs, interleaved
 
 Metrics = dict[str, jax.Array]
 
 
+class Draws(NamedTuple):
+  """What is random in the loss of a batch."""
+
+  t: jax.Array  # f32[B, G], 1 = noise; 0 on clean copies.
+  noise: jax.Array  # f32[B, G, C]
+  posterior: jax.Array | None  # f32[B, P, ..], normal draws of the codec's posterior; None: its mean is taken.
+
+
+class Totals(NamedTuple):
+  """What the weighted means of a batch divide by: f32[] each."""
+
+  text_weight: jax.Array  # Of the cross-entropy.
+  flow_weight: jax.Array  # Of the flow loss.
+  text_tokens: jax.Array  # Supervised und tokens.
+  verdict_tokens: jax.Array  # Those weighted above all ordinary text.
+
+
+class Whole(NamedTuple):
+  """What the loss of a micro-batch needs to know of the batch that it is a part of (`training.accumulation`)."""
+
+  draws: Draws  # Of the rows of the micro-batch.
+  totals: Totals  # Of all rows of the batch.
+
+
 def interleaved_loss(
-  model: interleaved.Interleaved, batch: packed.PackedBatch, key: jax.Array, config: config_lib.Config
+  model: interleaved.Interleaved,
+  batch: packed.PackedBatch,
+  key: jax.Array,
+  config: config_lib.Config,
+  *,
+  whole: Whole | None = None,
 ) -> tuple[jax.Array, Metrics]:
   """L = lambda_ce * CE + MSE (paper), with random timesteps and noise.
 
@@ -26,16 +57,39 @@ def interleaved_loss(
     batch: packed rows.
     key: of timesteps, noise and posterior.
     config: of the run.
+    whole: the rows are a micro-batch of this batch; the key is not used.
 
-  Returns: the loss and the metrics, as `noised_loss`.
+  Returns: the loss and the metrics, as `noised_loss`. Those of the micro-batches of a batch add up to its own.
   """
+  draws = draw(batch, key, config) if whole is None else whole.draws
+  clean = model.clean_latents(batch, draws.posterior).astype(jnp.float32)
+  totals = None if whole is None else whole.totals
+  return noised_loss(model, batch, clean=clean, noise=draws.noise, t=draws.t, config=config, totals=totals)
+
+
+def whole(batch: packed.PackedBatch, key: jax.Array, config: config_lib.Config) -> Whole:
+  """Draws and totals of a whole batch. A micro-batch is given its own rows of the draws."""
+  return Whole(draw(batch, key, config), totals(batch, config.data.sequence))
+
+
+def draw(batch: packed.PackedBatch, key: jax.Array, config: config_lib.Config) -> Draws:
+  """Timesteps, noise and, where the config says so, draws of the codec's posterior for all rows of a batch."""
   key_t, key_noise = jax.random.split(key)
-  vae = config.model.codec.vae
-  key_posterior = jax.random.fold_in(key, 2) if vae is not None and vae.sample_posterior else None
+  vae, posterior = config.model.codec.vae, None
   t = timesteps(key_t, batch.gen.copy, shift=config.train.timestep_shift)
-  clean = model.clean_latents(batch, key_posterior).astype(jnp.float32)
-  noise = jax.random.normal(key_noise, clean.shape, jnp.float32)
-  return noised_loss(model, batch, clean=clean, noise=noise, t=t, config=config)
+  if vae is not None and vae.sample_posterior:
+    posterior = codecs.posterior_noise(config.model.codec, jax.random.fold_in(key, 2), batch.pictures.shape[:4])
+  noise = jax.random.normal(key_noise, (*batch.gen.patch.shape, config.model.codec.channels), jnp.float32)
+  return Draws(t, noise, posterior)
+
+
+def totals(batch: packed.PackedBatch, cfg: config_lib.SequenceConfig) -> Totals:
+  """The sums of weights that the means of a batch divide by."""
+  count = lambda mask: jnp.sum(mask.astype(jnp.float32))
+  und = batch.und
+  return Totals(
+    jnp.sum(und.weight), jnp.sum(batch.gen.weight), count(und.weight > 0), count(und.weight > _ordinary(cfg))
+  )
 
 
 def noised_loss(
@@ -46,6 +100,7 @@ def noised_loss(
   noise: jax.Array,
   t: jax.Array,
   config: config_lib.Config,
+  totals: Totals | None = None,
 ) -> tuple[jax.Array, Metrics]:
   """lambda_ce * CE + MSE, each a weighted mean over the supervised tokens of the whole batch.
 
@@ -60,6 +115,7 @@ def noised_loss(
     noise: f32[B, G, C].
     t: f32[B, G], 1 = noise; 0 on clean copies.
     config: of the run.
+    totals: of the batch that these rows are a part of; None: of these rows.
 
   Returns: the loss, and float32 scalars: loss, ce, mse, text_accuracy (share of supervised tokens whose label is the
   most likely one), verdict_accuracy (the same over tokens weighted above all ordinary text, if the config weights
@@ -69,10 +125,16 @@ def noised_loss(
   und_hidden, gen_hidden = model.hidden(batch, z, t)
   with jax.named_scope('losses'):
     mse, flow_metrics = flow_loss(
-      model.prediction(gen_hidden), clean=clean, noise=noise, t=t, weight=batch.gen.weight, cfg=config.model
+      model.prediction(gen_hidden),
+      clean=clean,
+      noise=noise,
+      t=t,
+      weight=batch.gen.weight,
+      cfg=config.model,
+      total=None if totals is None else totals.flow_weight,
     )
     scores = _token_losses(model, und_hidden, batch.und.label, chunk=config.train.loss_chunk)
-    ce, text_metrics = _text_metrics(scores, batch.und, cfg=config.data.sequence)
+    ce, text_metrics = _text_metrics(scores, batch.und, cfg=config.data.sequence, totals=totals)
     loss = config.train.lambda_ce * ce + mse
   counts = {
     'und_tokens': jnp.sum(batch.und.tokens.segment > 0).astype(jnp.float32),
@@ -105,6 +167,7 @@ def flow_loss(
   t: jax.Array,
   weight: jax.Array,
   cfg: config_lib.ModelConfig,
+  total: jax.Array | None = None,
 ) -> tuple[jax.Array, Metrics]:
   """Mean squared velocity error.
 
@@ -117,6 +180,7 @@ def flow_loss(
     t: f32[B, G], 1 = noise.
     weight: f32[B, G] of each token; 0 on clean copies and padding.
     cfg: of the model.
+    total: weight to divide by; None: the sum of `weight`.
 
   Returns: f32[], and the metric flow_tokens.
   """
@@ -124,7 +188,7 @@ def flow_loss(
     error = jnp.mean((prediction - clean) ** 2, axis=-1) / jnp.maximum(t, cfg.min_t) ** 2
   else:
     error = jnp.mean((prediction - (noise - clean)) ** 2, axis=-1)
-  return _weighted_mean(error, weight), {'flow_tokens': jnp.sum(weight > 0).astype(jnp.float32)}
+  return _weighted_mean(error, weight, total), {'flow_tokens': jnp.sum(weight > 0).astype(jnp.float32)}
 
 
 def text_loss(logits: jax.Array, und: packed.UndStream, *, cfg: config_lib.SequenceConfig) -> tuple[jax.Array, Metrics]:
@@ -169,18 +233,28 @@ def _token_losses(
 
 
 def _text_metrics(
-  scores: tuple[jax.Array, jax.Array], und: packed.UndStream, *, cfg: config_lib.SequenceConfig
+  scores: tuple[jax.Array, jax.Array],
+  und: packed.UndStream,
+  *,
+  cfg: config_lib.SequenceConfig,
+  totals: Totals | None = None,
 ) -> tuple[jax.Array, Metrics]:
   nll, correct = scores
   supervised = und.weight > 0
+  weight, tokens, verdicts = (None, None, None) if totals is None else (totals[0], totals[2], totals[3])
   metrics = {
-    'text_accuracy': _weighted_mean(correct, supervised),
+    'text_accuracy': _weighted_mean(correct, supervised, tokens),
     'text_tokens': jnp.sum(supervised).astype(jnp.float32),
   }
-  ordinary = max(cfg.plan_weight, cfg.inspection_weight, cfg.boundary_weight)
-  if cfg.verdict_weight > ordinary and not cfg.length_weighting:
-    metrics['verdict_accuracy'] = _weighted_mean(correct, und.weight > ordinary)
-  return _weighted_mean(nll, und.weight), metrics
+  if cfg.verdict_weight > _ordinary(cfg) and not cfg.length_weighting:
+    metrics['verdict_accuracy'] = _weighted_mean(correct, und.weight > _ordinary(cfg), verdicts)
+  return _weighted_mean(nll, und.weight, weight), metrics
+
+
+def _ordinary(cfg: config_lib.SequenceConfig) -> float:
+  """The largest weight of a token that decides nothing."""
+  plans = (cfg.plan_weight, cfg.corrected_plan_weight, cfg.rejected_plan_weight)
+  return max(*plans, cfg.inspection_weight, cfg.boundary_weight)
 
 
 def cross_entropy(logits: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -192,10 +266,10 @@ def cross_entropy(logits: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.A
   return log_normalizer - label_logit, label_logit >= top
 
 
-def _weighted_mean(values: jax.Array, weight: jax.Array) -> jax.Array:
-  """sum(w v) / sum(w) over all axes; 0 where nothing has weight."""
+def _weighted_mean(values: jax.Array, weight: jax.Array, total: jax.Array | None = None) -> jax.Array:
+  """sum(w v) / total over all axes, total None: sum(w); 0 where that is 0."""
   weight = weight.astype(jnp.float32)
-  total = jnp.sum(weight)
+  total = jnp.sum(weight) if total is None else total
   # Where the weight is 0 the value must not matter, not even as 0 * inf.
   summed = jnp.sum(jnp.where(weight > 0, weight * values.astype(jnp.float32), 0.0))
   return summed / jnp.where(total > 0, total, 1.0)

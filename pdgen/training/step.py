@@ -15,7 +15,7 @@ from pdgen.core import mesh as mesh_lib
 from pdgen.core import packed
 from pdgen.models import interleaved, partition
 from pdgen.models import params as params_lib
-from pdgen.training import losses, optimizer
+from pdgen.training import accumulation, losses, optimizer
 from pdgen.training import state as state_lib
 
 
@@ -33,8 +33,9 @@ class TrainStep(Protocol):
     ...
 
 
-# (model, batch, key, config) -> (scalar to minimise, further metrics); traced inside of the compiled step.
-Loss = Callable[[interleaved.Interleaved, packed.PackedBatch, jax.Array, config_lib.Config], tuple[jax.Array, Any]]
+# (model, batch, key, config) -> (scalar to minimise, further metrics); traced inside of the compiled step. With
+# `train.accumulate` above 1 it is given micro-batches, and `whole=..` (`losses.Whole`): what it returns is summed.
+Loss = Callable[..., tuple[jax.Array, Any]]
 
 
 @functools.cache
@@ -46,6 +47,8 @@ def make_train_step(config: config_lib.Config, mesh: Mesh, *, loss: Loss = losse
   A step whose loss, gradient or new parameters are not finite changes nothing but the counters. Its random key depends
   on config.seed and state.step alone, so that a resumed run repeats it. metrics (scalars): loss and what `loss` gives
   besides, and learning_rate, grad_norm (before clipping), bad_steps, skipped_steps. Reading one waits for the step.
+
+  Raises: ValueError for a batch that does not divide into micro-batches (`accumulation.check`).
   """
   shardings = jax.tree.map(lambda leaf: leaf.sharding, state_lib.abstract_on_mesh(config, mesh))
   return jax.jit(
@@ -64,15 +67,21 @@ def abstract_batch(config: config_lib.Config) -> packed.PackedBatch:
 
 def gradients(config: config_lib.Config, mesh: Mesh, *, loss: Loss = losses.interleaved_loss) -> Callable[..., Any]:
   """(trainable, frozen, batch, key) -> ((loss, metrics), gradients of trainable), to be jitted on the mesh."""
+  accumulation.check(config, mesh, loss)
   graphdef = interleaved.graphdef(config.model)
 
-  def loss_fn(trainable, frozen, batch, key):
+  def loss_fn(trainable, frozen, batch, key, *whole):
     params = partition.gather_params(params_lib.merge(trainable, frozen), dtype=config.model.dtype)
-    return loss(nnx.merge(graphdef, params), batch, key, config)
+    of_whole = {'whole': whole[0]} if whole else {}
+    return loss(nnx.merge(graphdef, params), batch, key, config, **of_whole)
+
+  of_batch = jax.value_and_grad(loss_fn, has_aux=True)
+  if config.train.accumulate > 1:
+    of_batch = accumulation.accumulated(of_batch, config, mesh)
 
   def run(trainable, frozen, batch: packed.PackedBatch, key: jax.Array):
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-      return jax.value_and_grad(loss_fn, has_aux=True)(trainable, frozen, batch, key)
+      return of_batch(trainable, frozen, batch, key)
 
   return run
 

@@ -31,7 +31,7 @@ from pdgen.weights import folders, safetensors_io
 
 CONFIG, PARAMS, TOKENIZER, SOURCE = folders.CONFIG, 'params.safetensors', 'tokenizer.model', 'source'
 IMPORTED = 'source.json'  # In SOURCE: which files `pdgen.convert export` gives back, and the headers of the weights.
-FORMATS = (1, 2)  # Read; the last one is written.
+FORMATS = (1, 2, 3)  # Read; the last one is written.
 _MOST = 8  # Parameters that are listed one by one.
 
 

@@ -23,7 +23,7 @@ from pdgen.models import partition
 from pdgen.weights import folders
 
 CHECKPOINTS = folders.CHECKPOINTS  # Folder of a run's workdir.
-FORMATS = (1, 2)  # Read; the last one is written.
+FORMATS = (1, 2, 3)  # Read; the last one is written.
 
 
 class CheckpointError(ValueError):

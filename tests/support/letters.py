@@ -15,6 +15,7 @@ PLAIN = config.SequenceConfig(opening='', drop_text=0.0)
 WEIGHTED = dataclasses.replace(
   PLAIN,
   plan_weight=2.0,
+  corrected_plan_weight=2.0,
   inspection_weight=3.0,
   verdict_weight=8.0,
   decisive=('no', 'ok', '<refine>'),

@@ -22,7 +22,7 @@ parquet tell them apart.
 
 The three supervised views of the authors are one trajectory here. Controller (cross-entropy on every response): the
 texts. Transition (flow loss on every picture after the first given one): the pictures; of those that were rejected
-only with `config.data.sequence.learn_rejected_drafts`. Verifier state (cross-entropy on the next response): the
+only with `config.data.sequence.rejected_draft_weight`. Verifier state (cross-entropy on the next response): the
 inspections; states one edit before the end are not repeated more often. Lost: [CURRENT_ROUND], [SOURCE_IMAGE] (the
 order says both), weights of single words; [SCORE]s are in `metadata['scores']`. The view files, which hold no
 pictures, are rejected row by row.

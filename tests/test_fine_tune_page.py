@@ -1,0 +1,144 @@
+"""docs/fine_tune_bagel.md: its commands, as they are written there, from a tiny BAGEL folder to one of one's own."""
+
+import ast
+import dataclasses
+import importlib
+import importlib.util
+import pathlib
+import re
+import shlex
+import shutil
+import warnings
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+from absl import flags as absl_flags
+from ml_collections import config_flags
+from support import foreign, released_folders
+
+from pdgen import convert, inspect_data, sample, train
+from pdgen.construction import importers
+from pdgen.core import config as config_lib
+from pdgen.data import images, records
+from pdgen.weights import bagel, exported
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGE = (ROOT / 'docs' / 'fine_tune_bagel.md').read_text(encoding='utf-8')
+COMMANDS = [shlex.split(line) for line in re.findall(r'^    (python -m pdgen\..*)$', PAGE, re.MULTILINE)]
+SIDE = 64  # In the place of 512: the tables of the tiny model end there.
+
+
+def parsed(arguments):
+  """The config of a command line."""
+  values = absl_flags.FlagValues()
+  given = ['command', *(word for word in arguments if word.startswith('--config'))]
+  flag = config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=given)
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore', DeprecationWarning)  # ml_collections calls load_module.
+    values(given)
+  return config_lib.from_config_dict(flag.value)
+
+
+def config_of(arguments):
+  """The config of a command line, with the tiny checkpoint's model and small budgets in the place of the large ones."""
+  config = parsed(arguments)
+  tiny = exported.load_export('checkpoints/bagel').config.model
+  model = dataclasses.replace(tiny, lora=config.model.lora)
+  data = dataclasses.replace(
+    config.data, batch_size=2, shards=1, und_tokens=1200, gen_tokens=400, pictures=8, packing_bins=1, prefetch=0
+  )
+  steps = dict(steps=2, accumulate=2, warmup_steps=0, loss_chunk=0, log_every=1)
+  mesh = config_lib.MeshConfig(fsdp=1)
+  return dataclasses.replace(
+    config, model=model, data=data, train=dataclasses.replace(config.train, **steps), mesh=mesh
+  )
+
+
+def run(module, arguments):
+  """A command of the page in this process."""
+  given = dict(word.removeprefix('--').split('=', 1) for word in arguments if word.startswith('--'))
+  if module == 'pdgen.convert':
+    convert.main([f'--image_size={SIDE}' if word.startswith('--image_size') else word for word in arguments])
+  elif module == 'pdgen.construct':
+    if importlib.util.find_spec(module) is None:
+      importers.import_records(given['format'], given['source'], given['out'])
+    else:
+      importlib.import_module(module).main(arguments)
+  elif module == 'pdgen.inspect_data':
+    inspect_data.show(config_of(arguments), index=int(given['index']) if 'index' in given else None)
+  elif module == 'pdgen.train':
+    train.train(config_of(arguments), pathlib.Path(given['workdir']))
+  else:
+    assert module == 'pdgen.sample'
+    few = dict(max_pictures=1, flow_steps=1, max_text_tokens=8, max_tokens=400, text_guidance=1.0)
+    sample.main([*arguments, *(f'--sampling.{name}={value}' for name, value in few.items())])
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _quick():
+  """A third of the time to compile what runs once."""
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)
+
+
+def test_every_command_of_the_page_runs_in_turn(tmp_path, monkeypatch, capsys):
+  shutil.copytree(released_folders.BAGEL, tmp_path / 'BAGEL-7B-MoT')
+  (tmp_path / 'configs').symlink_to(ROOT / 'configs')
+  lines = [foreign.jsonl_line(number) for number in range(6)]
+  foreign.write_jsonl(tmp_path / 'mine', lines)
+  for number, picture in enumerate(sorted((tmp_path / 'mine').rglob('*.png'))):
+    picture.write_bytes(foreign.png(number, SIDE))
+  monkeypatch.chdir(tmp_path)
+  for _, _, module, *arguments in COMMANDS:
+    run(module, arguments)
+  printed = capsys.readouterr().out
+  assert 'und budget used' in printed and '<|im_start|>' in printed and 'step 2/2  loss' in printed
+  assert records.Reader('mine_set/train') and pathlib.Path('out/look/index.html').is_file()
+  # What came back: the files of the release; adapters merged, or the matrices as they were and the adapters apart.
+  before, merged, apart = (
+    safetensors.numpy.load_file(f'{folder}/{bagel.EMA}')
+    for folder in ('BAGEL-7B-MoT', 'BAGEL-mine', 'BAGEL-mine-apart')
+  )
+  assert before.keys() == merged.keys() == apart.keys()
+  learned = {name for name, x in before.items() if apart[name].tobytes() != x.tobytes()}
+  assert learned == {'language_model.lm_head.weight', 'language_model.model.embed_tokens.weight'}
+  changed = {name for name, x in before.items() if merged[name].tobytes() != x.tobytes()} - learned
+  assert changed and all(re.search(r'layers\.\d+\.(self_attn|mlp)', name) for name in changed)
+  assert pathlib.Path('BAGEL-mine-apart/adapter/adapter_model.safetensors').is_file()
+
+
+def test_the_page_has_the_five_steps_and_its_options_exist():
+  modules = [command[2] for command in COMMANDS]
+  assert list(dict.fromkeys(modules)) == [
+    f'pdgen.{n}' for n in ('convert', 'construct', 'inspect_data', 'train', 'sample')
+  ]
+  assert modules[-2:] == ['pdgen.convert'] * 2
+  options = re.findall(r'--config\.[\w.]+=(?:"[^"]*"|[^\s`]+)', PAGE)
+  file = ROOT / 'configs' / 'bagel_7b_lora.py'
+  config = parsed([f'--config={file}', *(shlex.split(option)[0] for option in options)])
+  assert len(options) >= 5 and config.canvas == (768, 768) and config.train.freeze == ('.*',)
+  nearest = re.search(r'images\.Nearest\(sizes=(.*)\)\.resize', PAGE)
+  assert nearest and images.Nearest(sizes=ast.literal_eval(nearest[1])).size(300, 500) == (512, 768)
+  for name in re.findall(r'`config\.(\w+)\.(\w+)', PAGE):
+    assert hasattr(getattr(config, name[0]), name[1]), name
+
+
+def test_pictures_are_brought_to_the_nearest_size():
+  nearest = images.Nearest(sizes=((16, 16), (16, 24), (24, 16)))
+  rng = np.random.default_rng(0)
+  for shape, want in (((40, 40), (16, 16)), ((30, 50), (16, 24)), ((61, 40), (24, 16)), ((16, 24), (16, 24))):
+    picture = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
+    got = nearest.resize(picture)
+    assert got.shape == (*want, 3) and got.dtype == np.uint8
+    if shape == want:
+      np.testing.assert_array_equal(got, picture)
+  # Evenly: what is in the middle stays there.
+  picture = np.zeros([16, 48, 3], np.uint8)
+  picture[:, 20:28] = 255
+  columns = nearest.resize(picture)[:, :, 0].mean(axis=0)
+  assert np.allclose(columns, columns[::-1]) and columns[12] > 250 > 5 > columns[0]
+  with pytest.raises(ValueError, match=r'uint8\[H, W, 3\], not float64'):
+    nearest.resize(np.zeros([4, 4, 3]))
