@@ -42,10 +42,9 @@ def build_subset(flags: argparse.Namespace, overrides: Sequence[str], kept: flag
     return
   out = flags_lib.writable_folder(flags.out)
   kept.words = f'What is done is in {out}: the same command goes on from there.'
+  tell: dict = dict(progress=_Progress(flags.every), traced=_tell_traces)
   try:
-    build.build(
-      config, flags.subset, out, limit=flags.limit, make_painter=_load_painter, progress=_Progress(flags.every)
-    )
+    build.build(config, flags.subset, out, limit=flags.limit, make_painter=_load_painter, **tell)
   except errors.BudgetExhausted as error:
     print(f'{error}. Raise config.budget and give the same command: it goes on from there.', file=sys.stderr)
     sys.exit(3)
@@ -86,12 +85,17 @@ class _Progress:
     print(words, flush=True)
 
 
+def _tell_traces(done: int, count: int):
+  print(f'{done:,} of {count:,} traces painted and judged', flush=True)
+
+
 def _config(file: str, overrides: Sequence[str]) -> build_config.BuildConfig:
   """Raises: ValueError for a file that gives no config, and for options that it has not."""
   values = absl_flags.FlagValues()
-  flag = config_flags.DEFINE_config_file('config', flag_values=values)
+  line = ['construct', f'--config={file}', *overrides]
+  flag = config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=line)
   try:
-    values(['construct', f'--config={file}', *overrides])
+    values(line)
     found = flag.value
   except (absl_flags.Error, AttributeError, TypeError, ImportError, SyntaxError) as error:
     raise ValueError(f'{file}: {error}') from error

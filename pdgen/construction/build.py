@@ -99,6 +99,7 @@ def build(
   limit: int | None = None,
   make_painter: MakePainter | None = None,
   progress: Callable[[run.Counts, int], None] | None = None,
+  traced: Callable[[int, int], None] | None = None,
 ) -> run.Counts:
   """Builds a subset, or goes on with one that was stopped.
 
@@ -109,6 +110,7 @@ def build(
     limit: samples at most; None: as many as the config says.
     make_painter: loads a checkpoint, where the config names one.
     progress: called with the counts so far and the samples wanted.
+    traced: called with the traces so far and their number, while a model paints them.
 
   Returns: the counts.
 
@@ -119,7 +121,7 @@ def build(
   out = pathlib.Path(out)
   if (out / DONE).exists():
     raise FileExistsError(f'The build {out} is finished. Delete the folder to make it again, or give another.')
-  slots = wanted(config, subset, out, limit=limit, make_painter=make_painter)
+  slots = wanted(config, subset, out, limit=limit, make_painter=make_painter, traced=traced)
   tell = None if progress is None else functools.partial(_tell, progress, len(slots))
   counts = run.write_entries(
     lambda start: _entries(slots, out, start=start, make_painter=make_painter),
@@ -142,6 +144,7 @@ def wanted(
   limit: int | None = None,
   make_painter: MakePainter | None = None,
   dry: bool = False,
+  traced: Callable[[int, int], None] | None = None,
 ) -> Slots:
   """The slots of a subset; makes what they need first: a model's traces, the import of a source.
 
@@ -152,6 +155,7 @@ def wanted(
     limit: slots at most.
     make_painter: loads the checkpoint that writes traces.
     dry: without traces and sources.
+    traced: see `build`.
   """
   size = config.subset(subset)
   negative = np.zeros(size.samples, bool)
@@ -159,7 +163,8 @@ def wanted(
   negative = negative[:limit]
   chosen: tuple[int | None, ...] = (None,) * len(negative)
   if subset == build_config.CONFLICT and config.conflict.checkpoint and not dry:
-    traces.write(config, out, count=config.conflict.traces or len(negative), make_painter=make_painter)
+    count = config.conflict.traces or len(negative)
+    traces.write(config, out, count=count, make_painter=make_painter, progress=traced)
     chosen = traces.chosen(out / traces.FOLDER, negative)
   if subset == build_config.ALIGNMENT and config.alignment.source_share and not dry:
     _import_source(config, out, count=sum(_spread(i) < config.alignment.source_share for i in range(len(negative))))
@@ -177,13 +182,15 @@ def _entries(slots: Slots, out: pathlib.Path, *, start: int, make_painter: MakeP
     yield base.Entry(_where(slots.subset, row, tries), None)
   failed: list[int] = []  # Slots in a row that services failed.
   for slot, outcomes, files in _in_order(slots, out, first=first, make_painter=make_painter):
-    rejected = [o.reason for o in outcomes if isinstance(o, base.Rejected)]
-    failed = [*failed, slot] if len(rejected) == len(outcomes) and all(map(_is_of_service, rejected)) else []
+    failed = [] if _lasts(outcomes) else [*failed, slot]
     if len(failed) >= slots.config.work.most_failures:
       slot_files.forget(out / FINISHED, failed)
+      reason = getattr(outcomes[-1], 'reason', '')
       raise errors.Unavailable(
-        f'{len(failed)} samples in a row failed ({rejected[-1]}). What is built is kept; the same command goes on.'
+        f'{len(failed)} samples in a row failed ({reason}). What is built is kept; the same command goes on.'
       )
+    if failed:  # It counts from here on: a resumed build must not make it otherwise.
+      slot_files.keep(out / FINISHED, slot, outcomes)
     for number in range(tries):
       outcome = outcomes[number] if number < len(outcomes) else None
       given = files if isinstance(outcome, trajectory_lib.Trajectory) else ()
@@ -197,7 +204,7 @@ def _in_order(
   config = slots.config
   if config.uses_services:
     kit = tools.of(config, out, make_painter=make_painter)
-    make = functools.partial(slot_files.kept, out / FINISHED, functools.partial(slots.make, kit))
+    make = functools.partial(slot_files.kept, out / FINISHED, functools.partial(slots.make, kit), lasts=_lasts)
     with concurrent.futures.ThreadPoolExecutor(config.work.threads) as pool:
       yield from _windowed(pool, make, range(first, len(slots)), ahead=2 * config.work.threads)
     return
@@ -267,8 +274,9 @@ def _where(subset: str, row: int, tries: int) -> base.Where:
   return base.Where(subset, row // tries + 1, f'attempt {row % tries + 1}')
 
 
-def _is_of_service(reason: str) -> bool:
-  return reason.startswith('service: ')
+def _lasts(outcomes: Sequence[Outcome]) -> bool:
+  """Whether a slot ended otherwise than by services alone, which may be well again when the build goes on."""
+  return not all(isinstance(o, base.Rejected) and o.reason.startswith('service: ') for o in outcomes)
 
 
 def _spread(index: int) -> float:

@@ -23,6 +23,7 @@ from pdgen.construction import (
 from pdgen.core import graph_operations, scene_graph, tags
 from pdgen.core import trajectory as trajectory_lib
 from pdgen.judges import base
+from pdgen.services import budget
 
 _PLAIN = rewrites.OperationShares(refine=0, swap=0, remove=0)
 _TRIES = 20  # Errors that are drawn for one that contradicts the prompt.
@@ -134,7 +135,9 @@ def contradicts(error: graph_errors.GraphError, stated: scene_graph.SceneGraph) 
 
 def of_trace(attempt: tools.Attempt, trace: trajectory_lib.Trajectory) -> trajectory_lib.Trajectory:
   """A sample of a judged trace. Raises: tools.RejectionError; services.errors.BudgetExhausted."""
-  kit = attempt.tools
+  kit, paid = attempt.tools, trace.provenance.cost if trace.provenance else None
+  if paid is not None:
+    attempt.cost += budget.Cost(calls=paid.calls, prompt_tokens=paid.tokens, money=paid.money)
   if kit.plan_chat is not None:
     return _of_chat(attempt, trace)
   stated = scene_graph.SceneGraph.from_dict(trace.metadata['stated'])

@@ -23,7 +23,11 @@ Outcome = trajectory_lib.Trajectory | base.Rejected
 
 
 def kept(
-  folder: pathlib.Path, make: Callable[[int], list[Outcome]], slot: int
+  folder: pathlib.Path,
+  make: Callable[[int], list[Outcome]],
+  slot: int,
+  *,
+  lasts: Callable[[Sequence[Outcome]], bool] = lambda outcomes: True,
 ) -> tuple[int, list[Outcome], Sequence[bytes | None]]:
   """The outcomes of a slot from its file, or made and kept there; with the files of the sample's pictures.
 
@@ -31,13 +35,15 @@ def kept(
     folder: of the files.
     make: makes the outcomes.
     slot: its number.
+    lasts: whether outcomes are kept; those that are not are made again by a resumed build, unless `keep` is called.
   """
   path = _path(folder, slot)
   try:
     head, _, record = path.read_bytes().partition(b'\n')
   except FileNotFoundError:
     outcomes = make(slot)
-    _write(path, outcomes)
+    if lasts(outcomes):
+      _write(path, outcomes)
     return slot, outcomes, pictures(outcomes)
   outcomes: list[Outcome] = [base.Rejected(reason) for reason in json.loads(head)]
   if not record:
@@ -58,6 +64,11 @@ def pictures(outcomes: Sequence[Outcome]) -> Sequence[bytes | None]:
     Image.fromarray(picture).save(file, 'PNG')
     files.append(file.getvalue())
   return files
+
+
+def keep(folder: pathlib.Path, slot: int, outcomes: Sequence[Outcome]):
+  """Keeps outcomes of a slot, whatever they are."""
+  _write(_path(folder, slot), outcomes)
 
 
 def forget(folder: pathlib.Path, slots: Iterable[int]):

@@ -34,8 +34,8 @@ BUDGET, CACHE = 'budget.json', 'cache'  # In the output folder.
 _STREAM = 211  # random stream of the seeds of attempts
 
 
-class RejectionError(ValueError):
-  """A sample that is left out, and why: `category: words`."""
+class RejectionError(Exception):
+  """A sample that is left out, and why: `category: words`. No ValueError: writers take those for a wrong answer."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

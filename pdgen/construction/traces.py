@@ -61,6 +61,7 @@ def write(
   *,
   count: int,
   make_painter: Callable[[str], Any] | None,
+  progress: Callable[[int, int], None] | None = None,
 ):
   """Paints and judges traces into `out`/traces, or goes on; does nothing where they are finished.
 
@@ -69,6 +70,7 @@ def write(
     out: its folder.
     count: traces.
     make_painter: loads the checkpoint.
+    progress: called with the traces so far and their number, after every batch.
 
   Raises: ValueError for traces of another config, a build without loader, or one whose plans nothing can judge.
   """
@@ -97,17 +99,19 @@ def write(
   ):
     for first in range(writer.count, count, own.batch_size):
       numbers = range(first, min(first + own.batch_size, count))
-      drawn = [_drawn(kit, number) for number in numbers]
-      wanted = [(n, a) for n, a in zip(numbers, drawn, strict=True) if isinstance(a, asked_lib.Asked)]
+      drawn = [*pool.map(lambda number: _drawn(kit, number), numbers)]
+      wanted = [(n, a) for n, (_, a) in zip(numbers, drawn, strict=True) if isinstance(a, asked_lib.Asked)]
       seeds = [int(rng_lib.numpy_rng(config.seed, _STREAM, n).integers(2**32)) for n, _ in wanted]
       painted = {}
       if wanted:
         prompts = [a.prompt for _, a in wanted]
         result = painter.sample(prompts, seed=seeds, sampling=sampling, batch_size=own.batch_size)
         painted = {n: t for (n, _), t in zip(wanted, result.trajectories, strict=True)}
-      judged = pool.map(lambda n, a: _judged(kit, n, a, painted.get(n)), numbers, drawn)  # noqa: B023
+      judged = pool.map(_judged, *zip(*drawn, strict=True), [painted.get(n) for n in numbers])
       for trace in judged:
         writer.write(trace)
+      if progress is not None:
+        progress(numbers.stop, count)
 
 
 def chosen(folder: pathlib.Path, negative: np.ndarray) -> tuple[int | None, ...]:
@@ -175,18 +179,19 @@ def read(
   return Reading(graphs=tuple(graphs))
 
 
-def _drawn(kit: tools.Tools, number: int) -> asked_lib.Asked | str:
+def _drawn(kit: tools.Tools, number: int) -> tuple[tools.Attempt, asked_lib.Asked | str]:
+  """The prompt of a trace, or why there is none."""
+  attempt = tools.Attempt(kit, subset=build_config.CONFLICT, index=number, number=_NUMBER)
   try:
-    return asked_lib.draw(tools.Attempt(kit, subset=build_config.CONFLICT, index=number, number=_NUMBER))
+    return attempt, asked_lib.draw(attempt)
   except tools.RejectionError as error:
-    return str(error)
+    return attempt, str(error)
 
 
 def _judged(
-  kit: tools.Tools, number: int, asked: asked_lib.Asked | str, trace: trajectory_lib.Trajectory | None
+  attempt: tools.Attempt, asked: asked_lib.Asked | str, trace: trajectory_lib.Trajectory | None
 ) -> trajectory_lib.Trajectory:
   """The trace with its verdict; without steps where there was no prompt."""
-  attempt = tools.Attempt(kit, subset=build_config.CONFLICT, index=number, number=_NUMBER + 1)
   if isinstance(asked, str) or trace is None:
     verdict: dict[str, Any] = {'verdict': UNUSED, 'reason': str(asked)}
     return _noted(attempt, trajectory_lib.Trajectory(prompt='', steps=(), stop=None), verdict, {})
