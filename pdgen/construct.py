@@ -69,16 +69,17 @@ class _Progress:
   """Prints counts, rate and time left, every so many seconds."""
 
   def __init__(self, every: float):
-    self._every, self._began, self._last, self._first = every, time.monotonic(), time.monotonic(), None
+    self._every, self._last, self._first = every, time.monotonic(), None
+    self._began = self._last
 
   def __call__(self, counts: importers.Counts, wanted: int | None = None):
     now = time.monotonic()
-    if self._first is None:
-      self._first = counts.kept  # Of an earlier run: they do not count for the rate.
+    if self._first is None:  # What an earlier run has made, and the painting of traces, do not count for the rate.
+      self._first, self._began = counts.kept, now
     if now - self._last < self._every:
       return
     self._last = now
-    rate = (counts.kept - self._first) / (now - self._began)
+    rate = (counts.kept - self._first) / max(now - self._began, 1e-9)
     words = f'{counts.kept:,} kept, {counts.rejected:,} rejected  {rate:.1f} a second'
     if wanted and rate:
       words += f'  of {wanted:,}: {max(wanted - counts.kept, 0) / rate / 60:.1f} minutes left'

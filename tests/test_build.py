@@ -273,6 +273,10 @@ def test_a_killed_build_ends_as_one_that_was_never_stopped(outs, tmp_path, subse
     (lambda: build_config.ConflictConfig(samples=3, negative=4), r'config.conflict.negative=4 is too large'),
     (lambda: build_config.ConflictConfig(kinds=('missing',)), r'config.conflict.kinds=.*: one or more of'),
     (lambda: build_config.AlignmentConfig(source_share=0.5), 'needs config.alignment.source'),
+    (
+      lambda: small(alignment=build_config.AlignmentConfig(source='x', source_share=1)),
+      'pictures of no world: give another judge',
+    ),
     (lambda: build_config.RendererConfig(name='oil'), r"config.renderer.name='oil' is unknown. Known: \['world'"),
     (lambda: build_config.RendererConfig(name='flux_kontext'), 'needs config.renderer.endpoint'),
     (lambda: build_config.JudgeConfig(name='self'), 'needs config.judge.checkpoint'),

@@ -7,12 +7,12 @@ import zlib
 
 import numpy as np
 import pytest
-from support import servers, sketcher
+from support import foreign, servers, sketcher
 
 from pdgen.construction import build, build_config, estimate, tools, traces
 from pdgen.core import tags
 from pdgen.core import trajectory as trajectory_lib
-from pdgen.data import records, splits
+from pdgen.data import images, records, splits
 from pdgen.services import budget, errors
 
 KEY = 'sk-test-4f9d2c7ab81e'
@@ -237,3 +237,41 @@ def test_services_that_fail_all_the_time_stop_the_build(server, tmp_path):
   server.key = KEY
   assert built(config, 'multi_turn', out).kept == PROMPTS, 'what failed then is made now'
   check_complete(out, config, 'multi_turn')
+
+
+def test_pictures_of_a_source_are_explained_or_corrected(server, tmp_path):
+  """Rows of GenRef (paper); one whose good picture the judge rejects is replaced by a rendered sample."""
+  foreign.write_tar(tmp_path / 'ref' / 'a.tar', {f'{n:04d}': foreign.gen_ref(n) for n in range(PROMPTS)})
+  alignment = build_config.AlignmentConfig(
+    samples=PROMPTS, negative=13, source=str(tmp_path / 'ref'), source_share=0.5, kinds=('wrong_attribute', 'extra')
+  )
+  config, out, refused = photographic(server, tmp_path, alignment=alignment), tmp_path / 'out', []
+  shown = lambda number: zlib.crc32(images.open_picture(foreign.gen_ref(number)['bad_image.jpg']).tobytes())
+  bad = {shown(number) for number in range(PROMPTS)}
+
+  def judged(messages, body):
+    if not messages[-1]['pictures'] or 'Paint' not in messages[-1]['text'] or ' rings' not in messages[-1]['text']:
+      return answer(messages, body)
+    right = zlib.crc32(messages[-1]['pictures'][0].tobytes()) not in bad
+    if 'Prompt: 3 rings' in messages[-1]['text']:
+      refused.append(right)
+      right = False
+    return {'ok': right, 'reason': '' if right else 'A ring is too much.', 'correction': None, 'confidence': 1}
+
+  server.chat = judged
+  built(config, 'alignment', out)
+  made = check_complete(out, config, 'alignment')
+  own = [t for t in made if t.provenance.source == 'GenRef']
+  assert 7 <= len(own) <= 11 and refused and {t.provenance.source for t in made} > {'GenRef', 'injected'}
+  for t in own:
+    (step,) = t.steps
+    assert t.metadata == {'subset': 'rule'} and t.prompt.endswith(' rings') and t.prompt != '3 rings'
+    if t.provenance.errors:
+      number = t.prompt.partition(' ')[0]
+      assert step.inspection == (
+        f'This generation diverges from the prompt. A ring is too much. To correct the image, '
+        f'<refine>Remove ring {number}.</refine>'
+      )
+      assert zlib.crc32(step.draft.tobytes()) in bad and not step.draft_is_target
+    else:
+      assert not step.rejected and step.refined is None

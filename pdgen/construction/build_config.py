@@ -221,6 +221,9 @@ class BuildConfig:
     if self.judge.name == 'exact' and self.renderer.name in ('flux_kontext', 'openai_images'):
       raise ValueError('config.judge.name=exact reads pictures of its world alone: give another judge for a service.')
 
+    if self.judge.name == 'exact' and self.alignment.source_share:
+      raise ValueError('config.alignment.source has pictures of no world: give another judge (config.judge.name).')
+
   @property
   def uses_services(self) -> bool:
     return any(part.endpoint is not None for part in (self.renderer, self.writer, self.judge))

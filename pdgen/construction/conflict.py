@@ -27,6 +27,7 @@ from pdgen.services import budget
 
 _PLAIN = rewrites.OperationShares(refine=0, swap=0, remove=0)
 _TRIES = 20  # Errors that are drawn for one that contradicts the prompt.
+_FILLINGS = 4  # Of a corrected scene, for one that the world does not keep out; each is itself tried often.
 
 
 def make(attempt: tools.Attempt, *, negative: bool) -> trajectory_lib.Trajectory:
@@ -198,7 +199,7 @@ def _completed(
     graph = scene_graph.SceneGraph(nodes=right.nodes + missing, relations=relations)
   except ValueError as error:
     raise tools.RejectionError(f'trace: {error}') from None
-  for _ in range(_TRIES):
+  for _ in range(_FILLINGS):
     whole = asked_lib.filled(graph, vocabulary=attempt.tools.vocabulary, rng=attempt.rng)
     if whole is not None and not attempt.tools.keeps_out(whole):
       return whole
