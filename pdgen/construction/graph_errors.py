@@ -100,6 +100,39 @@ def draw(
   return None
 
 
+def turned(graph: scene_graph.SceneGraph, *, rng: np.random.Generator, new: Sequence[str]) -> GraphError | None:
+  """A wrong place against a relation, among objects that have places; None where the graph allows none.
+
+  Args:
+    graph: what should be shown.
+    rng: draws relation and place.
+    new: ids of the objects of which one is in the wrong place.
+  """
+  options = [
+    (r, id)
+    for r in graph.relations
+    for id in (r.subject, r.object)
+    if id in new
+    and r.predicate in geometry.RELATIONS
+    and None not in (graph.node(r.subject).place, graph.node(r.object).place)
+  ]
+  taken = {n.place for n in graph.nodes}
+  for number in rng.permutation(len(options)):
+    relation, id = options[int(number)]
+    inverse = relation._replace(predicate=scene_graph.INVERSE[relation.predicate])
+    relations = tuple(inverse if r == relation else r for r in graph.relations)
+    for place in rng.permutation([p for p in geometry.PLACES if p not in taken]):
+      moved = graph.node(id).replaced(scene_graph.PLACE, str(place))
+      nodes = tuple(moved if n.id == id else n for n in graph.nodes)
+      if scene_graph.contradiction(nodes, relations) is None:
+        wrong = dataclasses.replace(graph, nodes=nodes, relations=relations)
+        ids = (id,)
+        return GraphError(
+          kind='wrong_place', right=graph, wrong=wrong, wanted=ids, seen=ids, relation=relation, seen_relation=inverse
+        )
+  return None
+
+
 def _extra(
   graph: scene_graph.SceneGraph, taken: set[str], vocabulary: taxonomy.Taxonomy, rng: np.random.Generator
 ) -> GraphError | None:

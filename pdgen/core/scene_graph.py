@@ -106,7 +106,11 @@ class Node:
 
   def value(self, name: str) -> str | None:
     """Value of an attribute; None where it is left open."""
-    return next((a.value for a in self.attributes if a.name == name), None)
+    for group in (self.appearance, self.state):
+      for attribute in group:
+        if attribute[0] == name:
+          return attribute[1]
+    return None
 
   def replaced(self, name: str, value: str) -> 'Node':
     """The node with another value of an attribute that it has. Raises: KeyError if it has none of that name."""

@@ -121,3 +121,21 @@ class WrittenWorld(World, Protocol):
   def corpus(self, *, seed: int, count: int) -> Iterator[str]:
     """Texts of `count` trajectories."""
     ...
+
+
+class HeldOutWorld(GraphWorld, Protocol):
+  """Optional: what a world keeps from training. For `pdgen.construction`."""
+
+  def keeps_out(self, graph: scene_graph.SceneGraph) -> bool:
+    """Whether no training picture, right or wrong, may show the graph."""
+    ...
+
+
+class DamagingWorld(GraphWorld, Protocol):
+  """Optional: malformed objects. For `construction.alignment`."""
+
+  def render_malformed(
+    self, graph: scene_graph.SceneGraph, ids: Sequence[str], *, rng: np.random.Generator
+  ) -> np.ndarray:
+    """The picture uint8[H, W, 3] of a graph, some of its objects malformed."""
+    ...

@@ -25,7 +25,7 @@ from pdgen.core import json_file
 from pdgen.core import trajectory as trajectory_lib
 from pdgen.data import folder_lock, record_codec, records, splits
 
-DONE, UNFINISHED, REJECTED = 'import.json', 'import_unfinished.json', 'rejected.jsonl'
+DONE, UNFINISHED, REJECTED = 'import.json', 'import_unfinished.json', 'rejected.jsonl'  # Of an import.
 _NEVER = 2**62  # The writers complete their shards when they are told to.
 
 
@@ -97,6 +97,7 @@ def write_entries(
   shard_pixels: int = 2**28,
   progress: Callable[[Counts], None] | None = None,
   progress_rows: int = 100,
+  what: str = 'import',
 ) -> Counts:
   """Writes any stream of entries that can be made again, resumable; what `import_records` does with those of a format.
 
@@ -111,17 +112,19 @@ def write_entries(
     shard_pixels: or pixels: what comes first.
     progress: called with the counts so far, every `progress_rows` entries and at the end.
     progress_rows: see there.
+    what: `import`, or what else it is: begins the names of its files, and names it in errors.
 
   Returns, raises: as `importers.import_records`.
   """
   if limit is not None and limit < 1 or shard_records < 1 or shard_pixels < 1:
     raise ValueError(f'{limit=}, {shard_records=} and {shard_pixels=} must be at least 1.')
   out = pathlib.Path(out)
-  if (out / DONE).exists():
-    (out / UNFINISHED).unlink(missing_ok=True)
-    raise FileExistsError(f'The import {out} is finished. Delete the folder to make it again, or give another.')
+  if (out / f'{what}.json').exists():
+    (out / f'{what}_unfinished.json').unlink(missing_ok=True)
+    raise FileExistsError(f'The {what} {out} is finished. Delete the folder to make it again, or give another.')
   asked = dict(asked, limits=dict(limit=limit, shard_records=shard_records, shard_pixels=shard_pixels))
-  with folder_lock.exclusive(out), _Run(out, asked, shard_records=shard_records, shard_pixels=shard_pixels) as run:
+  limits = dict(shard_records=shard_records, shard_pixels=shard_pixels)
+  with folder_lock.exclusive(out), _Run(out, asked, what=what, **limits) as run:
     start = run.place.rows
     if limit is None or run.counts.kept < limit:
       for number, entry in enumerate(entries(start), 1):
@@ -141,10 +144,11 @@ def write_entries(
 class _Run:
   """The files of an import that is going on."""
 
-  def __init__(self, out: pathlib.Path, asked: Mapping[str, Any], *, shard_records: int, shard_pixels: int):
+  def __init__(self, out: pathlib.Path, asked: Mapping[str, Any], *, what: str, shard_records: int, shard_pixels: int):
     """Raises: ValueError for an import of something else, or damaged files."""
+    self._what, self._done, self._unfinished = what, out / f'{what}.json', out / f'{what}_unfinished.json'
     self._out, self._asked, self._limits = out, asked, (shard_records, shard_pixels)
-    self.place = _read_place(out, asked)
+    self.place = _read_place(self._unfinished, asked, what)
     self.counts, self._rows = self.place.counts, self.place.rows
     self._records, self._pixels = 0, 0  # Since the place.
     self._stack = contextlib.ExitStack()
@@ -161,10 +165,10 @@ class _Run:
           writer = stack.enter_context(_Abandoned(records.Writer(folder, shard_records=_NEVER, shard_bytes=_NEVER)))
           count = writer.count
         known = getattr(self.place.counts, split)
-        if count < known or count > known and not (self._out / UNFINISHED).exists():
+        if count < known or count > known and not self._unfinished.exists():
           raise ValueError(
-            f'{folder} has {count} records, the import that is to go on there {known}. Delete {self._out}, or give '
-            'another folder.'
+            f'{folder} has {count} records, the {self._what} that is to go on there {known}. Delete {self._out}, or '
+            'give another folder.'
           )
         self._writers[split], self._safe[split] = writer, count - known
       self._rejects: BinaryIO = stack.enter_context((self._out / REJECTED).open('ab'))
@@ -211,8 +215,8 @@ class _Run:
       if writer is not None:
         writer.close()
     content = dict(self._asked, counts=dataclasses.asdict(self.counts))
-    _write_json(self._out / DONE, content)
-    (self._out / UNFINISHED).unlink()
+    _write_json(self._done, content)
+    self._unfinished.unlink()
 
   def _write(self, split: str, trajectory: trajectory_lib.Trajectory, entry: base.Entry):
     if self._safe[split]:
@@ -221,7 +225,7 @@ class _Run:
       return
     writer = self._writers[split]
     if writer is None:
-      raise RuntimeError(f'The import {self._out} has more {split} records than before: its source has changed.')
+      raise RuntimeError(f'The {self._what} {self._out} has more {split} records than before: its source has changed.')
     writer.write(trajectory, picture_files=entry.files)
 
   def _make_safe(self):
@@ -234,7 +238,7 @@ class _Run:
     self._records, self._pixels = 0, 0
 
   def _note(self):
-    _write_json(self._out / UNFINISHED, dict(self._asked, place=dataclasses.asdict(self.place)))
+    _write_json(self._unfinished, dict(self._asked, place=dataclasses.asdict(self.place)))
 
   def _sync_rejects(self):
     self._rejects.flush()
@@ -259,16 +263,15 @@ def _why_not_stored(trajectory: trajectory_lib.Trajectory, files: Sequence[bytes
   raise error
 
 
-def _read_place(out: pathlib.Path, asked: Mapping[str, Any]) -> _Place:
-  path = out / UNFINISHED
+def _read_place(path: pathlib.Path, asked: Mapping[str, Any], what: str) -> _Place:
   if not path.exists():
     return _Place()
   content = json_file.read(path)
   for key, value in asked.items():
     if content.get(key) != value:
       raise ValueError(
-        f'{out} holds an unfinished import with other {key} ({content.get(key)}, now {value}). Go on with the same, '
-        'delete the folder, or give another.'
+        f'{path.parent} holds an unfinished {what} with other {key} ({content.get(key)}, now {value}). Go on with the '
+        'same, delete the folder, or give another.'
       )
   place = content['place']
   return _Place(**{**place, 'counts': Counts(**place['counts'])})

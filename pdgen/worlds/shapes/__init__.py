@@ -12,11 +12,12 @@ trajectories   training trajectories
 drafts         review of drafts that a model painted; injected errors for the inspection metrics
 """
 
+from pdgen.worlds.shapes.damage import render_malformed
 from pdgen.worlds.shapes.detector import Detection, detect
 from pdgen.worlds.shapes.drafts import DraftRequest, contents, draft_request, injected, review, shows
 from pdgen.worlds.shapes.faults import ERROR_KINDS
 from pdgen.worlds.shapes.language import DECISIVE, FAULTS
-from pdgen.worlds.shapes.prompt_space import TASKS, parse, prompts
+from pdgen.worlds.shapes.prompt_space import TASKS, keeps_out, parse, prompts
 from pdgen.worlds.shapes.renderer import render_graph
 from pdgen.worlds.shapes.scenes import COLORS, SHAPES, SIZE, TAXONOMY
 from pdgen.worlds.shapes.trajectories import KINDS, corpus, trajectory
@@ -38,9 +39,11 @@ __all__ = [
   'detect',
   'draft_request',
   'injected',
+  'keeps_out',
   'parse',
   'prompts',
   'render_graph',
+  'render_malformed',
   'review',
   'shows',
   'trajectory',

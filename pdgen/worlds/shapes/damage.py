@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import ndimage
 
+from pdgen.core import scene_graph
 from pdgen.worlds.shapes import detector, renderer, scenes
 
 
@@ -31,6 +32,21 @@ def paint(
   for victim in victims:
     picture, seen[victim] = _with_malformed(picture, victim, rng=rng)
   return picture, tuple(seen.get(o, o) for o in scene)
+
+
+def render_malformed(graph: scene_graph.SceneGraph, ids: Sequence[str], *, rng: np.random.Generator) -> np.ndarray:
+  """The picture of a scene graph with some of its objects malformed: uint8[H, W, 3].
+
+  Args:
+    graph: the scene.
+    ids: of the malformed objects.
+    rng: chooses the corruption and its details.
+
+  Raises: ValueError naming an object that the world cannot show.
+  """
+  scene = scenes.of_graph(graph)
+  victims = [item for node, item in zip(graph.nodes, scene, strict=True) if node.id in ids]
+  return paint(scene, victims, rng=rng)[0]
 
 
 def _with_malformed(

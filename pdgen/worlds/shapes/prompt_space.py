@@ -22,7 +22,7 @@ import itertools
 from collections.abc import Iterable
 from typing import Any
 
-from pdgen.core import geometry
+from pdgen.core import geometry, scene_graph
 from pdgen.core import rng as rng_lib
 from pdgen.core import trajectory as trajectory_lib
 from pdgen.worlds.shapes import scenes
@@ -104,6 +104,11 @@ def holds_held_out(scene: scenes.Scene) -> bool:
     for a, b in itertools.combinations(scene, 2)
     if a.shape != b.shape
   )
+
+
+def keeps_out(graph: scene_graph.SceneGraph) -> bool:
+  """Whether no training picture may show the graph: it has a held-out pair of coloured shapes."""
+  return holds_held_out(scenes.of_graph(graph))
 
 
 def noun(shape: str, *, color: str | None = None, count: int = 1) -> str:

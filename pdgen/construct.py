@@ -1,0 +1,144 @@
+"""Builds the three training subsets as record sets, imports other people's, and counts what is in them.
+
+    python -m pdgen.construct build --config=configs/construct_shapes.py --subset=multi_turn --out=out/multi_turn
+    python -m pdgen.construct build --config=.. --subset=conflict --out=.. --limit=20 --dry_run
+    python -m pdgen.construct import --format=jsonl --source=FOLDER --out=out/mine
+    python -m pdgen.construct stats out/multi_turn out/conflict out/alignment
+
+What is stopped goes on when the same command is given again; rejected samples are listed in OUT/rejected.jsonl.
+Options of the config: --config.scenes.max_pictures=4. A budget that is spent ends a build with status 3.
+"""
+
+import argparse
+import pathlib
+import sys
+import time
+from collections.abc import Sequence
+
+from absl import flags as absl_flags
+from ml_collections import config_flags
+
+from pdgen import flags as flags_lib
+from pdgen.construction import build, build_config, build_statistics, estimate, importers
+from pdgen.services import errors
+
+
+def main(arguments: Sequence[str] | None = None):
+  """The command line."""
+  parser = _parser()
+  flags, rest = parser.parse_known_args(arguments)
+  unknown = [word for word in rest if flags.run is not build_subset or not word.startswith('--config.')]
+  if unknown:
+    parser.error(f'unrecognized argument {unknown[0]!r}')
+  with flags_lib.one_line_errors(parser.prog, debug=flags.debug) as kept:
+    flags.run(flags, rest, kept)
+
+
+def build_subset(flags: argparse.Namespace, overrides: Sequence[str], kept: flags_lib.Kept):
+  """`build`."""
+  config = _config(flags.config, overrides)
+  if flags.dry_run:
+    print(estimate.dry_run(config, flags.subset, limit=flags.limit).words())
+    return
+  out = flags_lib.writable_folder(flags.out)
+  kept.words = f'What is done is in {out}: the same command goes on from there.'
+  tell: dict = dict(progress=_Progress(flags.every), traced=_tell_traces)
+  try:
+    build.build(config, flags.subset, out, limit=flags.limit, make_painter=_load_painter, **tell)
+  except errors.BudgetExhausted as error:
+    print(f'{error}. Raise config.budget and give the same command: it goes on from there.', file=sys.stderr)
+    sys.exit(3)
+  print(build_statistics.table([build_statistics.of(out)]))
+
+
+def import_set(flags: argparse.Namespace, overrides: Sequence[str], kept: flags_lib.Kept):
+  """`import`."""
+  out = flags_lib.writable_folder(flags.out)
+  kept.words = f'What is done is in {out}: the same command goes on from there.'
+  options = dict(limit=flags.limit, share=flags.share)
+  importers.import_records(flags.format, flags.source, out, progress=_Progress(flags.every), **options)
+  print(build_statistics.table([build_statistics.of(out)]))
+
+
+def print_statistics(flags: argparse.Namespace, overrides: Sequence[str], kept: flags_lib.Kept):
+  """`stats`."""
+  print(build_statistics.table([build_statistics.of(pathlib.Path(folder)) for folder in flags.folders]))
+
+
+class _Progress:
+  """Prints counts, rate and time left, every so many seconds."""
+
+  def __init__(self, every: float):
+    self._every, self._last, self._first = every, time.monotonic(), None
+    self._began = self._last
+
+  def __call__(self, counts: importers.Counts, wanted: int | None = None):
+    now = time.monotonic()
+    if self._first is None:  # What an earlier run has made, and the painting of traces, do not count for the rate.
+      self._first, self._began = counts.kept, now
+    if now - self._last < self._every:
+      return
+    self._last = now
+    rate = (counts.kept - self._first) / max(now - self._began, 1e-9)
+    words = f'{counts.kept:,} kept, {counts.rejected:,} rejected  {rate:.1f} a second'
+    if wanted and rate:
+      words += f'  of {wanted:,}: {max(wanted - counts.kept, 0) / rate / 60:.1f} minutes left'
+    print(words, flush=True)
+
+
+def _tell_traces(done: int, count: int):
+  print(f'{done:,} of {count:,} traces painted and judged', flush=True)
+
+
+def _config(file: str, overrides: Sequence[str]) -> build_config.BuildConfig:
+  """Raises: ValueError for a file that gives no config, and for options that it has not."""
+  values = absl_flags.FlagValues()
+  line = ['construct', f'--config={file}', *overrides]
+  flag = config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=line)
+  try:
+    values(line)
+    found = flag.value
+  except (absl_flags.Error, AttributeError, TypeError, ImportError, SyntaxError) as error:
+    raise ValueError(f'{file}: {error}') from error
+  return build_config.from_config_dict(found)
+
+
+def _load_painter(checkpoint: str):
+  from pdgen.inference import painter
+
+  flags_lib.enable_compilation_cache()
+  return painter.load(checkpoint)
+
+
+def _parser() -> flags_lib.Parser:
+  parser = flags_lib.Parser(prog='python -m pdgen.construct', description=__doc__)
+  commands = parser.add_subparsers(required=True, metavar='build | import | stats')
+  count = flags_lib.whole(1, 10**9)
+
+  one = commands.add_parser('build', help='build a subset of a config')
+  one.set_defaults(run=build_subset)
+  one.add_argument('--config', type=flags_lib.path, required=True, help='file with get_config()')
+  one.add_argument('--subset', choices=build_config.SUBSETS, required=True)
+  one.add_argument('--dry_run', action='store_true', help='estimate calls, tokens and money, and build nothing')
+
+  two = commands.add_parser('import', help="import someone's data set")
+  two.set_defaults(run=import_set)
+  two.add_argument('--format', choices=sorted(importers.FORMATS), required=True)
+  two.add_argument('--source', type=flags_lib.path, required=True, help='folder or file')
+  two.add_argument('--share', type=float, default=1.0, help='of the rows that are taken')
+
+  three = commands.add_parser('stats', help='count what record sets hold')
+  three.set_defaults(run=print_statistics)
+  three.add_argument('folders', nargs='+', type=flags_lib.path, metavar='FOLDER')
+
+  for command in (one, two):
+    command.add_argument('--out', type=flags_lib.path, required=True, help='folder to write into, and to go on from')
+    command.add_argument('--limit', type=count, help='samples at most')
+    command.add_argument('--every', type=float, default=5.0, help='seconds between lines of progress')
+  for command in (one, two, three):
+    command.add_argument('--debug', action='store_true', help='show tracebacks')
+  return parser
+
+
+if __name__ == '__main__':
+  main()
