@@ -56,6 +56,12 @@ IMPLEMENTATIONS: dict[str, Prepare] = {
 }
 
 
+def check(name: str):
+  """Raises ValueError for an unknown name."""
+  if name not in IMPLEMENTATIONS:
+    raise ValueError(f'Unknown attention {name!r}. Known: {sorted(IMPLEMENTATIONS)}')
+
+
 def prepare(
   name: str, query: packed.TokenMeta, key: packed.TokenMeta, cache: packed.TokenMeta | None = None
 ) -> BlockMask:
@@ -69,8 +75,7 @@ def prepare(
 
   Raises: ValueError for an unknown name.
   """
-  if name not in IMPLEMENTATIONS:
-    raise ValueError(f'Unknown attention {name!r}. Known: {sorted(IMPLEMENTATIONS)}')
+  check(name)
   if mesh_lib.current_mesh() is None:
     return IMPLEMENTATIONS[name](query, key, cache)
   return _prepare_over_mesh(IMPLEMENTATIONS[name], query, key, cache)
