@@ -110,6 +110,8 @@ def main():
   def run(kept: flags_lib.Kept):
     logging.set_verbosity(logging.ERROR)  # Orbax tells of every file of every save.
     config, workdir = config_lib.from_config_dict(config_flag.value), pathlib.Path(workdir_flag.value)
+    if not workdir_flag.value.strip():
+      raise ValueError('--workdir: the name is empty.')
     kept.words = f'The same command goes on from the newest checkpoint in {workdir}, if there is one.'
     steps = profiling.parse_steps(profile_flag.value) if profile_flag.value else None
     jax.config.update('jax_num_cpu_devices', config.mesh.cpu_devices)

@@ -51,11 +51,7 @@ class SequenceConfig:
 
   def __post_init__(self):
     for name in ('decisive', 'faults'):
-      for pattern in getattr(self, name):
-        try:
-          re.compile(pattern)
-        except re.error as e:
-          raise ValueError(f'{pattern!r} in config.data.sequence.{name} is no regular expression: {e}.') from e
+      dataclass_io.patterns(self, 'data.sequence', name)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

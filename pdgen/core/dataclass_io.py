@@ -1,6 +1,7 @@
 """Frozen dataclasses to nested dicts and back, types checked on the way in; bounds of their fields."""
 
 import dataclasses
+import re
 import types
 import typing
 from typing import Any
@@ -88,6 +89,16 @@ def finite(section: Any, name: str):
     for number in value if isinstance(value, (tuple, list)) else (value,):
       if isinstance(number, (int, float)) and not abs(number) <= FLOAT32_MAX:
         raise ValueError(f'config.{name}.{field.name}={value}: it must be finite (in float32).')
+
+
+def patterns(section: Any, name: str, field: str):
+  """Raises ValueError naming the first text of a field, a text or a tuple of them, that is no regular expression."""
+  value = getattr(section, field)
+  for pattern in (value,) if isinstance(value, str) else value:
+    try:
+      re.compile(pattern)
+    except (re.error, TypeError) as e:
+      raise ValueError(f'{pattern!r} in config.{name}.{field} is no regular expression: {e}.') from e
 
 
 def positive(section: Any, name: str, field: str):

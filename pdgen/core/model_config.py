@@ -110,6 +110,7 @@ class LoraConfig:
   def __post_init__(self):
     dataclass_io.at_least(self, 'model.lora', rank=1)
     dataclass_io.finite(self, 'model.lora')
+    dataclass_io.patterns(self, 'model.lora', 'kernels')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
