@@ -114,6 +114,8 @@ def main():
       raise ValueError('--workdir: the name is empty.')
     kept.words = f'The same command goes on from the newest checkpoint in {workdir}, if there is one.'
     steps = profiling.parse_steps(profile_flag.value) if profile_flag.value else None
+    flags_lib.writable_folder(workdir)
+    workdir_lib.branch_point(workdir, branch_flag.value)  # Said before anything is compiled.
     jax.config.update('jax_num_cpu_devices', config.mesh.cpu_devices)
     flags_lib.enable_compilation_cache()
     distributed.initialize()
