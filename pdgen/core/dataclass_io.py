@@ -48,7 +48,9 @@ def _coerce(hint: Any, value: Any, *, path: str) -> Any:
     return float(value)
   if hint in (int, float, bool, str) and not isinstance(value, hint) or hint is int and isinstance(value, bool):
     raise ValueError(f'{path} must be {hint.__name__}, not {value!r}.')
-  if hint is int and not -INT32_MAX <= value <= 2 * INT32_MAX + 1:  # A seed may have 32 bits.
+  if (
+    hint is int and isinstance(value, int) and not -INT32_MAX <= value <= 2 * INT32_MAX + 1
+  ):  # A seed may have 32 bits.
     raise ValueError(f'{path}={value} is too large: it is at most {INT32_MAX}.')
   return value
 
