@@ -9,6 +9,9 @@ products, attention, a train step, painting, writing. Several suites run in proc
 JSON file for each and README.md, their tables.
 """
 
+from pdgen import startup as startup  # First: Ctrl-C while the rest is imported.
+
+# isort: split
 import argparse
 import functools
 import itertools
@@ -50,6 +53,8 @@ def main(arguments: Sequence[str] | None = None):
   flags_lib.add_arguments(parser)
   flags = parser.parse_args(arguments)
   with flags_lib.one_line_errors(parser.prog, debug=flags.debug) as kept:
+    if arguments is None:
+      flags_lib.enable_compilation_cache()
     if flags.suite:
       _run_suites(parser, flags, kept)
     else:
@@ -138,5 +143,4 @@ def _line(row: dict[str, float]) -> str:
 
 
 if __name__ == '__main__':
-  flags_lib.enable_compilation_cache()
   main()

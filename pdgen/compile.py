@@ -10,6 +10,9 @@ v6e:16x16, cpu:8 and the like. TPUs need `pip install 'pdgen[tpu]'`, H100s `.. '
 program does not fit.
 """
 
+from pdgen import startup as startup  # First: Ctrl-C while the rest is imported.
+
+# isort: split
 import json
 import os
 import sys

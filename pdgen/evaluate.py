@@ -10,6 +10,9 @@ it reject that is right. All intervals are Wilson's, of 95 %.
 A command that is stopped goes on when it is given again with the same --out.
 """
 
+from pdgen import startup as startup  # First: Ctrl-C while the rest is imported.
+
+# isort: split
 import argparse
 import json
 from collections.abc import Sequence
@@ -28,6 +31,8 @@ def main(arguments: Sequence[str] | None = None):
   flags = parser.parse_args(arguments)
   with flags_lib.one_line_errors(parser.prog, debug=flags.debug) as kept:
     out = flags_lib.writable_folder(flags.out) if flags.out else None
+    if arguments is None:
+      flags_lib.enable_compilation_cache()
     painter, world = flags_lib.load(parser, flags)
     evaluator: base.Evaluator = flags.evaluator(world, flags)
     if out is not None:
@@ -92,5 +97,4 @@ def _parser() -> flags_lib.Parser:
 
 
 if __name__ == '__main__':
-  flags_lib.enable_compilation_cache()
   main()

@@ -1,6 +1,7 @@
 """What commands share: options of sampling (`--checkpoint`, `--sampling.flow_steps=3`), bounds, errors of one line.
 
 What a user gets wrong ends a command with status 2 and one line; PDGEN_DEBUG=1 or `--debug` shows the traceback.
+JAX, grain and orbax are imported by the functions that need them: `--help` and wrong arguments are answered at once.
 
 Only what the command line gives is laid over the checkpoint's own sampling config. With an option of the mesh the model
 is sampled on all devices that the mesh takes, without one on a single device.
@@ -10,26 +11,29 @@ import argparse
 import contextlib
 import dataclasses
 import functools
+import logging
 import os
 import pathlib
+import re
 import sys
 import tempfile
 import typing
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import absl.flags
-import jax
 from absl import app
-from jax.sharding import Mesh
 
-from pdgen import worlds
+from pdgen import startup, worlds
 from pdgen.core import config as config_lib
-from pdgen.core import mesh as mesh_lib
-from pdgen.inference import painter as painter_lib
 from pdgen.viewing import transcript
 from pdgen.worlds import base
+
+if TYPE_CHECKING:
+  from jax.sharding import Mesh
+
+  from pdgen.inference import painter as painter_lib
 
 MANY = 100_000  # Prompts, drafts and trajectories of a batch: more is a slip of the finger.
 _SAMPLING, _MESH = 'sampling.', 'mesh.'
@@ -63,6 +67,7 @@ def one_line_errors(prog: str, *, debug: bool = False) -> Iterator[Kept]:
 
   Returns: what the line says after Ctrl-C, to be set as files are written.
   """
+  startup.began()
   kept, as_before = Kept(), warnings.formatwarning
   warnings.formatwarning = lambda message, category, *_, **__: f'{category.__name__}: {_one_line(message)}\n'
   try:
@@ -72,7 +77,7 @@ def one_line_errors(prog: str, *, debug: bool = False) -> Iterator[Kept]:
       raise
     print(f'{prog}: stopped. {kept.words}', file=sys.stderr)
     sys.exit(130)
-  except (ValueError, OSError, ImportError, KeyError, MemoryError, jax.errors.JaxRuntimeError) as error:
+  except Exception as error:
     if _debug(debug) or not (words := _users(error)):
       raise
     _exit(prog, words)
@@ -89,13 +94,20 @@ def run_absl(prog: str, main: Callable[[Kept], Any]):
   """
 
   def parse(argv: Sequence[str]) -> list[str]:
+    logging.disable(logging.WARNING)  # ml_collections warns of what it then raises.
     try:
       rest = absl.flags.FLAGS(argv)
+    except SystemExit as ended:  # absl ends with 1 after --help.
+      asked = any(re.fullmatch(r'--?(help\w*|\?)(=.*)?', argument) for argument in argv[1:])
+      sys.exit(0 if asked and ended.code == 1 else ended.code)
     except Exception as error:  # A config file may raise anything.
       if _debug(False):
         raise
       kind = '' if isinstance(error, (absl.flags.Error, OSError)) else f'{type(error).__name__}: '
-      _exit(prog, f'{kind}{error}')
+      before, traceback, after = str(error).partition('Traceback (most recent call last):')  # ml_collections quotes it.
+      _exit(prog, f'{kind}{before}{after.strip().splitlines()[-1] if traceback else ""}')
+    finally:
+      logging.disable(logging.NOTSET)
     if rest[1:]:
       _exit(prog, f'unexpected argument {rest[1]!r} (--help lists the options)')
     return rest
@@ -179,7 +191,7 @@ def sampling_given(flags: argparse.Namespace) -> dict[str, Any]:
   return _given(flags, _SAMPLING)
 
 
-def make_mesh(flags: argparse.Namespace) -> Mesh | None:
+def make_mesh(flags: argparse.Namespace) -> 'Mesh | None':
   """The mesh that the command line describes; None where it has no option of the mesh.
 
   Raises: ValueError for a mesh that does not fit the devices, or CPU devices that JAX can no longer be split into.
@@ -187,10 +199,12 @@ def make_mesh(flags: argparse.Namespace) -> Mesh | None:
   given = _given(flags, _MESH)
   if not given:
     return None
+  import jax
+
+  from pdgen.core import mesh as mesh_lib
+
   cfg = config_lib.MeshConfig(**given)
   if 'cpu_devices' in given:
-    if not 1 <= cfg.cpu_devices <= 1024:
-      raise ValueError(f'--mesh.cpu_devices={cfg.cpu_devices} is out of range: from 1 to 1024.')
     try:
       jax.config.update('jax_num_cpu_devices', cfg.cpu_devices)
     except RuntimeError as error:
@@ -200,7 +214,7 @@ def make_mesh(flags: argparse.Namespace) -> Mesh | None:
 
 def load(
   parser: argparse.ArgumentParser, flags: argparse.Namespace, *, needs_world: bool = True
-) -> tuple[painter_lib.Painter, Any]:
+) -> 'tuple[painter_lib.Painter, Any]':
   """Loads what the command line asks for; exits with the parser's usage and the reason where that cannot be.
 
   Args:
@@ -211,6 +225,9 @@ def load(
   Returns: the painter, with its sampling config and mesh as the command line has them, and the world of its data, a
     `worlds.base.JudgedWorld` where one is needed (None: it has none).
   """
+  with startup.importing():
+    from pdgen.inference import painter as painter_lib
+
   try:
     painter = painter_lib.load(flags.checkpoint, mesh=make_mesh(flags))
     sampling = dataclasses.replace(painter.config.sampling, **sampling_given(flags))
@@ -275,6 +292,9 @@ def enable_compilation_cache() -> str | None:
 
   Returns: the folder; None where there is no cache.
   """
+  with startup.importing():
+    import jax
+
   folder = os.environ.get('JAX_COMPILATION_CACHE_DIR')
   if folder is None:
     cache = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
@@ -299,13 +319,16 @@ def _debug(wanted: bool) -> bool:
 
 def _users(error: BaseException) -> str:
   """What an error that a user can cause says to them; empty for others, whose traceback is for us."""
-  if isinstance(error, jax.errors.JaxRuntimeError):  # Of XLA.
+  jax = sys.modules.get('jax')
+  if jax is not None and isinstance(error, jax.errors.JaxRuntimeError):  # Of XLA.
     out_of_memory = 'RESOURCE_EXHAUSTED' in str(error)
     return 'The device is out of memory: lower the batch size or sampling.max_tokens.' if out_of_memory else ''
   if isinstance(error, MemoryError):
     return f'The memory does not suffice: {error}'
   if isinstance(error, KeyError):  # A sentence is for users (an unknown key of a config), a bare key a slip of ours.
     return str(error.args[0]) if error.args and ' ' in str(error.args[0]) else ''
+  if not isinstance(error, (ValueError, OSError, ImportError, FloatingPointError)):
+    return ''
   return str(error) or type(error).__name__
 
 

@@ -3,6 +3,9 @@
 python -m pdgen.inspect_data --config=configs/shapes.py [--index=3 | --page=out/page [--count=24]]
 """
 
+from pdgen import startup as startup  # First: Ctrl-C while the rest is imported.
+
+# isort: split
 from absl import flags
 from ml_collections import config_flags
 

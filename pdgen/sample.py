@@ -6,16 +6,21 @@ prints what was planned, seen and refined, and writes a page to look at, the pic
 Python `pdgen.load('shapes').sample(prompts)` does the same without files.
 """
 
+from pdgen import startup as startup  # First: Ctrl-C while the rest is imported.
+
+# isort: split
 import pathlib
 import types
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pdgen import flags as flags_lib
 from pdgen.core import trajectory as trajectory_lib
 from pdgen.evals import geneval
-from pdgen.inference import results
 from pdgen.viewing import gallery, report
+
+if TYPE_CHECKING:
+  from pdgen.inference import results
 
 
 def main(arguments: Sequence[str] | None = None):
@@ -26,13 +31,15 @@ def main(arguments: Sequence[str] | None = None):
     parser.error('nothing to paint: give --prompt=... (as often as you like) or --heldout=1')
   with flags_lib.one_line_errors(parser.prog, debug=flags.debug) as kept:
     out = flags_lib.writable_folder(flags.out) if flags.out else None
+    if arguments is None:
+      flags_lib.enable_compilation_cache()
     painter, world = flags_lib.load(parser, flags, needs_world=bool(flags.heldout))
     detect = world.detect if world else None
     wanted = [_row(prompt, world) for prompt in flags.prompt]
     wanted += world.prompts('heldout', per_task=flags.heldout) if world and flags.heldout else []
     folder = report.Folder(out, title=f'Painted by {pathlib.Path(flags.checkpoint).name}') if out else None
 
-    def write(batches: Iterator[tuple[list[int], results.Result]]) -> Iterator[tuple[list[int], results.Result]]:
+    def write(batches: 'Iterator[tuple[list[int], results.Result]]') -> 'Iterator[tuple[list[int], results.Result]]':
       done = 0
       for numbers, batch in batches:
         done += len(numbers)
@@ -40,6 +47,8 @@ def main(arguments: Sequence[str] | None = None):
           page = folder.add(batch.trajectories, [_verdict(t, detect) for t in batch.trajectories])
           kept.words = f'{done} of {len(wanted)} trajectories are in {page}'
         yield numbers, batch
+
+    from pdgen.inference import results
 
     asked = [_asked(row) for row in wanted]
     batches = painter.sample_batches(asked, mode=flags.mode, seed=flags.seed, batch_size=flags.batch_size)
@@ -99,5 +108,4 @@ def _verdict(trajectory: trajectory_lib.Trajectory, detect: Callable | None) -> 
 
 
 if __name__ == '__main__':
-  flags_lib.enable_compilation_cache()
   main()

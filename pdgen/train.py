@@ -8,13 +8,16 @@ with the newest checkpoint of another run: more steps, another rate, longer rows
 `training.loop`; and `self_sampled/`, drafts of the model's own, judged.
 """
 
+from pdgen import startup as startup  # First: Ctrl-C while the rest is imported.
+
+# isort: split
 import os
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import config_flags
 
 from pdgen import flags as flags_lib
@@ -104,16 +107,21 @@ def main():
   )
   flags.mark_flag_as_required('config')
 
-  def run(_):
+  def run(kept: flags_lib.Kept):
     logging.set_verbosity(logging.ERROR)  # Orbax tells of every file of every save.
-    config = config_lib.from_config_dict(config_flag.value)
+    config, workdir = config_lib.from_config_dict(config_flag.value), pathlib.Path(workdir_flag.value)
+    if not workdir_flag.value.strip():
+      raise ValueError('--workdir: the name is empty.')
+    kept.words = f'The same command goes on from the newest checkpoint in {workdir}, if there is one.'
     steps = profiling.parse_steps(profile_flag.value) if profile_flag.value else None
+    flags_lib.writable_folder(workdir)
+    workdir_lib.branch_point(workdir, branch_flag.value)  # Said before anything is compiled.
     jax.config.update('jax_num_cpu_devices', config.mesh.cpu_devices)
     flags_lib.enable_compilation_cache()
     distributed.initialize()
-    train(config, pathlib.Path(workdir_flag.value), profile_steps=steps, branch_from=branch_flag.value)
+    train(config, workdir, profile_steps=steps, branch_from=branch_flag.value)
 
-  app.run(run)
+  flags_lib.run_absl('python -m pdgen.train', run)
 
 
 if __name__ == '__main__':

@@ -58,6 +58,20 @@ def test_bytes_are_those_of_the_arrays(reports, small):
   assert reports['train']['fits'] and reports['sample']['fits']
 
 
+def test_frozen_parts_are_counted_in_bfloat16_and_the_report_says_what_float32_would_take(small):
+  frozen = dataclasses.replace(small, train=dataclasses.replace(small.train, freeze=('trunk/layers/und',)))
+  program = aot.train_program(frozen, mesh_lib.make_mesh(small.mesh))
+  _, fixed = program.arguments['parameters']
+  want = aot._bytes_a_device(fixed)
+  assert {leaf.dtype for leaf in jax.tree.leaves(fixed)} == {jnp.dtype('bfloat16')}
+  number = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(fixed))
+  assert aot._in_bfloat16(fixed) == {'parameters': number, 'bytes': want}
+  found = json.loads((GOLDEN / 'tiny-cpu-8-train.json').read_text())
+  told = aot.text({**found, 'frozen_in_bfloat16': {'parameters': 10**9, 'bytes': 3 * 2**30}})
+  assert '1.00G frozen parameters are counted in bfloat16' in told and 'float32 takes 3.00 GiB a device more' in told
+  assert 'bfloat16' not in aot.text(found)
+
+
 @pytest.mark.parametrize('program', ['train', 'sample'])
 def test_reports_are_those_of_the_files(reports, program):
   """Written by `PYTHONPATH=tests python tests/test_compile.py`. Memory and collectives may follow XLA a little."""

@@ -47,11 +47,11 @@ SHRUNK = {
 }
 
 
-def start(workdir, *, processes=1, process=0, port=0, **changes):
-  """One process of a run of the command line, with 8 / processes devices."""
+def start(workdir, *, processes=1, process=0, port=0, arguments=(), **changes):
+  """One process of a run of the command line, with 8 / processes devices. arguments: besides the config's."""
   settings = {**SHRUNK, 'mesh.cpu_devices': 8 // processes, **changes}
   command = [sys.executable, '-m', 'pdgen.train', '--config=configs/shapes.py', f'--workdir={workdir}']
-  command += [f'--config.{name}={value}' for name, value in settings.items()]
+  command += [*(f'--config.{name}={value}' for name, value in settings.items()), *arguments]
   environment = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}
   if processes > 1:
     address = dict(PDGEN_COORDINATOR=f'localhost:{port}', PDGEN_PROCESSES=processes, PDGEN_PROCESS=process)
@@ -62,12 +62,13 @@ def start(workdir, *, processes=1, process=0, port=0, **changes):
   )
 
 
-def two(workdir, *, second=None):
+def two(workdir, *, second=None, **both):
   """(code, output) of each of two processes that make one run. second: what the second is started with besides."""
   with socket.socket() as free:
     free.bind(('localhost', 0))
     port = free.getsockname()[1]
-  running = [start(workdir, processes=2, process=i, port=port, **(second or {} if i else {})) for i in range(2)]
+  given = [{**both, **(second or {} if i else {})} for i in range(2)]
+  running = [start(workdir, processes=2, process=i, port=port, **given[i]) for i in range(2)]
   outputs = [process.communicate(timeout=600)[0] for process in running]
   return [(process.returncode, output) for process, output in zip(running, outputs, strict=True)]
 
@@ -113,6 +114,11 @@ def test_two_processes_train_as_one_and_each_goes_on_from_the_others_checkpoint(
     code, output = go_on(workdir)
     assert code == 0 and 'Resuming from step 20' in output, output[-3000:]
     assert_same(averaged(workdir), want)
+
+  # Two processes branch off the run of one.
+  for code, output in two(tmp_path / 'branch', arguments=[f'--branch_from={one}', '--config.train.steps=25']):
+    assert code == 0 and f'Branching off {one} at step 24' in output, output[-3000:]
+  assert sorted(p.name for p in (tmp_path / 'branch' / 'checkpoints').iterdir()) == ['24', '25']
 
 
 def test_processes_that_were_started_differently_say_who_and_in_what(tmp_path):

@@ -1,19 +1,18 @@
 """From prompts to the sampler's request, and from what it wrote to trajectories, with a script for a sampler."""
 
 import dataclasses
-import types
+import functools
 
 import jax
 import numpy as np
 import pytest
-from support import toy
+from support import scripted, toy
 
-from pdgen.core import config, trajectory
+from pdgen.core import trajectory
 from pdgen.sampling import cycle, grammar
 
 Step, Trajectory = trajectory.Step, trajectory.Trajectory
-S = toy.WORDS.specials
-SAMPLING = config.SamplingConfig(max_pictures=4, max_text_tokens=12, max_tokens=60)
+PAINT, S, SAMPLING = scripted.PAINT, scripted.S, scripted.SAMPLING
 PAINTER = toy.painter(toy.MODEL, SAMPLING)
 
 
@@ -21,7 +20,6 @@ def _text(text):
   return [S.im_start, *toy.WORDS.encode_with_tags(text), S.im_end]
 
 
-PAINT = [S.vision_start]
 WRITTEN = {
   'finished after one step': _text('<ins>a</ins><des>b</des>') + PAINT,
   'a conflict and a step': [
@@ -48,48 +46,9 @@ WRITTEN = {
 }
 
 
-class Script:
-  """Stands for `cycle.run`: keeps what it is asked and gives out what it was told, a row a prompt."""
-
-  def __init__(self, rows):
-    self.rows, self.not_finite = list(rows), None  # number of the row whose picture is not finite
-    self.calls = []
-
-  def _cache_size(self):
-    return len({jax.tree.map(np.shape, call.batch) for call in self.calls} if self.calls else ())
-
-  def __call__(self, graphdef, params, batch, sampler, spec):
-    self.calls.append(types.SimpleNamespace(batch=batch, sampler=sampler, spec=spec))
-    size = len(batch.picture_limit)
-    rows, self.rows = self.rows[:size], self.rows[size:]
-    written = np.full((size, SAMPLING.max_tokens), 77)
-    counts, painted = np.zeros(size, int), np.zeros(size, int)
-    pictures = np.zeros((size, SAMPLING.max_pictures, 16, 16, 3), np.uint8)
-    stop = np.full(size, cycle.PICTURE_CAP)
-    for i, (tokens, stopped) in enumerate(rows):
-      written[i, : len(tokens)], counts[i], stop[i] = tokens, len(tokens), stopped
-      painted[i] = tokens.count(S.vision_start)
-      pictures[i] = np.arange(1, 5, dtype=np.uint8)[:, None, None, None] + 10 * i
-    return types.SimpleNamespace(
-      output_tokens=written,
-      output_count=counts,
-      pictures=pictures,
-      picture_count=painted,
-      finite=np.arange(size) != self.not_finite,
-      stop=stop,
-      text_steps=np.array(7),
-      rounds=np.array(2),
-    )
-
-
 @pytest.fixture
 def script(monkeypatch):
-  def start(*rows):
-    script = Script([(tokens, cycle.FINISHED) if isinstance(tokens, list) else tokens for tokens in rows])
-    monkeypatch.setattr(cycle, 'run', script)
-    return script
-
-  return start
+  return functools.partial(scripted.play, monkeypatch)
 
 
 def _shapes(steps):
@@ -283,77 +242,6 @@ def test_modes(script):
   assert run.calls[2].batch.grammar.direct.tolist() == [True]
 
 
-def _with_draft(height, width, dtype='uint8'):
-  return Trajectory(prompt='p', steps=(Step(plan='x', draft=np.zeros((height, width, 3), dtype)),))
-
-
-def _direct(**changes):
-  return Trajectory(prompt='p', steps=(Step(draft=toy.picture(1)),), mode='direct', **changes)
-
-
-def _finished(**parts):
-  return Trajectory(prompt='p', steps=(Step(plan='x', draft=toy.picture(1), **parts),))
-
-
-@pytest.mark.parametrize(
-  ('arguments', 'options', 'message'),
-  [
-    (['p'], dict(mode='sketch'), "Unknown mode 'sketch'.*process.*direct"),
-    ([[]], {}, 'at least one prompt'),
-    ([['p', 'q']], dict(seed=[1]), '1 seeds for 2 prompts'),
-    (['p'], dict(seed=-1), 'Seeds are from 0'),
-    ([['p', 'q']], dict(seed=2**32 - 1), 'Seeds are from 0'),
-    (['p'], dict(sampling=dataclasses.replace(SAMPLING, max_tokens=33)), 'max_tokens=33 leaves no room.* 34'),
-    (['p'], dict(sampling=dataclasses.replace(SAMPLING, max_text_tokens=4)), 'max_text_tokens=4 leaves no room'),
-    (['p'], dict(pictures=0), 'may not paint another'),
-    (['p'], dict(seed=[1.5]), 'Seeds are from 0 .* not 1.5'),
-    (['p'], dict(batch_size=0), 'batch_size=0: a batch holds at least 1'),
-    (['p'], dict(batch_size=-3), 'batch_size=-3: a batch holds at least 1'),
-    ([_direct(stop=None)], {}, "direct trajectory of 'p' has its picture: nothing is left to paint"),
-    ([_direct(stop='finished')], {}, "direct trajectory of 'p' has its picture: nothing is left to paint"),
-    ([['q', _direct(stop='picture_cap')]], dict(mode='process'), 'has its picture: nothing is left to paint'),
-    ([_finished(inspection=None)], {}, "trajectory of 'p' is finished: nothing is left to paint. With stop=None"),
-    ([_finished(inspection='good')], {}, "trajectory of 'p' is finished: nothing is left to paint"),
-    (['p' * 100_000], {}, r"The prompt of 'p+'.. has 100,000 tokens, of at most 4,096: shorten it."),
-    ([_finished(inspection='no ' * 5000)], {}, r"The inspection of 'p'.. has 15,000 tokens, of at most 4,096"),
-    (
-      ['p' * 4000],
-      dict(batch_size=2000),
-      r'2000 trajectories at once, of a prompt of 4,\d{3} tokens.* GiB .*attention scores',
-    ),
-    (['p'], dict(sampling=dataclasses.replace(SAMPLING, max_tokens=10**9)), r'GiB \(KV cache .*Lower the batch size'),
-    (
-      ['p'],
-      dict(batch_size=10**9),
-      r'1000000000 trajectories at once, of a prompt of 32 tokens .*Lower the batch size',
-    ),
-    ([WHOLE], {}, "'a ring' has 4 pictures and may not paint another"),
-    ([_with_draft(12, 16)], {}, 'no whole patches of 8'),
-    ([_with_draft(16, 32)], {}, "The trajectory of 'p' does not fit the model: .* 3 position ids a side"),
-    ([_with_draft(16, 16, 'float32')], {}, r'picture float32\[16, 16, 3\]; pictures are uint8'),
-  ],
-)
-def test_what_cannot_be_sampled_is_refused(script, arguments, options, message):
-  run = script()
-  with pytest.raises(ValueError, match=message):
-    PAINTER.sample(*arguments, **options)
-  assert not run.calls
-
-
-@pytest.mark.parametrize(
-  ('options', 'message'),
-  [
-    (dict(sampling=dataclasses.replace(SAMPLING, max_tokens=10**9)), 'KV cache'),
-    (dict(batch_size=0), 'at least 1'),
-  ],
-)
-def test_what_cannot_be_streamed_is_refused(options, message):
-  with pytest.raises(ValueError, match=message):
-    PAINTER.stream('p', **options)
-  with pytest.raises(ValueError, match='nothing is left to paint'):
-    PAINTER.stream(_finished(inspection=None))
-
-
 def test_a_finished_trajectory_goes_on_where_something_is_left(script):
   """Its last draft was rejected, or cut away by whoever edits it."""
   script(PAINT, PAINT)
@@ -362,18 +250,6 @@ def test_a_finished_trajectory_goes_on_where_something_is_left(script):
   assert {rejected.stop, planned.stop} == {trajectory.FINISHED}
   got = PAINTER.sample([rejected, planned]).trajectories
   assert [len(t.pictures) for t in got] == [2, 1]
-
-
-def test_a_picture_that_is_not_finite_is_told(script):
-  run = script(PAINT, PAINT, PAINT)
-  run.not_finite = 1
-  with pytest.warns(UserWarning, match="^1 trajectories have pictures with values that are NaN or infinite.*'q'"):
-    result = PAINTER.sample(['p', 'q', 'r'])
-  assert result.not_finite == (1,) and len(result.trajectories) == 3
-  run = script(*[PAINT] * 4)
-  run.not_finite = 0
-  with pytest.warns(UserWarning):
-    assert PAINTER.sample(list('pqrs'), batch_size=2).not_finite == (0, 2)
 
 
 def test_batches_come_one_by_one_and_join_to_the_whole(script):
@@ -387,28 +263,7 @@ def test_batches_come_one_by_one_and_join_to_the_whole(script):
   assert [t.prompt for t in whole.trajectories] == list('pqrst') and whole.timings['rounds'] == 6
 
 
-def test_words_of_a_model_that_has_learned_none_are_warned_of(script):
-  imported = dataclasses.replace(
-    PAINTER, config=dataclasses.replace(PAINTER.config, data=config.DataConfig(sources=(), sequence=toy.PLAIN))
-  )
-  direct = config.SourceConfig(kind='world', name='shapes', mixture=(('direct', 1.0),))
-  taught_direct = dataclasses.replace(
-    PAINTER, config=dataclasses.replace(PAINTER.config, data=config.DataConfig(sources=(direct,), sequence=toy.PLAIN))
-  )
-  script(*[PAINT] * 6)
-  for painter in (imported, taught_direct):
-    with pytest.warns(UserWarning, match='not trained to paint in steps.*--mode=direct'):
-      painter.sample('p')
-    painter.sample('p', mode='direct')  # Warnings are errors: it says nothing.
-  PAINTER.sample('p')
-
-
 def test_pictures_bound_what_is_added(script):
   run = script(*[PAINT] * 2)
   PAINTER.sample([_cut(steps=1), 'p'], pictures=3)
   assert run.calls[0].batch.picture_limit.tolist() == [2, 3]
-
-
-def test_a_tokenizer_that_exceeds_the_model_is_refused():
-  with pytest.raises(ValueError, match='vocab_size=139 exceeds .*vocab_size=138'):
-    toy.painter(dataclasses.replace(toy.MODEL, vocab_size=138), SAMPLING)

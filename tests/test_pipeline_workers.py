@@ -65,6 +65,81 @@ def test_worker_processes_resume_exactly(tmp_path):
   assert out['resumed'] == out['digests'][3:]
 
 
+TAKE_OVER_SCRIPT = """
+import collections, dataclasses, json
+from pdgen.core import config
+from pdgen.data import feed, pipeline, sources, tokenizers
+
+CFG, WORDS = config.Config(), tokenizers.load('shapes')
+
+
+def prompts(batch):
+  for ids, segments in zip(batch.und.token_id, batch.und.tokens.segment, strict=True):
+    for segment in range(1, segments.max() + 1):
+      sample = ids[segments == segment].tolist()
+      yield WORDS.decode(sample[1 : sample.index(WORDS.specials.im_end)])
+
+
+def run(state, *, count, workers, shards=1):
+  together = lambda: None
+  data = dataclasses.replace(CFG.data, workers=workers, shards=shards, batch_size=4, packing_bins=2)
+  cfg = dataclasses.replace(CFG, data=data)
+  feeds = [
+    feed.DataFeed(cfg, share=(i, count), state=state, all_gather=lambda text: together(text)) for i in range(count)
+  ]
+  for _ in range(3):
+    for one in feeds:
+      SEEN.update(prompts(next(one)))
+  texts = [json.dumps({'share': i, 'state': one._batches.get_state()}) for i, one in enumerate(feeds)]
+  together = lambda text: texts
+  state = [one.state() for one in feeds][0]
+  for one in feeds:
+    one.close()
+  return state
+
+
+def main():
+  global SEEN
+  SEEN, state = collections.Counter(), None
+  for count, workers in ((1, 2), (2, 0), (2, 1), (1, 0)):
+    state = run(state, count=count, workers=workers)
+  position = feed.without_inputs(state)
+  packers = position.get('shards', [position])
+  taken, waiting = set(), set()
+  for number, one in enumerate(packers):
+    taken |= {place * len(packers) + number for place in range(one['next'])}
+    waiting |= {place * len(packers) + number for place in one['waiting']}
+  source = sources.from_config(CFG)
+  want = collections.Counter(CFG.data.sequence.opening + source[index].prompt for index in taken - waiting)
+  print(json.dumps(dict(seen=sum(SEEN.values()), wrong=len((SEEN - want) + (want - SEEN)))))
+
+
+if __name__ == '__main__':
+  main()
+"""
+
+
+def test_a_run_with_workers_is_taken_over_by_others_and_no_sample_is_lost_or_comes_twice(tmp_path):
+  script = tmp_path / 'over.py'
+  script.write_text(TAKE_OVER_SCRIPT)
+  done = subprocess.run(
+    [sys.executable, '-W', 'error', str(script)],
+    env={'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu', 'OMP_NUM_THREADS': '1'},
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
+  assert done.returncode == 0, done.stderr
+  *said, out = done.stdout.splitlines()
+  out = json.loads(out)
+  assert out['seen'] > 50 and not out['wrong']
+  assert [line.partition(' (')[0].removeprefix('The run goes on with ') for line in said] == [
+    '2 packers instead of 1 packers in each of 2 worker processes',
+    '2 packers in each of 1 worker processes instead of 2 packers',
+    '1 packers instead of 2 packers in each of 1 worker processes',
+  ]
+
+
 PARENT_SCRIPT = """
 import dataclasses, multiprocessing, time
 from pdgen.core import config

@@ -15,7 +15,7 @@ from PIL import Image
 from support import stored
 
 from pdgen.core import trajectory as trajectory_lib
-from pdgen.data import record_codec, records
+from pdgen.data import chunk_sizes, record_codec, records
 from pdgen.worlds import shapes
 
 Step, Trajectory = trajectory_lib.Step, trajectory_lib.Trajectory
@@ -312,4 +312,52 @@ def test_pictures_that_inflate_beyond_measure_are_refused_before_they_do(tmp_pat
   monkeypatch.setattr(record_codec, '_MOST_PIXELS', pixels - 1)
   monkeypatch.setattr(record_codec, '_decode_picture', lambda file: pytest.fail('it was decoded'))
   with pytest.raises(ValueError, match=f'its pictures have {pixels} pixels together'):
+    records.read(tmp_path / 'set')
+
+
+@pytest.mark.parametrize('group, records_of_a_chunk', [(1, 1), (64, 64)])
+def test_a_shard_that_inflates_beyond_measure_is_refused_before_it_does(
+  tmp_path, monkeypatch, group, records_of_a_chunk
+):
+  """Three megabytes of a shard may be gigabytes of zeros; its chunks say so in their headers."""
+  folder = tmp_path / 'set'
+  records.write(folder, stored.TRAJECTORIES)
+  index = records._read_index(folder / 'index.json')
+  file = folder / index.shards[0].file
+  bomb = records.array_record_module.ArrayRecordWriter(str(file), f'group_size:{group}')
+  for _ in range(index.count + group - 1):
+    bomb.write(bytes(2**22))
+  bomb.close()
+  shard = dataclasses.replace(index.shards[0], bytes=file.stat().st_size)
+  assert shard.bytes < 2**20, 'no bomb'
+  records._write_index(folder / 'index.json', dataclasses.replace(index, shards=(shard,)))
+  reader = records.Reader(folder)
+  monkeypatch.setattr(record_codec, 'MOST_BYTES', 2**22 - 1)
+  monkeypatch.setattr(reader, '_source', None)  # Nothing is decompressed.
+  size = 2**22 * records_of_a_chunk
+  with pytest.raises(ValueError, match=rf'{file.name} has \d+ bytes at 64 that inflate to {size} \('):
+    reader[0]
+
+
+@pytest.mark.parametrize('size', [10, 65_000, 65_424, 65_425, 65_448, 65_449, 131_000, 300_000])
+def test_chunks_are_found_wherever_blocks_end(tmp_path, size):
+  """All headers that the library writes are read: a chunk too large behind records of any size is seen."""
+  file = tmp_path / 'file'
+  writer = records.array_record_module.ArrayRecordWriter(str(file), 'group_size:1,uncompressed')
+  for record in (bytes(size), bytes(size), bytes(2**19)):
+    writer.write(record)
+  writer.close()
+  chunk_sizes.check(file, most=2**19 + 100)
+  with pytest.raises(ValueError, match='inflate to 524288'):
+    chunk_sizes.check(file, most=2**19 - 1)
+
+
+def test_a_record_that_could_not_be_read_again_is_not_written(tmp_path, monkeypatch):
+  monkeypatch.setattr(record_codec, '_MOST_HEADER', 1000)
+  with records.Writer(tmp_path / 'set') as writer:
+    with pytest.raises(ValueError, match='bytes of text and metadata'):
+      writer.write(Trajectory(prompt='x' * 1000, steps=()))
+    writer.write(Trajectory(prompt='x', steps=()))
+  monkeypatch.setattr(record_codec, '_MOST_HEADER', 10)
+  with pytest.raises(ValueError, match='its text and metadata have'):
     records.read(tmp_path / 'set')

@@ -120,6 +120,9 @@ class TrainConfig:
     ):
       if not math.isfinite(getattr(self, name)):
         raise ValueError(f'config.train.{name}={getattr(self, name)} is not a finite number.')
+    dataclass_io.at_least(self, 'train', final_lr_fraction=0, b1=0, b2=0, weight_decay=0, clip_norm=0, lambda_ce=0)
+    dataclass_io.at_most(self, 'train', b1=1, b2=1)
+    dataclass_io.patterns(self, 'train', 'freeze')
     if unknown := sorted(set(self.lost_drafts) - set(self.self_sample_steps)):
       raise ValueError(f'config.train.lost_drafts names {unknown[0]}, which is none of self_sample_steps.')
 
@@ -197,6 +200,10 @@ class MeshConfig:
   sequence: int = 1
   cpu_devices: int = 1
 
+  def __post_init__(self):
+    if not 1 <= self.cpu_devices <= 1024:
+      raise ValueError(f'config.mesh.cpu_devices={self.cpu_devices} is out of range: from 1 to 1024.')
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
@@ -212,6 +219,8 @@ class Config:
 
   def __post_init__(self):
     patch, most = self.model.codec.patch, self.model.max_latent_size * self.model.codec.patch
+    if not 0 <= self.seed < 2**32:
+      raise ValueError(f'config.seed={self.seed} is out of range: from 0 to {2**32 - 1}.')
     for size in self.data.picture_sizes:
       if len(size) != 2 or any(side % patch or not 0 < side <= most for side in size):
         raise ValueError(

@@ -57,11 +57,7 @@ class SequenceConfig:
     weights = {field.name: 0 for field in dataclasses.fields(self) if field.name.endswith('_weight')}
     dataclass_io.at_least(self, 'data.sequence', **weights)
     for name in ('decisive', 'faults'):
-      for pattern in getattr(self, name):
-        try:
-          re.compile(pattern)
-        except re.error as e:
-          raise ValueError(f'{pattern!r} in config.data.sequence.{name} is no regular expression: {e}.') from e
+      dataclass_io.patterns(self, 'data.sequence', name)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -156,6 +152,11 @@ class DataConfig:
       self, 'data', batch_size=1, und_tokens=1, gen_tokens=0, pictures=0, vit_tokens=0, packing_bins=1
     )
     dataclass_io.at_least(self, 'data', shards=1, workers=0, prefetch=0)
+    # More is a slip, and hangs.
+    dataclass_io.at_most(self, 'data', batch_size=2**20, packing_bins=2**20, shards=2**20, workers=1024, prefetch=2**16)
+    dataclass_io.at_most(self, 'data', und_tokens=2**28, gen_tokens=2**28, pictures=2**20, vit_tokens=2**28)
+    if not self.tokenizer.strip():
+      raise ValueError('config.data.tokenizer is empty: name a shipped one, a file or a folder.')
     if self.too_long not in ('raise', 'skip'):
       raise ValueError(f"config.data.too_long={self.too_long!r}. Known: ['raise', 'skip']")
     if sum(source.kind == 'self_sampled' for source in self.sources) > 1:
@@ -165,6 +166,13 @@ class DataConfig:
   def world(self) -> str:
     """Name of the first world among the sources, which judges pictures in evaluations; empty: there is none."""
     return next((source.name for source in self.sources if source.kind == 'world'), '')
+
+  @property
+  def lacks_direct(self) -> bool:
+    """Whether certainly no painting in one go is learned from: worlds alone make the data, with no share of it."""
+    made = [source for source in self.sources if source.kind != 'self_sampled']
+    shares = [dict(source.mixture) for source in made]
+    return bool(made) and all(mixture and not mixture.get('direct') for mixture in shares)
 
   @property
   def mode(self) -> str:

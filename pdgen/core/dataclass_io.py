@@ -1,11 +1,12 @@
 """Frozen dataclasses to nested dicts and back, types checked on the way in; bounds of their fields."""
 
 import dataclasses
+import re
 import types
 import typing
 from typing import Any
 
-FLOAT32_MAX = 3.4028234663852886e38
+FLOAT32_MAX, INT32_MAX = 3.4028234663852886e38, 2**31 - 1
 
 
 def to_dict(value: Any) -> Any:
@@ -45,8 +46,12 @@ def _coerce(hint: Any, value: Any, *, path: str) -> Any:
     return _as_tuple(value)
   if hint is float and isinstance(value, int) and not isinstance(value, bool):
     return float(value)
-  if hint in (int, float, bool, str) and not isinstance(value, hint):
+  if hint in (int, float, bool, str) and not isinstance(value, hint) or hint is int and isinstance(value, bool):
     raise ValueError(f'{path} must be {hint.__name__}, not {value!r}.')
+  if (
+    hint is int and isinstance(value, int) and not -INT32_MAX <= value <= 2 * INT32_MAX + 1
+  ):  # A seed may have 32 bits.
+    raise ValueError(f'{path}={value} is too large: it is at most {INT32_MAX}.')
   return value
 
 
@@ -84,8 +89,18 @@ def finite(section: Any, name: str):
   for field in dataclasses.fields(section):
     value = getattr(section, field.name)
     for number in value if isinstance(value, (tuple, list)) else (value,):
-      if not isinstance(number, str) and not abs(number) <= FLOAT32_MAX:
+      if isinstance(number, (int, float)) and not abs(number) <= FLOAT32_MAX:
         raise ValueError(f'config.{name}.{field.name}={value}: it must be finite (in float32).')
+
+
+def patterns(section: Any, name: str, field: str):
+  """Raises ValueError naming the first text of a field, a text or a tuple of them, that is no regular expression."""
+  value = getattr(section, field)
+  for pattern in (value,) if isinstance(value, str) else value:
+    try:
+      re.compile(pattern)
+    except (re.error, TypeError) as e:
+      raise ValueError(f'{pattern!r} in config.{name}.{field} is no regular expression: {e}.') from e
 
 
 def positive(section: Any, name: str, field: str):

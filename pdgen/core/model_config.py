@@ -2,6 +2,10 @@
 
 import dataclasses
 
+from pdgen.core import dataclass_io
+
+DTYPES = ('bfloat16', 'float16', 'float32')  # To compute in.
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VitConfig:
@@ -21,6 +25,12 @@ class VitConfig:
   patch: int = 8
   max_patches: int = 4
   image_size: int = 0
+
+  def __post_init__(self):
+    one = dict.fromkeys(('width', 'depth', 'num_heads', 'mlp_dim', 'patch', 'max_patches'), 1)
+    dataclass_io.at_least(self, 'model.vit', image_size=0, **one)
+    if self.width % self.num_heads:
+      raise ValueError(f'config.model.vit.width={self.width} must be a multiple of {self.num_heads=}.')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,6 +53,12 @@ class VaeConfig:
   scale: float = 0.3611
   shift: float = 0.1159
   sample_posterior: bool = True
+
+  def __post_init__(self):
+    dataclass_io.at_least(self, 'model.codec.vae', width=1, blocks=1, channels=1, groups=1)
+    dataclass_io.finite(self, 'model.codec.vae')
+    if not self.multipliers or min(self.multipliers) < 1:
+      raise ValueError(f'config.model.codec.vae.multipliers={self.multipliers}: one or more numbers of at least 1.')
 
   @property
   def downsample(self) -> int:
@@ -70,6 +86,7 @@ class CodecConfig:
     return 3 * self.patch**2 if self.vae is None else self.vae.channels * (self.patch // self.vae.downsample) ** 2
 
   def __post_init__(self):
+    dataclass_io.at_least(self, 'model.codec', patch=1)
     if (self.kind == 'flux') != (self.vae is not None):
       raise ValueError(f'Codec {self.kind!r} with {self.vae=}: `flux`, and no other codec, needs a VaeConfig.')
     if self.vae is not None and self.patch % self.vae.downsample:
@@ -89,6 +106,11 @@ class LoraConfig:
   rank: int = 16
   alpha: float = 32.0
   kernels: str = '(und|gen)/(q|k|v|o)'
+
+  def __post_init__(self):
+    dataclass_io.at_least(self, 'model.lora', rank=1)
+    dataclass_io.finite(self, 'model.lora')
+    dataclass_io.patterns(self, 'model.lora', 'kernels')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -168,6 +190,15 @@ class ModelConfig:
     return self.vit_size // self.vit.patch if self.vit else 0
 
   def __post_init__(self):
+    sizes = ('vocab_size', 'width', 'depth', 'num_heads', 'num_kv_heads', 'head_dim', 'mlp_dim', 'max_latent_size')
+    dataclass_io.at_least(self, 'model', image_size=1, **dict.fromkeys(sizes, 1))
+    for name in ('rope_theta', 'norm_eps', 'min_t'):
+      dataclass_io.positive(self, 'model', name)
+    dataclass_io.finite(self, 'model')
+    if self.head_dim % 2:
+      raise ValueError(f'config.model.head_dim={self.head_dim} must be even: rotary angles turn pairs.')
+    if self.dtype not in DTYPES:
+      raise ValueError(f'config.model.dtype={self.dtype!r}. Known: {list(DTYPES)}')
     if self.num_heads % self.num_kv_heads:
       raise ValueError(f'{self.num_heads=} must be a multiple of {self.num_kv_heads=}.')
     if self.prediction not in ('velocity', 'x'):

@@ -78,6 +78,8 @@ def report(
     'bytes': kinds,
     'capacity': target.machine.memory,
   }
+  if program == 'train' and (half := _in_bfloat16(lowering.arguments['parameters'][1])):
+    out['frozen_in_bfloat16'] = half
   began = time.perf_counter()
   try:
     compiled = lowering.lower().compile()
@@ -214,6 +216,11 @@ def text(found: Mapping[str, Any]) -> str:
     lines.append(
       f'  {"of":<12}{found["capacity"] / accelerators.GIB:9.2f} GiB: {"fits" if found["fits"] else "DOES NOT FIT"}'
     )
+  if half := found.get('frozen_in_bfloat16'):
+    lines.append(
+      f'    {half["parameters"] / 1e9:.2f}G frozen parameters are counted in bfloat16. What a run begins with '
+      f'(train.init_from) keeps its type: float32 takes {half["bytes"] / accelerators.GIB:.2f} GiB a device more'
+    )
   lines += [f'  {found["reason"]}'] if 'reason' in found else []
   lines += [f'    - {line}' for line in found.get('advice', ())]
   if 'compile_seconds' in found:
@@ -256,6 +263,13 @@ def _placed(tree: Any, sharding: Sharding) -> Any:
 
 def _bytes_a_device(tree: Any) -> int:
   return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def _in_bfloat16(frozen: Any) -> dict[str, int]:
+  """Number and bytes on a device of the frozen parameters in bfloat16; empty where there are none."""
+  half = [leaf for leaf in jax.tree.leaves(frozen) if leaf.dtype == jnp.bfloat16]
+  number = sum(math.prod(leaf.shape) for leaf in half)
+  return {'parameters': number, 'bytes': _bytes_a_device(half)} if half else {}
 
 
 def _bytes_of_compiled(compiled: jax.stages.Compiled) -> dict[str, int]:

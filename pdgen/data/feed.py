@@ -28,8 +28,7 @@ class DataFeed:
     state: to continue from, of all processes, however many they were.
     all_gather: the texts of all processes, in order, given this one's (`training.distributed.all_gather_text`).
 
-  Raises: ValueError naming an input that is not the one that the state was saved with, or worker processes that their
-  state does not fit.
+  Raises: ValueError naming an input that is not the one that the state was saved with.
   """
 
   def __init__(
@@ -81,8 +80,14 @@ class DataFeed:
     self._inputs = {**self._tokenizer, **_digests(self._config, self_sampled)}
     index, count = self._share
     self._batches = pipeline.batches(self._config, source=self._source, process_index=index, process_count=count)
-    if position is not None:
-      self._batches.set_state(pipeline.split_state(position, process_index=index, process_count=count))
+    if position is None:
+      return
+    share = dict(process_index=index, process_count=count)
+    if self._config.data.workers and not pipeline.layout(position).workers:
+      state = pipeline.with_workers(position, like=self._batches.get_state(), **share)
+    else:
+      state = pipeline.split_state(position, **share)
+    self._batches.set_state(state)
 
   def _report(self, position: Any):
     found = left_out(position)
@@ -163,28 +168,26 @@ def _dealt(config: config_lib.Config, position: Any, *, share: tuple[int, int]) 
 
   A run goes on with the packers that it has, where they can be shared out: its batches stay the same.
   """
-  (index, count), given = share, config.data.shards
+  (index, count), given, workers = share, config.data.shards, config.data.workers
   shards = math.lcm(given, count)
   if position is not None:
-    old = pipeline.shards_of(position)
-    if old is None:
-      if shards != given or count != len(position.get('shards', [position])):
-        raise ValueError(
-          f'The batches of worker processes ({config.data.workers=}) cannot be dealt out to another number of '
-          'processes. Go on with as many as before, or in a run of its own: --workdir=NEW --branch_from=OLD_WORKDIR '
-          '--config.data.workers=0'
-        )
-    elif old % shards == 0:
-      shards = old
-    else:
+    old = pipeline.layout(position)
+    if not old.workers and not workers and old.packers % shards == 0:
+      shards = old.packers
+    elif not old.workers or old != (shards, workers, count):
       if index == 0:
         print(
-          f'The run goes on with {shards} packers instead of {old} (config.data.shards={given}, {count} processes with '
-          'rows of their own): from here on its batches differ from those that it would have had.',
+          f'The run goes on with {_packers(shards, workers)} instead of {_packers(*old[:2])} '
+          f'(config.data.shards={given}, {count} processes with rows of their own): from here on its batches differ '
+          'from those that it would have had.',
           flush=True,
         )
-      position = pipeline.deal_again(position, shards=shards)
+      position = pipeline.deal_again(pipeline.without_workers(position), shards=shards * max(1, workers))
   return dataclasses.replace(config, data=dataclasses.replace(config.data, shards=shards)), position
+
+
+def _packers(packers: int, workers: int) -> str:
+  return f'{packers} packers' + (f' in each of {workers} worker processes' if workers else '')
 
 
 def _items(value: Any) -> Iterator[tuple[str, Any]]:

@@ -13,7 +13,7 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
@@ -23,6 +23,8 @@ from pdgen.core import config as config_lib
 from pdgen.core import packed
 from pdgen.core import trajectory as trajectory_lib
 from pdgen.data import packing, sequence, sources, tokenizers
+
+_WORKERS = 'iterators_in_use_states'  # What grain calls the states of the worker processes.
 
 
 class Samples:
@@ -79,7 +81,7 @@ def dataset(
   batch of all processes is the same for every number of them.
 
   With `data.workers > 0` the caller must be a main module behind `if __name__ == '__main__'`. Another number of workers
-  makes other (equally distributed) batches, and their states do not fit each other.
+  makes other (equally distributed) batches; `without_workers` and `deal_again` make a state of theirs fit.
 
   Args:
     config: of the experiment.
@@ -142,10 +144,55 @@ def fingerprint(config: config_lib.Config, *, source: sources.Source | None = No
   return digest.hexdigest()[:16]
 
 
-def shards_of(position: Any) -> int | None:
-  """Packers that a position of the whole data is of; None for that of worker processes, which fits no other number."""
-  shards = position.get('shards', [position])
-  return len(shards) if all('waiting' in shard for shard in shards) else None
+class Layout(NamedTuple):
+  """Who packs: what a position fits as it is."""
+
+  packers: int  # `data.shards`, of all processes together. Each worker process has as many of its own.
+  workers: int  # Worker processes of each process; 0: none.
+  processes: int | None  # With worker processes: those that share the packers out. Without: any number can.
+
+
+def layout(position: Any) -> Layout:
+  """Of a position of the whole data."""
+  parts = position.get('shards', [position])
+  if _WORKERS not in parts[0]:
+    return Layout(len(parts), 0, None)
+  own = parts[0][_WORKERS][0].get('shards', [None])
+  return Layout(len(own) * len(parts), len(parts[0][_WORKERS]), len(parts))
+
+
+def without_workers(position: Any) -> Any:
+  """A position of worker processes as one of as many packers in one process, which takes the same samples each.
+
+  Worker w of W takes every W-th sample of a packer, the w-th and on.
+
+  >>> worker = lambda n: {'next': n, 'waiting': []}
+  >>> without_workers({'iterators_in_use_states': [worker(2), worker(1)], 'next_index_in_cycle': 1})
+  {'turn': 0, 'shards': [{'next': 2, 'waiting': []}, {'next': 1, 'waiting': []}]}
+  """
+  packers, workers, processes = layout(position)
+  if not processes:
+    return position
+  parts = [one[_WORKERS] for one in position.get('shards', [position])]
+  own = packers // processes
+  return merge_states(
+    [parts[n // own][w].get('shards', [parts[n // own][w]])[n % own] for w in range(workers) for n in range(packers)]
+  )
+
+
+def with_workers(position: Any, *, like: Any, process_index: int, process_count: int) -> Any:
+  """The state of one of the processes whose worker processes take a position over; inverse of `without_workers`.
+
+  Args:
+    position: of `workers x packers` packers in one process.
+    like: the state of that process's iterator at its beginning.
+    process_index: of the process.
+    process_count: processes that share the packers out.
+  """
+  shards, workers = position.get('shards', [position]), len(like[_WORKERS])
+  packers, share = len(shards) // workers, dict(process_index=process_index, process_count=process_count)
+  each = [merge_states(shards[w * packers : (w + 1) * packers]) for w in range(workers)]
+  return {**like, _WORKERS: [split_state(one, **share) for one in each]}
 
 
 def deal_again(position: Any, *, shards: int) -> Any:

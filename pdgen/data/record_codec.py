@@ -21,7 +21,10 @@ from pdgen.core import trajectory as trajectory_lib
 
 SCHEMA = 1
 
-_MOST_PIXELS = 2**27  # Of all pictures of a record: a small file may inflate to any size.
+# A small file may inflate to any size.
+MOST_BYTES = 2**29  # Of a record.
+_MOST_PIXELS = 2**27  # Of all pictures of a record.
+_MOST_HEADER = 2**24  # Bytes of the fields of a record: objects of Python take 20 times the room of their JSON.
 
 _PNG = b'\x89PNG\r\n\x1a\n'  # The first bytes of every PNG.
 
@@ -39,7 +42,8 @@ def encode(
 
   Returns: the record, and its content hash.
 
-  Raises: ValueError for pictures that are not uint8[H, W, 3], fields that are not JSON, and files of other pictures.
+  Raises: ValueError for pictures that are not uint8[H, W, 3], fields that are not JSON, files of other pictures, and
+    what is too large to be read again.
   """
   pictures: list[np.ndarray] = []
   rows = []
@@ -70,6 +74,12 @@ def encode(
   files = _files(pictures, picture_files, name)
   digest = _content_hash(content, pictures, files)
   header = canonical_json(dict(schema=SCHEMA, sha256=digest, lengths=[len(file) for file in files], content=content))
+  size = 4 + len(header) + sum(map(len, files))
+  if len(header) > _MOST_HEADER or size > MOST_BYTES:
+    raise ValueError(
+      f'{name} has {len(header)} bytes of text and metadata and {size} in all; a record may have {_MOST_HEADER} and '
+      f'{MOST_BYTES}.'
+    )
   return b''.join([struct.pack('<I', len(header)), header, *files]), digest
 
 
@@ -114,8 +124,11 @@ def _trajectory(content: Mapping[str, Any], pictures: Sequence[np.ndarray]) -> t
 
 
 def header_of(record: bytes) -> dict[str, Any]:
-  """The header of a record, unchecked: `schema`, `sha256`, `lengths`, `content`."""
-  return json.loads(record[4 : 4 + struct.unpack_from('<I', record)[0]])
+  """The header of a record, unchecked but for its size: `schema`, `sha256`, `lengths`, `content`."""
+  size = struct.unpack_from('<I', record)[0]
+  if size > _MOST_HEADER:
+    raise ValueError(f'its text and metadata have {size} bytes; a record may have {_MOST_HEADER}')
+  return json.loads(record[4 : 4 + size])
 
 
 def steps_of(rows: Sequence[Mapping[str, Any]], pictures: Sequence[np.ndarray]) -> tuple[trajectory_lib.Step, ...]:

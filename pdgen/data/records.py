@@ -29,7 +29,7 @@ from typing import Any, SupportsIndex
 import grain
 
 from pdgen.core import trajectory as trajectory_lib
-from pdgen.data import folder_lock, record_codec
+from pdgen.data import chunk_sizes, folder_lock, record_codec
 
 try:
   from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]  # C++, no stubs.
@@ -231,8 +231,8 @@ class Writer:
 class Reader:
   """A finished record set as a sequence; a data source of grain, shared by threads and pickled to worker processes.
 
-  Opening a set checks its index and the sizes of its shards, reading checks the content hash of a record, and `verify`
-  checks every byte.
+  Opening a set checks its index and the sizes of its shards, reading checks what a shard inflates to and the content
+  hash of a record, and `verify` checks every byte.
 
   Raises:
     FileNotFoundError: the folder holds no finished record set.
@@ -250,6 +250,7 @@ class Reader:
     parts = [_Part(str(self._folder / shard.file), 0, shard.count, shard.count) for shard in self._index.shards]
     # It opens a shard when it is first read, and leaves open files out of a pickle.
     paths: Any = parts  # grain documents the protocol that _Part has, and types it as its own class.
+    self._checked: set[int] = set()  # Numbers of the shards whose records are known to be of a size that we read.
     self._source: Any = grain.sources.ArrayRecordDataSource(paths) if parts else ()
 
   def __len__(self) -> int:
@@ -269,11 +270,14 @@ class Reader:
     index = operator.index(index)
     if not 0 <= index < len(self):
       raise IndexError(f'Record {index} of {self._folder} does not exist: it has {len(self)}, counted from 0.')
+    number = bisect.bisect_right(self._ends, index)
+    shard = self._index.shards[number]
     try:
+      if number not in self._checked:
+        chunk_sizes.check(self._folder / shard.file, most=record_codec.MOST_BYTES)
+        self._checked.add(number)
       return decode(self._source[index])
     except Exception as error:
-      number = bisect.bisect_right(self._ends, index)
-      shard = self._index.shards[number]
       place = f'{self._folder / shard.file}, number {index - self._ends[number] + shard.count} in it'
       raise ValueError(f'Record {index} ({place}) cannot be read: {error}. {_REMEDY}') from error
 

@@ -278,14 +278,22 @@ class Painter:
     memory.check(needed, weights=weights, rows=rows, prefix=prefix, max_tokens=sampling.max_tokens, limit=limit)
 
   def _warn_of_modes(self, requests: Sequence[requests_lib.Request]):
-    """Warns, once a process, of words asked of a model that has learned none."""
-    data = self.config.data
+    """Warns, once a process, of words asked of a model that has learned none, and of a picture without words of one
+    that has learned no such.
+    """
+    data, asked = self.config.data, {r.start.mode for r in requests}
     knows = bool(data.sources) and data.mode == trajectory_lib.PROCESS
-    if not knows and any(r.start.mode == trajectory_lib.PROCESS for r in requests):
+    if not knows and trajectory_lib.PROCESS in asked:
       warnings.warn(
         'The model was not trained to paint in steps (config.data.sources of its checkpoint has no trajectories with '
         "words): plans and inspections will mean little. Use mode='direct' (--mode=direct), or fine-tune it first.",
-        stacklevel=2,
+        stacklevel=3,
+      )
+    if data.lacks_direct and trajectory_lib.DIRECT in asked:
+      warnings.warn(
+        'The model was not trained to paint in one go (config.data.sources of its checkpoint has no direct '
+        "trajectories): its picture will mean little. Use mode='process' (--mode=process), or fine-tune it first.",
+        stacklevel=3,
       )
 
 

@@ -10,13 +10,15 @@ from flax import nnx
 
 from pdgen.core import config as config_lib
 from pdgen.core import packed
-from pdgen.models import attention, codecs, layers, mot, siglip
+from pdgen.models import attention, codecs, layers, mot, remat, siglip
 
 
 class Interleaved(nnx.Module):
   """BAGEL's layout: embeddings and language head on the und stream, latent projections and time on the gen stream."""
 
   def __init__(self, cfg: config_lib.ModelConfig, *, rngs: nnx.Rngs):
+    attention.check(cfg.attention)
+    remat.check(cfg.remat)
     dtype = jnp.dtype(cfg.dtype)
     self.cfg, self.dtype = cfg, dtype
     self.codec = codecs.codec(cfg, rngs=rngs)

@@ -16,13 +16,18 @@ POLICIES = {
 }
 
 
+def check(policy: str):
+  """Raises ValueError for an unknown name."""
+  if policy not in ('none', *POLICIES):
+    raise ValueError(f'Unknown remat {policy!r}. Known: {["none", *sorted(POLICIES)]}')
+
+
 def wrap(body: Callable, policy: str) -> Callable:
   """The body of a scan under the policy of that name; `none` keeps everything.
 
   Raises: ValueError for an unknown name.
   """
+  check(policy)
   if policy == 'none':
     return body
-  if policy not in POLICIES:
-    raise ValueError(f'Unknown remat {policy!r}. Known: {["none", *sorted(POLICIES)]}')
   return jax.checkpoint(body, policy=POLICIES[policy])

@@ -22,12 +22,13 @@ from pdgen.training import state as state_lib
 from pdgen.weights import exported, run_checkpoints
 
 # Fields that may differ between the run that saved and the run that resumes: they change what is written or how
-# things are computed, not what is learned from which data. Two change the batches from there on, and the run says so:
-# `data.shards` (`data.feed`) and `train.lost_drafts` (`construction.self_sampled`).
+# things are computed, not what is learned from which data. Three change the batches from there on, and the run says so:
+# `data.shards`, `data.workers` (`data.feed`) and `train.lost_drafts` (`construction.self_sampled`).
 MAY_DIFFER_ON_RESUME = (
   'name',
   'data.prefetch',
   'data.shards',
+  'data.workers',
   'mesh',
   'model.attention',
   'model.remat',

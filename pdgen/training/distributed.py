@@ -27,7 +27,7 @@ from jax.experimental import multihost_utils
 _ADDRESS = ('PDGEN_COORDINATOR', 'PDGEN_PROCESSES', 'PDGEN_PROCESS')
 
 
-class DisagreementError(RuntimeError):
+class DisagreementError(ValueError):
   """Processes of one run were started with different code, configuration or data."""
 
 

@@ -51,7 +51,9 @@ def model(cfg, **kwargs):
 
 
 def painter(cfg, sampling, *, loud=()):
-  experiment = config.Config(model=cfg, data=config.DataConfig(sequence=PLAIN), sampling=sampling)
+  every_kind = config.SourceConfig(kind='world', name='shapes')  # It may be asked for both modes.
+  data = config.DataConfig(sources=(every_kind,), sequence=PLAIN)
+  experiment = config.Config(model=cfg, data=data, sampling=sampling)
   return painter_lib.Painter(config=experiment, params=params(cfg, loud=loud), tokenizer=WORDS)
 
 

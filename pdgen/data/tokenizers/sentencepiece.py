@@ -67,26 +67,32 @@ def train(texts: Iterable[str], *, pieces: int) -> bytes:
   """A serialised sentencepiece model of at most `pieces` pieces, 256 of them bytes. Deterministic.
 
   No piece crosses white space, and tags never reach the trainer: written text is split at them first.
+
+  Raises: ValueError for fewer pieces than bytes and characters.
   """
-  parts = (part for text in texts for part in tags.split(text) if part not in tags.NAMES)
+  # A list: the trainer would turn an exception, or Ctrl-C, of an iterator into one of its own.
+  parts = [part for text in texts for part in tags.split(text) if part not in tags.NAMES]
   model = io.BytesIO()
-  sentencepiece.SentencePieceTrainer.train(
-    sentence_iterator=parts,
-    model_writer=model,
-    vocab_size=pieces,
-    hard_vocab_limit=False,
-    model_type='bpe',
-    byte_fallback=True,
-    normalization_rule_name='identity',
-    remove_extra_whitespaces=False,
-    add_dummy_prefix=False,
-    split_by_whitespace=True,
-    character_coverage=1.0,
-    bos_id=-1,
-    eos_id=-1,
-    pad_id=-1,
-    unk_id=0,
-    num_threads=1,
-    minloglevel=2,
-  )
+  try:
+    sentencepiece.SentencePieceTrainer.train(
+      sentence_iterator=iter(parts),
+      model_writer=model,
+      vocab_size=pieces,
+      hard_vocab_limit=False,
+      model_type='bpe',
+      byte_fallback=True,
+      normalization_rule_name='identity',
+      remove_extra_whitespaces=False,
+      add_dummy_prefix=False,
+      split_by_whitespace=True,
+      character_coverage=1.0,
+      bos_id=-1,
+      eos_id=-1,
+      pad_id=-1,
+      unk_id=0,
+      num_threads=1,
+      minloglevel=2,
+    )
+  except RuntimeError as error:
+    raise ValueError(f'{pieces=} cannot be trained ({str(error).rpartition("] ")[2]}): give another number.') from error
   return model.getvalue()

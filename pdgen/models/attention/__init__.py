@@ -60,6 +60,12 @@ IMPLEMENTATIONS: dict[str, Prepare] = {
 }
 
 
+def check(name: str):
+  """Raises ValueError for an unknown name."""
+  if name not in (AUTO, *IMPLEMENTATIONS):
+    raise ValueError(f'Unknown attention {name!r}. Known: {sorted([AUTO, *IMPLEMENTATIONS])}')
+
+
 def prepare(
   name: str, query: packed.TokenMeta, key: packed.TokenMeta, cache: packed.TokenMeta | None = None
 ) -> BlockMask:
@@ -73,11 +79,10 @@ def prepare(
 
   Raises: ValueError for an unknown name.
   """
+  check(name)
   if name == AUTO:
     # Tried on an H200 and compiled for H100; other GPUs have less shared memory than the kernels' blocks take.
     name = 'pallas_gpu' if mesh_lib.device_kind().startswith(_HOPPER) else 'blockwise'
-  if name not in IMPLEMENTATIONS:
-    raise ValueError(f'Unknown attention {name!r}. Known: {sorted([AUTO, *IMPLEMENTATIONS])}')
   if mesh_lib.current_mesh() is None:
     return IMPLEMENTATIONS[name](query, key, cache)
   return _prepare_over_mesh(IMPLEMENTATIONS[name], query, key, cache)
