@@ -12,14 +12,13 @@ Options of the config: --config.scenes.max_pictures=4. A budget that is spent en
 import argparse
 import pathlib
 import sys
-import time
 from collections.abc import Sequence
 
 from absl import flags as absl_flags
 from ml_collections import config_flags
 
 from pdgen import flags as flags_lib
-from pdgen.construction import build, build_config, build_statistics, estimate, importers
+from pdgen.construction import build, build_config, build_statistics, estimate, importers, progress
 from pdgen.services import errors
 
 
@@ -42,7 +41,7 @@ def build_subset(flags: argparse.Namespace, overrides: Sequence[str], kept: flag
     return
   out = flags_lib.writable_folder(flags.out)
   kept.words = f'What is done is in {out}: the same command goes on from there.'
-  tell: dict = dict(progress=_Progress(flags.every), traced=_tell_traces)
+  tell: dict = dict(progress=progress.Counted(flags.every), traced=progress.tell_traces)
   try:
     build.build(config, flags.subset, out, limit=flags.limit, make_painter=_load_painter, **tell)
   except errors.BudgetExhausted as error:
@@ -56,38 +55,13 @@ def import_set(flags: argparse.Namespace, overrides: Sequence[str], kept: flags_
   out = flags_lib.writable_folder(flags.out)
   kept.words = f'What is done is in {out}: the same command goes on from there.'
   options = dict(limit=flags.limit, share=flags.share)
-  importers.import_records(flags.format, flags.source, out, progress=_Progress(flags.every), **options)
+  importers.import_records(flags.format, flags.source, out, progress=progress.Counted(flags.every), **options)
   print(build_statistics.table([build_statistics.of(out)]))
 
 
 def print_statistics(flags: argparse.Namespace, overrides: Sequence[str], kept: flags_lib.Kept):
   """`stats`."""
   print(build_statistics.table([build_statistics.of(pathlib.Path(folder)) for folder in flags.folders]))
-
-
-class _Progress:
-  """Prints counts, rate and time left, every so many seconds."""
-
-  def __init__(self, every: float):
-    self._every, self._last, self._first = every, time.monotonic(), None
-    self._began = self._last
-
-  def __call__(self, counts: importers.Counts, wanted: int | None = None):
-    now = time.monotonic()
-    if self._first is None:  # What an earlier run has made, and the painting of traces, do not count for the rate.
-      self._first, self._began = counts.kept, now
-    if now - self._last < self._every:
-      return
-    self._last = now
-    rate = (counts.kept - self._first) / max(now - self._began, 1e-9)
-    words = f'{counts.kept:,} kept, {counts.rejected:,} rejected  {rate:.1f} a second'
-    if wanted and rate:
-      words += f'  of {wanted:,}: {max(wanted - counts.kept, 0) / rate / 60:.1f} minutes left'
-    print(words, flush=True)
-
-
-def _tell_traces(done: int, count: int):
-  print(f'{done:,} of {count:,} traces painted and judged', flush=True)
 
 
 def _config(file: str, overrides: Sequence[str]) -> build_config.BuildConfig:
