@@ -1,24 +1,27 @@
-"""Builds the three training subsets as record sets, imports other people's, and counts what is in them.
+"""Builds the three training subsets as record sets, imports other people's, shows and counts what they hold.
 
     python -m pdgen.construct build --config=configs/construct_shapes.py --subset=multi_turn --out=out/multi_turn
     python -m pdgen.construct build --config=.. --subset=conflict --out=.. --limit=20 --dry_run
     python -m pdgen.construct import --format=jsonl --source=FOLDER --out=out/mine
+    python -m pdgen.construct inspect out/multi_turn --out=out/page --config=configs/shapes_constructed.py
     python -m pdgen.construct stats out/multi_turn out/conflict out/alignment
 
 What is stopped goes on when the same command is given again; rejected samples are listed in OUT/rejected.jsonl.
 Options of the config: --config.scenes.max_pictures=4. A budget that is spent ends a build with status 3.
 """
 
+from pdgen import startup as startup  # First: Ctrl-C while the rest is imported.
+
+# isort: split
 import argparse
 import pathlib
 import sys
 from collections.abc import Sequence
 
-from absl import flags as absl_flags
-from ml_collections import config_flags
-
+from pdgen import dataset_page
 from pdgen import flags as flags_lib
 from pdgen.construction import build, build_config, build_statistics, estimate, importers, progress
+from pdgen.core import config as config_lib
 from pdgen.services import errors
 
 
@@ -35,7 +38,7 @@ def main(arguments: Sequence[str] | None = None):
 
 def build_subset(flags: argparse.Namespace, overrides: Sequence[str], kept: flags_lib.Kept):
   """`build`."""
-  config = _config(flags.config, overrides)
+  config = build_config.from_config_dict(flags_lib.config_file(flags.config, overrides))
   if flags.dry_run:
     print(estimate.dry_run(config, flags.subset, limit=flags.limit).words())
     return
@@ -64,17 +67,11 @@ def print_statistics(flags: argparse.Namespace, overrides: Sequence[str], kept: 
   print(build_statistics.table([build_statistics.of(pathlib.Path(folder)) for folder in flags.folders]))
 
 
-def _config(file: str, overrides: Sequence[str]) -> build_config.BuildConfig:
-  """Raises: ValueError for a file that gives no config, and for options that it has not."""
-  values = absl_flags.FlagValues()
-  line = ['construct', f'--config={file}', *overrides]
-  flag = config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=line)
-  try:
-    values(line)
-    found = flag.value
-  except (absl_flags.Error, AttributeError, TypeError, ImportError, SyntaxError) as error:
-    raise ValueError(f'{file}: {error}') from error
-  return build_config.from_config_dict(found)
+def inspect(flags: argparse.Namespace, overrides: Sequence[str], kept: flags_lib.Kept):
+  """`inspect`."""
+  config = config_lib.from_config_dict(flags_lib.config_file(flags.config)) if flags.config else None
+  out = flags_lib.writable_folder(flags.out)
+  print(dataset_page.write(flags.folder, out, count=flags.count, seed=flags.seed, config=config))
 
 
 def _load_painter(checkpoint: str):
@@ -86,7 +83,7 @@ def _load_painter(checkpoint: str):
 
 def _parser() -> flags_lib.Parser:
   parser = flags_lib.Parser(prog='python -m pdgen.construct', description=__doc__)
-  commands = parser.add_subparsers(required=True, metavar='build | import | stats')
+  commands = parser.add_subparsers(required=True, metavar='build | import | inspect | stats')
   count = flags_lib.whole(1, 10**9)
 
   one = commands.add_parser('build', help='build a subset of a config')
@@ -105,11 +102,19 @@ def _parser() -> flags_lib.Parser:
   three.set_defaults(run=print_statistics)
   three.add_argument('folders', nargs='+', type=flags_lib.path, metavar='FOLDER')
 
+  four = commands.add_parser('inspect', help='write a page to look at what record sets hold')
+  four.set_defaults(run=inspect)
+  four.add_argument('folder', type=flags_lib.path, metavar='FOLDER')
+  four.add_argument('--out', type=flags_lib.path, required=True, help='folder of the page')
+  four.add_argument('--config', type=flags_lib.path, help='of a training: shows what each token would be trained on')
+  four.add_argument('--count', type=flags_lib.whole(1, 10_000), default=24, help='trajectories on the page')
+  four.add_argument('--seed', type=flags_lib.whole(0, 2**31), default=0, help='of the choice')
+
   for command in (one, two):
     command.add_argument('--out', type=flags_lib.path, required=True, help='folder to write into, and to go on from')
     command.add_argument('--limit', type=count, help='samples at most')
     command.add_argument('--every', type=float, default=5.0, help='seconds between lines of progress')
-  for command in (one, two, three):
+  for command in (one, two, three, four):
     command.add_argument('--debug', action='store_true', help='show tracebacks')
   return parser
 

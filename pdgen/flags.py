@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import absl.flags
 from absl import app
+from ml_collections import config_dict, config_flags
 
 from pdgen import startup, worlds
 from pdgen.core import config as config_lib
@@ -165,6 +166,25 @@ def writable_file(name: str | os.PathLike) -> pathlib.Path:
   if not file.exists():
     writable_folder(file.parent)
   return file
+
+
+def config_file(file: str, overrides: Sequence[str] = ()) -> config_dict.ConfigDict:
+  """What `get_config()` of a file gives, with options laid over it.
+
+  Args:
+    file: path.
+    overrides: `--config.x.y=value`, as on the command line.
+
+  Raises: ValueError for a file that gives no config, and for options that it has not.
+  """
+  values = absl.flags.FlagValues()
+  line = ['config_file', f'--config={file}', *overrides]
+  flag = config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=line)
+  try:
+    values(line)
+    return flag.value
+  except (absl.flags.Error, AttributeError, TypeError, ImportError, SyntaxError) as error:
+    raise ValueError(f'{file}: {error}') from error
 
 
 def add_arguments(parser: argparse.ArgumentParser):

@@ -37,6 +37,12 @@ def test_build_and_figures(tmp_path, capsys):
   construct.main(['stats', out, out])
   assert capsys.readouterr().out.count('alignment') == 2
   assert 'is finished. Delete' in fails(capsys, *command)
+  trained = ROOT / 'configs' / 'shapes_constructed.py'
+  construct.main(['inspect', out, f'--out={tmp_path / "page"}', '--count=2', f'--config={trained}'])
+  page = (tmp_path / 'page' / 'index.html').read_text()
+  assert '9 records' in page and '&lt;refine&gt;' in page and 'cross-entropy' in page
+  assert str(tmp_path / 'page' / 'index.html') in capsys.readouterr().out
+  assert 'no record set' in fails(capsys, 'inspect', str(tmp_path / 'page'), '--out=x')
 
 
 def test_a_dry_run_says_what_a_build_takes(tmp_path, capsys):
