@@ -109,6 +109,9 @@ def test_figures_of_known_trajectories(scores):
   assert value('oracle/accuracy') == (10 / 12, 12) and value('oracle/false_alarms') == (0, 6)
   assert value('oracle/recall') == (1, 6) and value('oracle/repair') == (4 / 6, 6) and value('oracle/damage') == (0, 6)
   assert value('oracle/gain') == (4 / 12, 12)
+  # Approved as it is, a draft stays: as without edits, and what is gained is the same against both.
+  assert value('approved/accuracy') == (0.5, 12) and value('approved/edits') == (0, 12)
+  assert value('oracle/repair/approved') == (4 / 6, 6) and value('free/damage/approved') == (2 / 6, 6)
   assert value('forced/precision') == (0.5, 12) and value('forced/recall') == (1, 6)
   assert value('no_inspection/finished') == (1, 12) and value('no_inspection/recall') == (0, 6)
   assert {n.split('/recall/')[1] for n in scores.values if '/recall/' in n} == {'wrong_color', 'wrong_shape'}
@@ -149,7 +152,7 @@ def test_killed_in_any_call_it_goes_on_to_the_same_files(call, scores, tmp_path)
   with pytest.raises(Killed):
     evaluator().run(Paints(killed_in=call), tmp_path / 'killed')
   assert evaluator().run(again := Paints(), tmp_path / 'killed').values == whole.values
-  assert files(tmp_path / 'killed') == files(tmp_path / 'whole') and len(again.calls) == 14 - call
+  assert files(tmp_path / 'killed') == files(tmp_path / 'whole') and len(again.calls) == 17 - call
   evaluator().run(Paints(killed_in=0), tmp_path / 'killed')  # Paints nothing any more.
 
 
@@ -176,6 +179,10 @@ def test_without_an_inspecting_world_paintings_are_scored_alone():
     (dict(settings=('free', 'edits_0', 'edit_1')), "Unknown setting 'edit_1'. Known: ['free', 'edits_0'"),
     (dict(settings=('free', 'edits_-1', 'edits_0')), "Unknown setting 'edits_-1'"),
     (dict(settings=('free',)), "The other settings are compared with 'edits_0'"),
+    (
+      dict(inspect=None, settings=('free', 'edits_0', 'approved')),
+      "The setting 'approved' needs a world that inspects",
+    ),
     (dict(inspect=None), "The setting 'oracle' needs a world that inspects"),
   ],
 )
@@ -207,7 +214,7 @@ def test_steps_that_a_cap_cut_are_not_counted():
   step = {'errors': ['extra'], 'inspected': False, 'rejected': False, 'refined': None}
   row = dict(tag='a', correct=True, edits=0, pictures=1, tokens=1, stop='picture_cap', well_formed=False, seconds=1.0)
   count = lambda **changes: (
-    process_figures.figures({'free': [{**row, 'steps': [step], **changes}]}, flow_steps=1, reference='free')[
+    process_figures.figures({'free': [{**row, 'steps': [step], **changes}]}, flow_steps=1, references=['free'])[
       'free/recall'
     ].count
   )
@@ -271,6 +278,7 @@ def test_the_oracle_finds_every_injected_error_and_says_so(kind):
     got = shapes.inspect(asked.prompt, last.plan, last.draft, before=before)
     assert (kind in got.errors) if kind else got.errors == ()
     assert (tags.refine_instruction(got.text) is not None) == (kind is not None)
+    assert not re.search('wrong|refine', got.approval)
     if kind is None or not kind.startswith('conflict'):
       assert set(shapes.planned(last.plan)) == set(asked.expected)
 

@@ -8,11 +8,15 @@ compared pair by pair:
     no_inspection   a draft is followed by a plan or the end
     forced          every draft is refined
     oracle          every draft is inspected by the world (`worlds.base.OracleWorld`), in the words of its training data
+    approved        every draft is approved in those words, right or wrong
 
-A painting is **repaired** if it is wrong with edits_0 and right in a setting, **damaged** the other way round. Within a
-trajectory, a step's draft is wrong if its plan contradicts the prompt or the draft does not show the plan; a wrong
-draft is **fixed** by a right refined picture, a right one **spoiled** by a wrong one. `Process` is the evaluator; the
-folder that it is given gets
+A painting is **repaired** if it is wrong with edits_0 and right in a setting, **damaged** the other way round. A model
+that has begun to reject a draft and may not ask to refine it is lost for words (docs/experiments.md#refinement), so
+that the same is told against `approved`, where nothing is rejected and all the words are those of training.
+
+Within a trajectory, a step's draft is wrong if its plan contradicts the prompt or the draft does not show the plan; a
+wrong draft is **fixed** by a right refined picture, a right one **spoiled** by a wrong one. `Process` is the evaluator;
+the folder that it is given gets
 
     <out>/<setting>.jsonl    one line a prompt; they grow batch by batch
     <out>/run.json           what the paintings were made from
@@ -33,10 +37,22 @@ from pdgen.core import trajectory as trajectory_lib
 from pdgen.evals import base, geneval, process_figures
 from pdgen.judges import base as judges_base
 
-FREE, NO_EDITS, NO_INSPECTION, FORCED, ORACLE = 'free', 'edits_0', 'no_inspection', 'forced', 'oracle'
-SETTINGS = (FREE, NO_EDITS, 'edits_1', 'edits_2', 'edits_3', NO_INSPECTION, FORCED, ORACLE)
+FREE, NO_EDITS, NO_INSPECTION, FORCED, ORACLE, APPROVED = (
+  'free',
+  'edits_0',
+  'no_inspection',
+  'forced',
+  'oracle',
+  'approved',
+)
+SETTINGS = (FREE, NO_EDITS, 'edits_1', 'edits_2', 'edits_3', NO_INSPECTION, FORCED, ORACLE, APPROVED)
 _BUDGET = re.compile(r'edits_(\d{1,4})')
-_INSPECTIONS = {NO_INSPECTION: config_lib.OFF, FORCED: config_lib.FORCED, ORACLE: config_lib.DICTATED}
+_INSPECTIONS = {
+  NO_INSPECTION: config_lib.OFF,
+  FORCED: config_lib.FORCED,
+  ORACLE: config_lib.DICTATED,
+  APPROVED: config_lib.DICTATED,
+}
 _BATCH = 32  # prompts painted and written together, if nothing else is said
 
 
@@ -48,6 +64,9 @@ class Inspected(Protocol):
 
   @property
   def text(self) -> str: ...
+
+  @property
+  def approval(self) -> str: ...
 
 
 class Inspect(Protocol):
@@ -80,11 +99,13 @@ class Process:
     for setting in self.settings:
       if setting not in SETTINGS and not _BUDGET.fullmatch(setting):
         raise ValueError(f'Unknown setting {setting!r}. Known: {list(SETTINGS)}, and edits_K of any K.')
+      if setting in (ORACLE, APPROVED) and self.inspect is None:
+        raise ValueError(
+          f'The setting {setting!r} needs a world that inspects (worlds.base.OracleWorld): leave it out.'
+        )
     for setting in (FREE, NO_EDITS):
       if setting not in self.settings:
         raise ValueError(f'The other settings are compared with {setting!r}: name it, too.')
-    if ORACLE in self.settings and self.inspect is None:
-      raise ValueError("The setting 'oracle' needs a world that inspects (worlds.base.OracleWorld): leave it out.")
 
   def run(self, painter: base.Painter, out: pathlib.Path | None) -> base.Scores:
     """Figures of a painter. Prompts whose rows are in `out` are not painted again."""
@@ -97,7 +118,7 @@ class Process:
     for setting in sorted(self.settings, key=lambda setting: setting != FREE):  # FREE first: budgets start from it.
       rows[setting] = self._rows(painter, out, setting, rows.get(FREE, []))
     rows = {setting: rows[setting] for setting in self.settings}
-    values = process_figures.figures(rows, flow_steps=sampling.flow_steps, reference=NO_EDITS)
+    values = process_figures.figures(rows, flow_steps=sampling.flow_steps, references=(NO_EDITS, APPROVED))
     return base.Scores(
       name=self.name,
       values=values,
@@ -133,25 +154,25 @@ class Process:
     return [rows[i] for i in sorted(rows)]
 
   def _painted(self, painter: base.Painter, setting: str, numbers: Sequence[int]) -> Iterator['Row']:
-    inspector = self._oracle if setting == ORACLE else None
+    inspectors = {ORACLE: lambda t: self._oracle(t).text, APPROVED: lambda t: self._oracle(t).approval}
     result = painter.sample(
       [self.prompts.texts[i] for i in numbers],
       seed=[self.seed + i for i in numbers],
       batch_size=self.batch_size or _BATCH,
       sampling=sampling_of(setting, painter.config.sampling),
-      inspector=inspector,
+      inspector=inspectors.get(setting),
     )
     compiled = result.timings.get('compile_calls', 0)
     seconds = None if compiled else result.timings['seconds'] / len(numbers)
     for i, trajectory, tokens in zip(numbers, result.trajectories, result.tokens, strict=True):
       yield {'number': i, **self._row(self.prompts.rows[i], trajectory), 'tokens': tokens, 'seconds': seconds}
 
-  def _oracle(self, trajectory: trajectory_lib.Trajectory) -> str:
+  def _oracle(self, trajectory: trajectory_lib.Trajectory) -> Inspected:
     assert self.inspect is not None  # As `__post_init__` has it.
     *earlier, step = trajectory.steps
     before = _last_plan(earlier[-1]) if earlier else None
     assert step.draft is not None
-    return self.inspect(trajectory.prompt, step.plan, step.draft, before=before).text
+    return self.inspect(trajectory.prompt, step.plan, step.draft, before=before)
 
   def _row(self, prompt: Mapping[str, Any], trajectory: trajectory_lib.Trajectory) -> 'Row':
     found = self.detector.detect(trajectory.final) if trajectory.pictures else []

@@ -11,12 +11,12 @@ Row = Mapping[str, Any]
 Values = dict[str, intervals.Estimate]
 
 
-def figures(rows: Mapping[str, Sequence[Row]], *, flow_steps: int, reference: str) -> Values:
+def figures(rows: Mapping[str, Sequence[Row]], *, flow_steps: int, references: Sequence[str]) -> Values:
   """Figures by name, `<setting>/<figure>`.
 
     accuracy                        right paintings, mean over tasks; Wilson, square-and-add
-    gain, repair, damage            against the reference, prompt by prompt: right more often; right of those wrong
-                                    there; wrong of those right there
+    gain, repair, damage            against the first reference, prompt by prompt: right more often; right of those
+                                    wrong there; wrong of those right there. Against another one: gain/NAME, ..
     finished, well_formed           ended by themselves; of whole form, too
     edits, pictures, tokens         of a painting
     evaluations                     Euler steps of a painting (the paper's 131 = 2.62 x 50)
@@ -33,13 +33,15 @@ def figures(rows: Mapping[str, Sequence[Row]], *, flow_steps: int, reference: st
   Args:
     rows: of `evals.process.Process`, by setting; the same prompts in each.
     flow_steps: Euler steps a picture.
-    reference: the setting that the others are compared with.
+    references: settings that the others are compared with; those that are absent are left out.
   """
   values: Values = {}
   for setting, of in rows.items():
     values |= {f'{setting}/{name}': e for name, e in _paintings(of, flow_steps).items()}
-    if setting != reference:
-      values |= {f'{setting}/{name}': e for name, e in _paired(of, rows[reference]).items()}
+    for reference in references:
+      if setting != reference and reference in rows:
+        end = '' if reference == references[0] else f'/{reference}'
+        values |= {f'{setting}/{name}{end}': e for name, e in _paired(of, rows[reference]).items()}
     values |= {f'{setting}/{name}': e for name, e in _steps(of).items()}
   return values
 
@@ -106,24 +108,16 @@ def _counts(step: Mapping[str, Any], row: Row) -> bool:
 # --- for people ---
 
 _PAINTINGS = ('accuracy', 'gain', 'repair', 'damage', 'finished', 'well_formed')
+_APPROVED = ('gain/approved', 'repair/approved', 'damage/approved', 'own_repair', 'own_damage')
 _COST = ('edits', 'pictures', 'evaluations', 'tokens', 'seconds')
-_STEPS = (
-  'drafts_right',
-  'refined_right',
-  'recall',
-  'precision',
-  'false_alarms',
-  'fixed',
-  'spoiled',
-  'own_repair',
-  'own_damage',
-)
+_STEPS = ('drafts_right', 'refined_right', 'recall', 'precision', 'false_alarms', 'fixed', 'spoiled')
 
 
 def table(values: Mapping[str, intervals.Estimate], settings: Sequence[str]) -> str:
-  """Four tables with a line a setting, or a kind of error, and a column a figure."""
+  """Tables with a line a setting, or a kind of error, and a column a figure."""
   parts = [
     ('Paintings; gain, repair and damage against edits_0', _grid(values, settings, _PAINTINGS)),
+    ('Paintings; against approved, and against their own drafts', _grid(values, settings, _APPROVED)),
     ('Cost of a painting; seconds of a picture', _grid(values, settings, _COST)),
     ('Steps', _grid(values, settings, _STEPS)),
     ('Wrong drafts that are rejected, by kind of error', _kinds(values, settings)),

@@ -90,6 +90,11 @@ class Inspected(Protocol):
     """The inspection, in the words of the world's training trajectories."""
     ...
 
+  @property
+  def approval(self) -> str:
+    """The words that would approve the step, whether it is right or not."""
+    ...
+
 
 class OracleWorld(JudgedWorld, Protocol):
   """Optional: exact inspection of a model's own steps. For `evals.process`."""

@@ -24,6 +24,7 @@ class Inspected(NamedTuple):
 
   errors: tuple[str, ...]  # Kinds: of `faults.ERROR_KINDS`, or UNREADABLE_PLAN; () where the step is right.
   text: str  # The inspection, in the world's words.
+  approval: str  # Words that approve the step, right or wrong: the draft is taken for what the plan describes.
 
 
 class _Conflict(NamedTuple):
@@ -77,13 +78,19 @@ def inspect(prompt: str, plan: str | None, draft: np.ndarray, *, before: str | N
   errors = (*unreadable, *(c.kind for c in conflicts), *(f.kind for f in found))
   stands_for = {wrong: right for c in conflicts for wrong, right in c.stands_for.items()}
   compared = comparisons.compare(metadata, scene, seen, stands_for=stands_for)
+  text = None
   if conflicts:
-    first = conflicts[0]
-    return Inspected(errors, language.wrong(compared, (first.reason,), (first.correction,), rng=rng))
-  if found:
-    return Inspected(errors, language.wrong(compared, *critiques.explain(found, rng=rng), rng=rng))
+    text = language.wrong(compared, (conflicts[0].reason,), (conflicts[0].correction,), rng=rng)
+  elif found:
+    text = language.wrong(compared, *critiques.explain(found, rng=rng), rng=rng)
   missing, extra = _left(metadata, scene)
-  return Inspected(errors, language.right(compared, missing, extra=extra, rng=rng))
+  approval = language.right(_as_planned(metadata, scene), missing, extra=extra, rng=rng)
+  return Inspected(errors, text or approval, approval)
+
+
+def _as_planned(metadata: prompt_space.Metadata, scene: scenes.Scene) -> str:
+  """The comparisons of a draft that shows a planned scene, every verdict `correct`."""
+  return comparisons.compare(metadata, scene, scene).replace(': wrong', ': correct')
 
 
 # --- plans ---
