@@ -10,9 +10,10 @@ compared pair by pair:
     oracle          every draft is inspected by the world (`worlds.base.OracleWorld`), in the words of its training data
     approved        every draft is approved in those words, right or wrong
 
-A painting is **repaired** if it is wrong with edits_0 and right in a setting, **damaged** the other way round. A model
-that has begun to reject a draft and may not ask to refine it is lost for words (docs/experiments.md#refinement), so
-that the same is told against `approved`, where nothing is rejected and all the words are those of training.
+A painting is **repaired** if it is wrong with edits_0 and right in a setting, **damaged** the other way round.
+Forbidding does harm of its own to a model that has begun to reject a draft
+(docs/experiments.md#worth-of-the-process): the same is therefore told against `approved`, where nothing is rejected and
+all words are those of training.
 
 Within a trajectory, a step's draft is wrong if its plan contradicts the prompt or the draft does not show the plan; a
 wrong draft is **fixed** by a right refined picture, a right one **spoiled** by a wrong one. `Process` is the evaluator;

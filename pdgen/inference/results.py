@@ -30,7 +30,7 @@ class Result:
   timings: dict[str, float]
   # Numbers of the trajectories with a picture of which a value was NaN or infinite: it is not what the model painted.
   not_finite: tuple[int, ...] = ()
-  tokens: tuple[int, ...] = ()  # Chosen for each trajectory: of its texts, and one a picture.
+  tokens: tuple[int, ...] = ()  # Chosen for each trajectory: of its texts, and one a picture. Empty: not counted.
 
 
 def warn_not_finite(prompts: Sequence[str]):
@@ -74,11 +74,16 @@ def join(parts: Iterable[tuple[Sequence[int], Result]]) -> Result:
   timings = dict[str, float]()
   for numbers, part in parts:
     trajectories |= zip(numbers, part.trajectories, strict=True)
-    tokens |= zip(numbers, part.tokens, strict=True)
+    tokens |= zip(numbers, part.tokens, strict=bool(part.tokens))
     not_finite += [numbers[i] for i in part.not_finite]
     timings = {name: timings.get(name, 0) + value for name, value in part.timings.items()}
   order = sorted(trajectories)
-  in_order = [trajectories[i] for i in order], timings, tuple(sorted(not_finite)), tuple(tokens[i] for i in order)
+  in_order = (
+    [trajectories[i] for i in order],
+    timings,
+    tuple(sorted(not_finite)),
+    tuple(tokens[i] for i in order if i in tokens),
+  )
   return Result(*in_order)
 
 
