@@ -42,6 +42,9 @@ from pdgen.core import config
     (config.SamplingConfig, 'flow_steps', 10**9, 'is too large: it is at most 10000'),
     (config.SamplingConfig, 'max_tokens', 2**31, 'is too large: it is at most 2147483647'),
     (config.SamplingConfig, 'renorm', 'loud', "Unknown renorm 'loud'"),
+    (config.SamplingConfig, 'inspection', 'none', "Unknown inspection 'none' (config.sampling). Known: ['free',"),
+    (config.SamplingConfig, 'max_edits', -1, 'config.sampling.max_edits=-1 is too small: it is at least 0'),
+    (config.SamplingConfig, 'max_edits', 2**31, 'is too large: it is at most 2147483647'),
     (config.TrainConfig, 'steps', 0, 'config.train.steps=0 is too small'),
     (config.TrainConfig, 'eval_prompts', 0, 'config.train.eval_prompts=0 is too small'),
     (config.TrainConfig, 'learning_rate', float('nan'), 'config.train.learning_rate=nan is too small'),
@@ -53,6 +56,18 @@ from pdgen.core import config
 def test_what_cannot_be_is_named(kind, field, value, words):
   with pytest.raises(ValueError, match=re.escape(words)):
     kind(**{field: value})
+
+
+@pytest.mark.parametrize(
+  ('values', 'words'),
+  [
+    (dict(inspection='off', grammar=False), "inspection='off' needs the grammar"),
+    (dict(inspection='dictated', max_edits=1), 'max_edits has no say in what is dictated'),
+  ],
+)
+def test_switches_that_do_not_go_together_are_named(values, words):
+  with pytest.raises(ValueError, match=re.escape(words)):
+    config.SamplingConfig(**values)
 
 
 @pytest.mark.parametrize(
@@ -112,6 +127,7 @@ def test_configs_of_the_first_format_are_read():
   manifest = json.loads((pathlib.Path(__file__).parent / 'data' / 'config_format1.json').read_text())
   assert manifest['format'] == 1
   read = config.from_config_dict(config.upgrade(manifest['config'], 1))
+  assert (read.sampling.inspection, read.sampling.max_edits) == ('free', config.MOST)
   assert read.sampling.contiguous_positions and read.data.sequence.verdict_weight == 4.0
   assert read.data.sequence.decisive[1] == '<refine>' and len(read.data.sequence.faults) == 2
   own, made = read.data.sources[1], read.data.sources[0]

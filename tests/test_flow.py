@@ -21,6 +21,7 @@ def _knobs(**changes):
     renorm_min=0.0,
     timestep_shift=1.0,
     flow_steps=1,
+    max_edits=9,
   )
   return flow.SamplerParams(**{**values, **changes})
 

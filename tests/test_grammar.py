@@ -19,13 +19,19 @@ TAGS = {S.ins, S.ins_end, S.des, S.des_end, S.refine, S.refine_end}
 CAP = 12
 
 
-def _rules(*, on=True, cap=CAP):
-  return grammar.Grammar(S, VOCABULARY, cap, on)
+def _rules(*, on=True, cap=CAP, inspection='free'):
+  return grammar.Grammar(S, VOCABULARY, cap, on, inspection)
 
 
 def _lane(**fields):
   start = dict(
-    last_item=grammar.PROMPT, tag_state=grammar.BOUNDARY, length=0, texts_since_picture=0, refining=False, direct=False
+    last_item=grammar.PROMPT,
+    tag_state=grammar.BOUNDARY,
+    length=0,
+    texts_since_picture=0,
+    refining=False,
+    direct=False,
+    edits=0,
   )
   return grammar.GrammarState(**{k: jnp.asarray([v]) for k, v in {**start, **fields}.items()})
 
@@ -101,9 +107,9 @@ def test_lanes_of_a_batch_are_apart():
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _step(lane, key, rules):
+def _step(lane, key, rules, max_edits):
   """One choice for each lane, uniform over the kinds of tokens allowed, so that tags and ends come up often."""
-  may = grammar.allowed_tokens(lane, rules)
+  may = grammar.allowed_tokens(lane, rules, max_edits=max_edits)
   kind = jnp.isin(jnp.arange(VOCABULARY), jnp.array(sorted(WORDS)))
   rare = jnp.where(kind, -2.0, 0.0)[None]
   token = jnp.argmax(jnp.where(may, rare + jax.random.gumbel(key, may.shape), -jnp.inf), axis=-1)
@@ -116,11 +122,11 @@ def _step(lane, key, rules):
   return token, after
 
 
-def _random_walks(rules, *, lanes=64, steps=160, direct=False):
+def _random_walks(rules, *, lanes=64, steps=160, direct=False, max_edits=999):
   lane = jax.tree.map(lambda x: jnp.repeat(x, lanes), _lane(direct=direct))
   tokens = []
   for i in range(steps):
-    token, lane = _step(lane, jax.random.key(i), rules)
+    token, lane = _step(lane, jax.random.key(i), rules, max_edits)
     tokens.append(token)
   return np.stack(jax.device_get(tokens), axis=1)
 
@@ -194,6 +200,59 @@ def test_texts_close_within_the_cap(cap):
     for kind, *ids in _items(walk):
       if kind == 'text':
         assert len(ids[0]) + 1 <= cap
+
+
+@pytest.mark.parametrize('on', [True, False])
+@pytest.mark.parametrize('most', [0, 1])
+def test_random_writers_keep_their_budget_of_edits(on, most):
+  counts = []
+  for walk in _random_walks(_rules(on=on), max_edits=most):
+    asked, refining, last = 0, False, 'prompt'
+    for kind, *ids in _items(walk):
+      if kind == 'text' and last == 'draft':
+        refining = S.refine in ids[0]
+        asked, last = asked + refining, 'inspection'
+      elif kind == 'picture':
+        last, refining = ('refined' if refining else 'draft'), False
+    counts.append(asked)
+    assert asked <= most
+  assert max(counts) == most
+
+
+@pytest.mark.parametrize('cap', [grammar.SHORTEST, 9, CAP])
+def test_forced_writers_refine_every_draft(cap):
+  seen = set()
+  for walk in _random_walks(_rules(cap=cap, inspection='forced'), max_edits=2):
+    asked, refining, last = 0, False, 'prompt'
+    for kind, *ids in _items(walk):
+      if kind == 'end':
+        assert last != 'draft' or asked == 2
+      elif kind == 'picture':
+        last, refining = ('refined' if refining else 'draft'), False
+      elif last == 'draft':
+        assert len(ids[0]) < cap and ids[0].count(S.refine) == ids[0].count(S.refine_end) == (asked < 2)
+        asked, refining, last = asked + (asked < 2), asked < 2, 'inspection'
+      else:
+        last = 'plan'
+    seen.add(asked)
+  assert seen == {1, 2} or seen == {0, 1, 2}  # 0: the walk ended inside its first texts.
+
+
+def test_writers_without_inspection_plan_after_every_picture():
+  seen = set()
+  for walk in _random_walks(_rules(inspection='off')):
+    kinds = [kind for kind, *_ in _items(walk)]
+    assert kinds[: 2 * (len(kinds) // 2)] == ['text', 'picture'] * (len(kinds) // 2)
+    assert all(tags.is_plan(toy.WORDS.decode(ids[0])) for kind, *ids in _items(walk) if kind == 'text')
+    seen |= set(kinds)
+  assert seen == {'text', 'picture', 'end'}
+
+
+def test_a_dictated_draft_is_always_inspected():
+  rules = _rules(inspection='dictated')
+  may = lambda **fields: set(np.flatnonzero(_allowed(_lane(**fields), rules)[0]).tolist())
+  assert may(last_item=grammar.DRAFT) == WRITE and may(last_item=grammar.REFINED) == WRITE | END
+  assert may(last_item=grammar.DRAFT, direct=True) == END
 
 
 def test_a_tag_in_the_prompt_or_between_items_opens_nothing():

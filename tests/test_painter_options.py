@@ -21,6 +21,8 @@ OPTIONS = {
   'max_text_tokens': (11, True),
   'max_tokens': (61, True),
   'grammar': (False, True),
+  'inspection': ('off', True),
+  'max_edits': (2, False),
   'renorm': ('global', True),
   'contiguous_positions': (True, True),
   'temperature': (1.0, False),

@@ -21,6 +21,7 @@ from pdgen.core.model_config import VaeConfig as VaeConfig
 from pdgen.core.model_config import VitConfig as VitConfig
 
 MOST = 2**31 - 1  # Of what is counted in int32.
+FREE, OFF, FORCED, DICTATED = INSPECTIONS = ('free', 'off', 'forced', 'dictated')  # `SamplingConfig.inspection`
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -131,8 +132,8 @@ class TrainConfig:
 class SamplingConfig:
   """How trajectories are sampled.
 
-  The caps, `grammar`, `renorm`, `contiguous_positions`, and whether a scale of guidance is 1 shape the compiled
-  program; the other numbers are its arguments.
+  The caps, `grammar`, `inspection`, `renorm`, `contiguous_positions`, and whether a scale of guidance is 1 shape the
+  compiled program; the other numbers are its arguments.
 
   Attributes:
     max_pictures: pictures a trajectory, drafts and refined ones together (paper: up to 5 steps).
@@ -140,6 +141,9 @@ class SamplingConfig:
     max_tokens: tokens a trajectory may add to its prompt (texts and picture copies): the size of its cache.
     flow_steps: Euler steps a picture.
     grammar: hold texts to the format of plans and inspections; False lets the model write what it likes.
+    inspection: of drafts; `free`: as the model likes. For studies (`evals.process`), all with the grammar: `off`: none,
+      a draft is followed by a plan or the end; `forced`: of every draft, and it asks to refine; `dictated`: of every
+      draft, by someone else on the host (`inference.dictation`).
     renorm: `none`, or BAGEL's `global`, `channel`, `text_channel`.
     contiguous_positions: in that cache pictures leave no gap in the positions (BAGEL's sampler; QUIRKS 8, 27), as
       dropped ones do in training (BAGEL's, and ours).
@@ -148,6 +152,8 @@ class SamplingConfig:
     guidance_interval: guidance is on for low < t <= high, t the shifted time.
     renorm_min: lower clamp of the renormalisation, from 0 to 1.
     timestep_shift: s in t <- s t / (1 + (s - 1) t).
+    max_edits: refined pictures a trajectory, after which `<refine>` is forbidden; 0: from the beginning. A step has one
+      at most.
 
   Raises: ValueError for a number out of its bounds, NaN and infinity among them.
   """
@@ -157,6 +163,7 @@ class SamplingConfig:
   max_tokens: int = 1024
   flow_steps: int = 8
   grammar: bool = True
+  inspection: str = 'free'
   renorm: str = 'none'
   contiguous_positions: bool = False
   temperature: float = 0.0
@@ -165,8 +172,15 @@ class SamplingConfig:
   guidance_interval: tuple[float, float] = (0.6, 1.0)
   renorm_min: float = 0.0
   timestep_shift: float = 4.0
+  max_edits: int = MOST
 
   def __post_init__(self):
+    if self.inspection not in INSPECTIONS:
+      raise ValueError(f'Unknown inspection {self.inspection!r} (config.sampling). Known: {list(INSPECTIONS)}')
+    if self.inspection != FREE and not self.grammar:
+      raise ValueError(f'config.sampling.inspection={self.inspection!r} needs the grammar: set sampling.grammar=true.')
+    if self.inspection == DICTATED and self.max_edits != MOST:
+      raise ValueError("config.sampling.max_edits has no say in what is dictated: leave it out with 'dictated'.")
     if self.renorm not in ('none', 'global', 'channel', 'text_channel'):
       raise ValueError(f"Unknown renorm {self.renorm!r}. Known: ['none', 'global', 'channel', 'text_channel']")
     dataclass_io.finite(self, 'sampling')
@@ -177,7 +191,8 @@ class SamplingConfig:
     dataclass_io.at_least(self, 'sampling', timestep_shift=1e-6)  # Less is 0 in float32, some of it.
     # temperature: from about 1e37 on, noise times temperature is infinite, and what the grammar forbids is written.
     dataclass_io.at_most(self, 'sampling', temperature=1e6, renorm_min=1, flow_steps=10_000, timestep_shift=1e6)
-    dataclass_io.at_most(self, 'sampling', max_pictures=MOST, max_text_tokens=MOST, max_tokens=MOST)
+    dataclass_io.at_least(self, 'sampling', max_edits=0)
+    dataclass_io.at_most(self, 'sampling', max_edits=MOST, max_pictures=MOST, max_text_tokens=MOST, max_tokens=MOST)
     if len(self.guidance_interval) != 2 or self.guidance_interval[0] > self.guidance_interval[1]:
       raise ValueError(
         f'config.sampling.guidance_interval={self.guidance_interval}: give two times, the lower one first.'

@@ -55,6 +55,16 @@ def plan_parts(text: str) -> tuple[str, str]:
   return instruction, rest.removesuffix(end)
 
 
+def is_plan(text: str) -> bool:
+  """Whether a text is a plan, which `plan_parts` splits.
+
+  >>> is_plan('<ins>Add a ring.</ins><des>A ring.</des>'), is_plan('This step is correct.')
+  (True, False)
+  """
+  begin, middle, end = TAGS['ins'], TAGS['ins_end'] + TAGS['des'], TAGS['des_end']
+  return text.startswith(begin) and text.endswith(end) and middle in text
+
+
 def refine(instruction: str) -> str:
   """The corrective instruction in its tags, as an inspection holds it.
 

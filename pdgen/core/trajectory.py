@@ -224,9 +224,12 @@ class Trajectory:
     return pictures[-1]
 
   def with_text(self, text: str) -> 'Trajectory':
-    """The trajectory with one more text: the inspection of a draft, the corrected plan of a rejected one, or a plan."""
+    """The trajectory with one more text: the inspection of a draft, the corrected plan of a rejected one, or a plan.
+
+    A plan right after a draft (`SamplingConfig.inspection` is `off`) begins a step.
+    """
     last = self.steps[-1] if self.steps else None
-    if last and last.draft is not None and last.inspection is None:
+    if last and last.draft is not None and last.inspection is None and not tags.is_plan(text):
       return self._with_last(inspection=text)
     if last and last.rejected and last.refined is None and last.corrected_plan is None:
       return self._with_last(corrected_plan=text)

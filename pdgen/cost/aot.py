@@ -241,7 +241,7 @@ def _abstract_prompts(cfg: config_lib.ModelConfig, batch_size: int) -> cycle.Sam
   def prompts() -> cycle.SampleBatch:
     zeros, no = jnp.zeros((batch_size,), jnp.int32), jnp.zeros((batch_size,), jnp.bool_)
     state = grammar.GrammarState(
-      last_item=zeros, tag_state=zeros, length=zeros, texts_since_picture=zeros, refining=no, direct=no
+      last_item=zeros, tag_state=zeros, length=zeros, texts_since_picture=zeros, refining=no, direct=no, edits=zeros
     )
     keys = jax.random.split(jax.random.key(0), batch_size)
     return cycle.SampleBatch(prefix=_prefix(cfg, batch_size), grammar=state, key=keys, picture_limit=zeros)

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -34,6 +34,11 @@ class Result(Protocol):
     ...
 
   @property
+  def tokens(self) -> Sequence[int]:
+    """Tokens chosen for each."""
+    ...
+
+  @property
   def timings(self) -> Mapping[str, float]:
     """`seconds` and `pictures` among others."""
     ...
@@ -51,8 +56,10 @@ class Painter(Protocol):
     *,
     mode: str | None = None,
     seed: int | Sequence[int] = 0,
+    sampling: config_lib.SamplingConfig | None = None,
     batch_size: int | None = None,
     pictures: int | None = None,
+    inspector: Callable[[trajectory_lib.Trajectory], str] | None = None,
   ) -> Result: ...
 
 

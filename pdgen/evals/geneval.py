@@ -13,7 +13,6 @@ folders, which have the official layout:
 import dataclasses
 import io
 import json
-import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -366,11 +365,8 @@ def _report(results: list[dict[str, Any]], *, missing: tuple[int, ...] = ()) -> 
     raise ValueError('No pictures to score.')
   tags = dict.fromkeys(row['tag'] for row in results)
   tasks = {tag: intervals.rate(row['correct'] for row in results if row['tag'] == tag) for tag in tags}
-  overall = float(np.mean([r.value for r in tasks.values()]))
-  below = math.sqrt(sum((r.value - r.interval[0]) ** 2 for r in tasks.values())) / len(tasks)
-  above = math.sqrt(sum((r.interval[1] - r.value) ** 2 for r in tasks.values())) / len(tasks)
-  low, high = max(0.0, overall - below), min(1.0, overall + above)
-  return Report(tasks=tasks, overall=overall, low=low, high=high, results=tuple(results), missing=missing)
+  mean = intervals.mean_of_rates(list(tasks.values()))
+  return Report(tasks=tasks, overall=mean.value, low=mean.low, high=mean.high, results=tuple(results), missing=missing)
 
 
 def _name(prompt: int, sample: int) -> str:

@@ -1,10 +1,13 @@
-"""Binomial rates with Wilson 95 % intervals."""
+"""95 % intervals: Wilson's of rates, square-and-add of their mean, bootstrap over prompts of all else."""
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+import numpy as np
 
 Z = 1.959964  # 97.5 % quantile of the normal distribution
+_RESAMPLES = 2000  # of a bootstrap
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,3 +70,64 @@ def wilson(hits: int, total: int) -> tuple[float, float]:
   reach = Z / (1 + z2) * math.sqrt(share * (1 - share) / total + z2 / (4 * total))
   # Exact at the ends: rounding would put a rate of 1 outside of its own interval.
   return (middle - reach if hits else 0.0), (middle + reach if hits < total else 1.0)
+
+
+def mean_of_rates(rates: Sequence[Rate]) -> Estimate:
+  """The mean of rates that are independent, all of equal weight: Wilson by square-and-add (Zou and Donner 2008).
+
+  >>> e = mean_of_rates([Rate(9, 10), Rate(10, 10)])
+  >>> [round(x, 3) for x in (e.value, e.low, e.high)], e.count
+  ([0.95, 0.744, 0.991], 20)
+  """
+  value = float(np.mean([r.value for r in rates]))
+  below = math.sqrt(sum((r.value - r.interval[0]) ** 2 for r in rates)) / len(rates)
+  above = math.sqrt(sum((r.interval[1] - r.value) ** 2 for r in rates)) / len(rates)
+  return Estimate(value, max(0.0, value - below), min(1.0, value + above), sum(r.total for r in rates))
+
+
+def ratio(parts: Sequence[float], wholes: Sequence[float] | None = None) -> Estimate:
+  """sum(parts) / sum(wholes), with a bootstrap over prompts: the same resamples, and so the same interval, every time.
+
+  Of differences of two settings on the same prompts and seeds it is the paired interval.
+
+  Args:
+    parts: of each prompt.
+    wholes: of each prompt; None: 1 each, a mean.
+
+  Returns: the estimate, its count the sum of `wholes`; nan and (-inf, inf) where that is 0.
+
+  >>> e = ratio([1.0] * 30 + [2.0] * 30)
+  >>> e.value, 1.3 < e.low < 1.5 < e.high < 1.7, e.count
+  (1.5, True, 60)
+  """
+  top = np.asarray(parts, np.float64)
+  bottom = np.ones_like(top) if wholes is None else np.asarray(wholes, np.float64)
+  count = int(bottom.sum())
+  if not count:
+    return Estimate(math.nan, -math.inf, math.inf, 0)
+  drawn = np.random.default_rng(0).integers(len(top), size=(_RESAMPLES, len(top)))
+  tops, bottoms = top[drawn].sum(axis=1), bottom[drawn].sum(axis=1)
+  ratios = tops[bottoms > 0] / bottoms[bottoms > 0]
+  value = float(top.sum() / bottom.sum())
+  low, high = (float(x) for x in np.quantile(ratios, [0.025, 0.975]))
+  return Estimate(value, min(low, value), max(high, value), count)
+
+
+def clustered_rate(hits: Sequence[int], trials: Sequence[int]) -> Estimate:
+  """A rate whose trials come several a prompt: the wider of the bootstrap over prompts and Wilson's interval, each end.
+
+  The bootstrap alone is empty where all trials agree, and Wilson's alone takes those of a prompt for independent.
+
+  Args:
+    hits: of each prompt.
+    trials: of each prompt.
+
+  >>> e = clustered_rate([2, 0], [2, 2])
+  >>> e.value, e.low, e.high, e.count
+  (0.5, 0.0, 1.0, 4)
+  """
+  simple = Rate(sum(hits), sum(trials)).estimate
+  if not simple.count:
+    return simple
+  resampled = ratio(hits, trials)
+  return Estimate(simple.value, min(simple.low, resampled.low), max(simple.high, resampled.high), simple.count)

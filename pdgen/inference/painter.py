@@ -29,7 +29,7 @@ from pdgen.core import packed, trees
 from pdgen.core import trajectory as trajectory_lib
 from pdgen.data import tokenizers
 from pdgen.data.tokenizers import base
-from pdgen.inference import memory, results, streaming
+from pdgen.inference import dictation, memory, results, streaming
 from pdgen.inference import phases as phases_lib
 from pdgen.inference import requests as requests_lib
 from pdgen.inference.requests import Prompt as Prompt
@@ -94,6 +94,7 @@ class Painter:
     sampling: config_lib.SamplingConfig | None = None,
     batch_size: int | None = None,
     pictures: int | None = None,
+    inspector: dictation.Inspector | None = None,
   ) -> Result:
     """Paints every prompt.
 
@@ -108,12 +109,19 @@ class Painter:
       batch_size: trajectories a compiled call; by default all, at most 32. The last batch is filled up with idle rows,
         and with a mesh every batch to a multiple of its rows of devices.
       pictures: at most so many more pictures for each; by default sampling.max_pictures in all.
+      inspector: writes the inspections where sampling.inspection is `dictated` (`inference.dictation`).
 
     Raises: ValueError for an unknown mode, no prompts, seeds that do not fit, caps that leave no room, or pictures that
       do not fit the model.
     """
     parts = self.sample_batches(
-      prompts, mode=mode, seed=seed, sampling=sampling, batch_size=batch_size, pictures=pictures
+      prompts,
+      mode=mode,
+      seed=seed,
+      sampling=sampling,
+      batch_size=batch_size,
+      pictures=pictures,
+      inspector=inspector,
     )
     return results.join(parts)
 
@@ -126,6 +134,7 @@ class Painter:
     sampling: config_lib.SamplingConfig | None = None,
     batch_size: int | None = None,
     pictures: int | None = None,
+    inspector: dictation.Inspector | None = None,
   ) -> Iterator[tuple[list[int], Result]]:
     """As `sample`, a batch at a time, so that what is painted can be kept: numbers of the prompts, and their results.
 
@@ -133,6 +142,7 @@ class Painter:
     """
     sampling = sampling or self.config.sampling
     self.check(sampling)
+    dictation.check(sampling, inspector)
     requests = requests_lib.make(prompts, sampling=sampling, mode=mode, seed=seed, pictures=pictures)
     self._warn_of_modes(requests)
     batches = list(self._batches(requests, batch_size))
@@ -144,9 +154,13 @@ class Painter:
       for numbers, size, shape in batches:
         began, compiled = time.perf_counter(), _compiled_programs()
         chosen = [requests[i] for i in numbers]
-        state = self.run(chosen, sampling=sampling, batch_size=size, shape=shape)
+        if inspector is None:
+          state = self.run(chosen, sampling=sampling, batch_size=size, shape=shape)
+        else:
+          batch = self.sample_batch(chosen, batch_size=size, shape=shape)
+          state = dictation.run(self.phases(sampling), batch, chosen, self.tokenizer, inspector)
         host = jax.device_get({name: getattr(state, name) for name in results.FETCHED})
-        more = {'seconds': time.perf_counter() - began, 'compile_calls': _compiled_programs() - compiled}
+        more = {'seconds': time.perf_counter() - began, 'compile_calls': int(_compiled_programs() > compiled)}
         yield numbers, results.of_batch([r.start for r in chosen], host, self.tokenizer, timings=more)
 
     return paint()
@@ -177,6 +191,7 @@ class Painter:
     """
     sampling = sampling or self.config.sampling
     self.check(sampling)
+    dictation.check(sampling, None)
     requests = requests_lib.make(prompts, sampling=sampling, mode=mode, seed=seed, pictures=pictures)
     self._warn_of_modes(requests)
     shape = requests_lib.prefix_shape(requests, config=self.config, tokenizer=self.tokenizer)
@@ -299,7 +314,7 @@ class Painter:
 
 def _compiled_programs() -> int:
   run: Any = cycle.run  # Its type does not tell of the cache.
-  return run._cache_size()
+  return run._cache_size() + phases_lib.compiled_programs()
 
 
 def _placed(params: Any, cfg: config_lib.ModelConfig, mesh: Mesh) -> Any:

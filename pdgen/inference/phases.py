@@ -44,13 +44,17 @@ class Phases:
     """A picture for every trajectory that waits for one."""
     return self._call(_picture_phase, state)
 
+  def dictated_text(self, state: cycle.State, tokens: jax.Array) -> cycle.State:
+    """Texts that the host gives. tokens: int32[B, T], as of `cycle.dictated_text`."""
+    return self._call(_dictated_text, state, tokens)
+
   def denoise(self, state: cycle.State) -> jax.Array:
     """The part of the picture phase before the picture is decoded and read; the state is not donated."""
     return self._call(_denoise, state)
 
-  def _call(self, phase: Callable[..., Any], x: Any) -> Any:
+  def _call(self, phase: Callable[..., Any], x: Any, *more: Any) -> Any:
     with on_mesh(self.mesh):
-      return phase(self.graphdef, self.params, x, self.sampler, self.spec)
+      return phase(self.graphdef, self.params, x, self.sampler, self.spec, *more)
 
 
 def on_mesh(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
@@ -71,9 +75,16 @@ def last_pictures(state: cycle.State) -> jax.Array:
   return jnp.take_along_axis(state.pictures, index[:, None, None, None, None], axis=1)[:, 0]
 
 
+def compiled_programs() -> int:
+  """How many programs the phases have compiled so far in this process."""
+  return sum(phase._cache_size() for phase in (_prefill, _decode_step, _text_phase, _dictated_text, _picture_phase))
+
+
 def _compiled(phase: Callable[..., Any], *, donate: bool) -> Any:
-  def run(graphdef: nnx.GraphDef, params: Any, x: Any, sampler: flow.SamplerParams, spec: cycle.SamplerSpec) -> Any:
-    out = phase(nnx.merge(graphdef, params), x, sampler, spec)
+  def run(
+    graphdef: nnx.GraphDef, params: Any, x: Any, sampler: flow.SamplerParams, spec: cycle.SamplerSpec, *more: Any
+  ) -> Any:
+    out = phase(nnx.merge(graphdef, params), x, sampler, spec, *more)
     return _over_mesh(out) if isinstance(out, cycle.State) else out
 
   run.__name__ = phase.__name__  # Of the program in profiles.
@@ -93,5 +104,6 @@ def _over_mesh(state: cycle.State) -> cycle.State:
 _prefill = _compiled(cycle.prefill, donate=False)
 _decode_step = _compiled(cycle.decode_step, donate=True)
 _text_phase = _compiled(cycle.text_phase, donate=True)
+_dictated_text = _compiled(cycle.dictated_text, donate=True)
 _picture_phase = _compiled(cycle.picture_phase, donate=True)
 _denoise = _compiled(cycle.denoise, donate=False)

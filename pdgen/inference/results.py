@@ -30,6 +30,7 @@ class Result:
   timings: dict[str, float]
   # Numbers of the trajectories with a picture of which a value was NaN or infinite: it is not what the model painted.
   not_finite: tuple[int, ...] = ()
+  tokens: tuple[int, ...] = ()  # Chosen for each trajectory: of its texts, and one a picture. Empty: not counted.
 
 
 def warn_not_finite(prompts: Sequence[str]):
@@ -62,18 +63,28 @@ def of_batch(
   not_finite = tuple(i for i in range(len(starts)) if not host['finite'][i])
   warn_not_finite([starts[i].prompt for i in not_finite])
   trajectories = [parse_output(start, host, row, tokenizer) for row, start in enumerate(starts)]
-  return Result(trajectories, {**timings, **counts}, not_finite)
+  tokens = tuple(host['output_count'][: len(starts)].tolist())
+  return Result(trajectories, {**timings, **counts}, not_finite, tokens)
 
 
 def join(parts: Iterable[tuple[Sequence[int], Result]]) -> Result:
   """One result of several batches, each with the numbers of its prompts."""
   trajectories, not_finite = dict[int, trajectory_lib.Trajectory](), list[int]()
+  tokens = dict[int, int]()
   timings = dict[str, float]()
   for numbers, part in parts:
     trajectories |= zip(numbers, part.trajectories, strict=True)
+    tokens |= zip(numbers, part.tokens, strict=bool(part.tokens))
     not_finite += [numbers[i] for i in part.not_finite]
     timings = {name: timings.get(name, 0) + value for name, value in part.timings.items()}
-  return Result([trajectories[i] for i in sorted(trajectories)], timings, tuple(sorted(not_finite)))
+  order = sorted(trajectories)
+  in_order = (
+    [trajectories[i] for i in order],
+    timings,
+    tuple(sorted(not_finite)),
+    tuple(tokens[i] for i in order if i in tokens),
+  )
+  return Result(*in_order)
 
 
 class OutputReader:

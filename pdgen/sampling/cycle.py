@@ -48,7 +48,10 @@ class SamplerSpec(NamedTuple):
 
   @property
   def grammar(self) -> grammar_lib.Grammar:
-    return grammar_lib.Grammar(self.specials, self.vocab_size, self.sampling.max_text_tokens, self.sampling.grammar)
+    sampling = self.sampling
+    return grammar_lib.Grammar(
+      self.specials, self.vocab_size, sampling.max_text_tokens, sampling.grammar, sampling.inspection
+    )
 
 
 class SampleBatch(struct.PyTreeNode):
@@ -173,11 +176,43 @@ def text_phase(model: interleaved.Interleaved, state: State, sampler: flow.Sampl
   return jax.lax.while_loop(writing, lambda s: decode_step(model, s, sampler, spec), state)
 
 
-def decode_step(model: interleaved.Interleaved, state: State, sampler: flow.SamplerParams, spec: SamplerSpec) -> State:
-  """One step of the text phase: every writing trajectory reads its next_input token and chooses the next."""
+def dictated_text(
+  model: interleaved.Interleaved, state: State, sampler: flow.SamplerParams, spec: SamplerSpec, tokens: jax.Array
+) -> State:
+  """Decode steps in which some trajectories take down a text that the host gives; the others write on by themselves.
+
+  Args:
+    model: with its parameters.
+    state: of the loop; those that are dictated to write, and have chosen to begin a text.
+    sampler: temperature.
+    spec: grammar and caps.
+    tokens: int32[B, T], the text and its `<|im_end|>`, then -1; all of a row -1: nothing is dictated to it.
+  """
+  count = jnp.max(jnp.sum(tokens >= 0, axis=1))
+  step = lambda i, s: decode_step(model, s, sampler, spec, dictated=tokens[:, i])
+  return jax.lax.fori_loop(0, count, step, state)
+
+
+def decode_step(
+  model: interleaved.Interleaved,
+  state: State,
+  sampler: flow.SamplerParams,
+  spec: SamplerSpec,
+  *,
+  dictated: jax.Array | None = None,
+) -> State:
+  """One step of the text phase: every writing trajectory reads its next_input token and chooses the next.
+
+  Args:
+    model: with its parameters.
+    state: of the loop.
+    sampler: temperature.
+    spec: grammar and caps.
+    dictated: int32[B], the token that is taken instead of a choice; -1: the model chooses. None: it does everywhere.
+  """
   active = state.status == WRITING
   state, hidden = append_token(model, state, spec)
-  return choose_next(model, state, hidden, active, sampler, spec)
+  return choose_next(model, state, hidden, active, sampler, spec, dictated=dictated)
 
 
 def append_token(model: interleaved.Interleaved, state: State, spec: SamplerSpec) -> tuple[State, jax.Array]:
@@ -312,6 +347,8 @@ def choose_next(
   active: jax.Array,
   sampler: flow.SamplerParams,
   spec: SamplerSpec,
+  *,
+  dictated: jax.Array | None = None,
 ) -> State:
   """Chooses what each active trajectory does next: a token, a picture, or the end.
 
@@ -320,12 +357,15 @@ def choose_next(
     state: of the loop.
     hidden: [B, D], final hidden state of the last token of each trajectory.
     active: bool[B], trajectories that choose.
-    sampler: temperature.
+    sampler: temperature and budget of edits.
     spec: grammar and caps.
+    dictated: as of `decode_step`.
   """
   logits = model.logits(hidden)[:, : spec.vocab_size]
-  allowed = grammar_lib.allowed_tokens(state.grammar, spec.grammar)
+  allowed = grammar_lib.allowed_tokens(state.grammar, spec.grammar, max_edits=sampler.max_edits)
   token = next_token.sample(logits, allowed, state.key, state.output_count, sampler.temperature)
+  if dictated is not None:
+    token = jnp.where(dictated >= 0, dictated, token)
   # Caps end a trajectory only where it has just looked at a picture, so that it ends with a whole one.
   looked = (state.grammar.tag_state == grammar_lib.BOUNDARY) & (state.grammar.last_item >= grammar_lib.DRAFT)
   room = state.cache.k.shape[2] // (1 + spec.image_branch) - state.slot

@@ -24,11 +24,12 @@ class SamplerParams(struct.PyTreeNode):
   renorm_min: jax.Array  # f32[]; lower clamp of the renormalisation.
   timestep_shift: jax.Array  # f32[]; s in t <- s t / (1 + (s - 1) t).
   flow_steps: jax.Array  # int32[]; Euler steps a picture.
+  max_edits: jax.Array  # int32[]; refined pictures a trajectory.
 
   @classmethod
   def of(cls, sampling: config_lib.SamplingConfig) -> 'SamplerParams':
     """The numbers of a config. Raises: ValueError naming one that is not finite."""
-    kinds = {'flow_steps': jnp.int32}
+    kinds = {'flow_steps': jnp.int32, 'max_edits': jnp.int32}
     for name in DYNAMIC_FIELDS:
       if not np.isfinite(np.asarray(getattr(sampling, name), np.float64)).all():
         raise ValueError(f'sampling.{name}={getattr(sampling, name)} is not finite.')
@@ -41,7 +42,7 @@ DYNAMIC_FIELDS = tuple(field.name for field in dataclasses.fields(SamplerParams)
 def time_at(step: jax.Array, params: SamplerParams) -> jax.Array:
   """Shifted time before Euler step `step` of `params.flow_steps`: f32[], from 1 at step 0 to 0 after the last.
 
-  >>> k = SamplerParams(*[None] * 5, timestep_shift=4.0, flow_steps=2)
+  >>> k = SamplerParams(*[None] * 5, timestep_shift=4.0, flow_steps=2, max_edits=9)
   >>> [round(float(time_at(i, k)), 3) for i in range(3)]
   [1.0, 0.8, 0.0]
   """

@@ -7,6 +7,8 @@ picture or an inspection a text or the end. The format (`SamplingConfig.grammar`
     inspection  words [<refine> words </refine> words] <|im_end|>      without <refine>: a plan, or the end;
                                                                        with it: a picture, or a corrected plan
     after a draft: an inspection, or the end; after a refined picture: a plan, or the end
+
+Studies change what follows a draft (`SamplingConfig.inspection`), and how often `<refine>` may come (`max_edits`).
 """
 
 from collections.abc import Sequence
@@ -38,6 +40,7 @@ class GrammarState(struct.PyTreeNode):
   texts_since_picture: jax.Array  # int32; texts written since the last picture.
   refining: jax.Array  # bool; an inspection asked for the next picture, so it will be a refined one.
   direct: jax.Array  # bool; direct mode: one picture, no words.
+  edits: jax.Array  # int32; refined pictures so far.
 
 
 class Grammar(NamedTuple):
@@ -47,6 +50,7 @@ class Grammar(NamedTuple):
   vocab_size: int
   max_text_tokens: int
   enforced: bool
+  inspection: str = config_lib.FREE
 
 
 def from_trajectories(trajectories: Sequence[trajectory_lib.Trajectory]) -> GrammarState:
@@ -61,6 +65,7 @@ def from_trajectories(trajectories: Sequence[trajectory_lib.Trajectory]) -> Gram
     texts_since_picture=texts,
     refining=refining,
     direct=jnp.asarray([trajectory.mode == trajectory_lib.DIRECT for trajectory in trajectories]),
+    edits=jnp.asarray([sum(step.refined is not None for step in t.steps) for t in trajectories], jnp.int32),
   )
 
 
@@ -90,6 +95,8 @@ def after_token(state: GrammarState, token: jax.Array, rules: Grammar) -> Gramma
   """The state after a text token was read. token: int32[B]."""
   s = rules.specials
   plan_next = state.last_item != DRAFT  # only a draft is inspected
+  if rules.inspection == config_lib.OFF:
+    plan_next = jnp.ones_like(plan_next)
   writing = state.tag_state != BOUNDARY
   opened = jnp.where(plan_next, START, TEXT) if rules.enforced else jnp.full_like(state.tag_state, TEXT)
   place = state.tag_state
@@ -121,11 +128,20 @@ def after_picture(state: GrammarState, active: jax.Array) -> GrammarState:
     last_item=jnp.where(active, item, state.last_item),
     texts_since_picture=jnp.where(active, 0, state.texts_since_picture),
     refining=state.refining & ~active,
+    edits=state.edits + (state.refining & active).astype(jnp.int32),
   )
 
 
-def allowed_tokens(state: GrammarState, rules: Grammar) -> jax.Array:
-  """Which tokens each trajectory may write next: bool[B, V], at least one True a row."""
+def allowed_tokens(state: GrammarState, rules: Grammar, *, max_edits: jax.Array | int = config_lib.MOST) -> jax.Array:
+  """Which tokens each trajectory may write next.
+
+  Args:
+    state: where each stands.
+    rules: static facts.
+    max_edits: int32[]; refined pictures a trajectory.
+
+  Returns: bool[B, V], at least one True a row.
+  """
   s = rules.specials
   ids = jnp.arange(rules.vocab_size)
 
@@ -150,14 +166,19 @@ def allowed_tokens(state: GrammarState, rules: Grammar) -> jax.Array:
     free = (words | only(*tags, s.im_end), only(s.im_end))
     inside = {place: free for place in inside}
   near_cap = state.length >= rules.max_text_tokens - _CLOSING
-  result = _boundary(state, rules, only)
+  result = _boundary(state, rules, only, max_edits)
   for place, (may, must) in inside.items():
     here = (state.tag_state == place)[:, None]
     result = jnp.where(here, jnp.where(near_cap[:, None], must[None], may[None]), result)
-  return result
+  left = state.edits < max_edits
+  if rules.inspection == config_lib.FORCED:
+    asks = jnp.where(near_cap[:, None], only(s.refine)[None], (words | only(s.refine))[None])
+    result = jnp.where(((state.tag_state == TEXT) & left)[:, None], asks, result)
+  spent = ~left & (state.last_item == DRAFT)
+  return result & ~(spent[:, None] & only(s.refine)[None])
 
 
-def _boundary(state: GrammarState, rules: Grammar, only) -> jax.Array:
+def _boundary(state: GrammarState, rules: Grammar, only, max_edits: jax.Array | int) -> jax.Array:
   """What may come between two items: bool[B, V]."""
   s = rules.specials
   paint, write, end = only(s.vision_start), only(s.im_start), only(s.endoftext)
@@ -170,7 +191,13 @@ def _boundary(state: GrammarState, rules: Grammar, only) -> jax.Array:
   after_text = jnp.where((state.last_item == PLAN)[:, None], after_plan, after_inspection)
   after_text = jnp.where((state.texts_since_picture >= _MAX_TEXTS)[:, None], paint[None], after_text)
   after_prompt = jnp.where(state.direct[:, None], paint[None], write[None])
-  after_picture = jnp.where(state.direct[:, None], end[None], (write | end)[None])
+  after_picture = (write | end)[None]
+  if rules.inspection in (config_lib.FORCED, config_lib.DICTATED):
+    is_due = state.last_item == DRAFT
+    if rules.inspection == config_lib.FORCED:
+      is_due &= state.edits < max_edits
+    after_picture = jnp.where(is_due[:, None], write[None], after_picture)
+  after_picture = jnp.where(state.direct[:, None], end[None], after_picture)
   picture = (state.last_item == DRAFT) | (state.last_item == REFINED)
   return jnp.where(
     picture[:, None], after_picture, jnp.where((state.last_item == PROMPT)[:, None], after_prompt, after_text)

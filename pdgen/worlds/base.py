@@ -77,6 +77,33 @@ class InspectedWorld(JudgedWorld, Protocol):
     ...
 
 
+class Inspected(Protocol):
+  """What an inspector that sees everything finds in a step."""
+
+  @property
+  def errors(self) -> Sequence[str]:
+    """Kinds of errors, those of the plan against the prompt first; empty where the step is right."""
+    ...
+
+  @property
+  def text(self) -> str:
+    """The inspection, in the words of the world's training trajectories."""
+    ...
+
+  @property
+  def approval(self) -> str:
+    """The words that would approve the step, whether it is right or not."""
+    ...
+
+
+class OracleWorld(JudgedWorld, Protocol):
+  """Optional: exact inspection of a model's own steps. For `evals.process`."""
+
+  def inspect(self, prompt: str, plan: str | None, draft: np.ndarray, *, before: str | None = None) -> Inspected:
+    """What is wrong with the draft uint8[H, W, 3] of a plan that a model wrote. before: plan of the step before."""
+    ...
+
+
 class DraftRequest(Protocol):
   """A draft that a world wants of a model."""
 

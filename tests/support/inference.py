@@ -64,7 +64,8 @@ def knobs(**changes):
 def _start(params, prefix, knobs_, *, cfg, shape):
   model, rows = nnx.merge(interleaved.graphdef(cfg), params), prefix.und.token_id.shape[0]
   zeros = jnp.zeros(rows, jnp.int32)
-  lane = grammar.GrammarState(zeros + grammar.PROMPT, zeros + grammar.BOUNDARY, zeros, zeros, zeros > 0, zeros == 0)
+  place = dict(last_item=zeros + grammar.PROMPT, tag_state=zeros + grammar.BOUNDARY, length=zeros, edits=zeros)
+  lane = grammar.GrammarState(**place, texts_since_picture=zeros, refining=zeros > 0, direct=zeros == 0)
   keys = jax.vmap(jax.random.key)(jnp.arange(rows))
   return cycle.prefill(model, cycle.SampleBatch(prefix, lane, keys, zeros + 1), knobs_, shape)
 

@@ -9,6 +9,7 @@ faults         injected errors and the diagnosis of drafts; damage: malformed ob
 comparisons    the sentences that open every inspection
 language       templates of plans and inspections
 trajectories   training trajectories
+oracle         inspection of a model's own steps, whatever its plans say
 drafts         review of drafts that a model painted; injected errors for the inspection metrics
 """
 
@@ -17,6 +18,7 @@ from pdgen.worlds.shapes.detector import Detection, detect
 from pdgen.worlds.shapes.drafts import DraftRequest, contents, draft_request, injected, review, shows
 from pdgen.worlds.shapes.faults import ERROR_KINDS
 from pdgen.worlds.shapes.language import DECISIVE, FAULTS
+from pdgen.worlds.shapes.oracle import inspect, planned
 from pdgen.worlds.shapes.prompt_space import TASKS, keeps_out, parse, prompts
 from pdgen.worlds.shapes.renderer import render_graph
 from pdgen.worlds.shapes.scenes import COLORS, SHAPES, SIZE, TAXONOMY
@@ -39,8 +41,10 @@ __all__ = [
   'detect',
   'draft_request',
   'injected',
+  'inspect',
   'keeps_out',
   'parse',
+  'planned',
   'prompts',
   'render_graph',
   'render_malformed',

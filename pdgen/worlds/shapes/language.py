@@ -22,7 +22,7 @@ DECISIVE = (r'\b(?:correct|wrong)\b', '<refine>', r'(?<=\bshown )[^,:;.]+')
 FAULTS = (r'(?<=\bshown )(\w+)(?=, planned (?!\1\b))',)
 
 _VERBS = ('Add', 'Paint', 'Draw', 'Put')
-_OPENERS = ('The image shows', 'The picture shows', 'The image depicts', 'The scene has')
+OPENERS = ('The image shows', 'The picture shows', 'The image depicts', 'The scene has')
 _NUMBERS = ('no', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
 
 
@@ -82,9 +82,9 @@ def plan(instruction: str, scene: scenes.Scene, *, rng: np.random.Generator, new
   """
   parts = [f'{named(g)} {at(g)}' for g in groups(scene)]
   if len(parts) > 1 and new and set(groups(scene)[-1]) <= set(new) and rng.random() < 0.3:
-    words = f'{pick(rng, _OPENERS)} {listed(parts[:-1])}, and now {parts[-1]}.'
+    words = f'{pick(rng, OPENERS)} {listed(parts[:-1])}, and now {parts[-1]}.'
   else:
-    words = f'{pick(rng, _OPENERS)} {listed(parts)}.'
+    words = f'{pick(rng, OPENERS)} {listed(parts)}.'
   return f'<ins>{instruction}</ins><des>{words}</des>'
 
 

@@ -308,12 +308,17 @@ def _annotated(metadata: prompt_space.Metadata, beats: list[Beat]) -> Iterator[B
   """Fills in `missing`, and `extra` again while such an object is present and nothing is missing."""
   wanted = {i['class'] for i in metadata['include']}
   for beat in beats:
-    missing = []
-    for item in metadata['include']:
-      count = item['count'] - sum(o.shape == item['class'] for o in beat.after)
-      if count > 0:
-        missing.append((f'{item["color"]} {item["class"]}' if 'color' in item else item['class'], count))
-    extra = beat.extra
-    if extra is None and not missing:
+    lacking, extra = missing(metadata, beat.after), beat.extra
+    if extra is None and not lacking:
       extra = next((o for o in beat.after if o.shape not in wanted), None)
-    yield dataclasses.replace(beat, missing=tuple(missing), extra=extra)
+    yield dataclasses.replace(beat, missing=lacking, extra=extra)
+
+
+def missing(metadata: prompt_space.Metadata, scene: scenes.Scene) -> tuple[tuple[str, int], ...]:
+  """(words, number) of what the prompt still asks for after a scene."""
+  found = []
+  for item in metadata['include']:
+    count = item['count'] - sum(o.shape == item['class'] for o in scene)
+    if count > 0:
+      found.append((f'{item["color"]} {item["class"]}' if 'color' in item else item['class'], count))
+  return tuple(found)
