@@ -1,9 +1,13 @@
-"""Binomial rates with Wilson 95 % intervals."""
+"""95 % intervals: Wilson's of binomial rates, the bootstrap over prompts, and of weighted means of such figures."""
 
 import dataclasses
+import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable, Sequence
 
+import numpy as np
+
+RESAMPLES = 2000  # of the bootstrap
 Z = 1.959964  # 97.5 % quantile of the normal distribution
 
 
@@ -67,3 +71,85 @@ def wilson(hits: int, total: int) -> tuple[float, float]:
   reach = Z / (1 + z2) * math.sqrt(share * (1 - share) / total + z2 / (4 * total))
   # Exact at the ends: rounding would put a rate of 1 outside of its own interval.
   return (middle - reach if hits else 0.0), (middle + reach if hits < total else 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClusteredRate(Rate):
+  """A rate of pictures of which several belong to one prompt: its interval resamples prompts, not pictures.
+
+  Where every prompt has one picture it is Wilson's, which is better at few trials. So it is, over prompts, where all
+  pictures are right or all are wrong: every resample is then alike, and the bootstrap's interval empty.
+  """
+
+  clusters: tuple[tuple[int, int], ...] = ()  # (hits, total) of each prompt
+
+  @functools.cached_property
+  def _interval(self) -> tuple[float, float]:
+    if all(total == 1 for _, total in self.clusters):
+      return wilson(self.hits, self.total)
+    if self.hits in (0, self.total):
+      return wilson(len(self.clusters) if self.hits else 0, len(self.clusters))
+    return bootstrap([hits for hits, _ in self.clusters], weights=[total for _, total in self.clusters])
+
+  @property
+  def interval(self) -> tuple[float, float]:
+    return self._interval
+
+
+def clustered_rate(answers: Iterable[tuple[Hashable, bool]]) -> ClusteredRate:
+  """The rate of true answers, of pairs (prompt, answer).
+
+  >>> print(clustered_rate([('a', True), ('a', False), ('b', True), ('b', True)]))
+  0.750 (0.500-1.000) of 4
+  """
+  of: dict[Hashable, list[bool]] = {}
+  for prompt, answer in answers:
+    of.setdefault(prompt, []).append(bool(answer))
+  clusters = tuple((sum(a), len(a)) for a in of.values())
+  return ClusteredRate(sum(h for h, _ in clusters), sum(t for _, t in clusters), clusters)
+
+
+def bootstrap(values: Sequence[float], *, weights: Sequence[float] | None = None, seed: int = 0) -> tuple[float, float]:
+  """Percentile bootstrap of a mean: 95 % interval of sum(values) / sum(weights) over resampled prompts.
+
+  Args:
+    values: sum of the scores of each prompt.
+    weights: number of scores of each prompt; None: one each.
+    seed: of the resamples; the same values give the same interval.
+  """
+  sums = np.asarray(values, np.float64)
+  counts = np.ones_like(sums) if weights is None else np.asarray(weights, np.float64)
+  picks = np.random.default_rng(seed).integers(0, len(sums), (RESAMPLES, len(sums)))
+  low, high = np.quantile(sums[picks].sum(axis=1) / counts[picks].sum(axis=1), (0.025, 0.975))
+  return float(low), float(high)
+
+
+def mean(values: Sequence[float]) -> Estimate:
+  """The mean of one score a prompt, with the bootstrap's interval; nan without any.
+
+  >>> mean([0.5, 0.5])
+  Estimate(value=0.5, low=0.5, high=0.5, count=2)
+  """
+  if not values:
+    return Estimate(math.nan, 0.0, 1.0, 0)
+  return Estimate(float(np.mean(values)), *bootstrap(values), len(values))
+
+
+def combined(estimates: Sequence[Estimate], *, weights: Sequence[float] | None = None) -> Estimate:
+  """A weighted sum of independent estimates; its interval adds the squares of theirs (Zou and Donner 2008).
+
+  Args:
+    estimates: between 0 and 1.
+    weights: None: their mean.
+
+  Returns: nan where one of them is.
+  """
+  shares = [1 / len(estimates)] * len(estimates) if weights is None else list(weights)
+  pairs = list(zip(estimates, shares, strict=True))
+  value = sum(w * e.value for e, w in pairs)
+  count = sum(e.count for e in estimates)
+  if math.isnan(value):
+    return Estimate(math.nan, 0.0, 1.0, count)
+  below = math.sqrt(sum((w * (e.value - e.low)) ** 2 for e, w in pairs))
+  above = math.sqrt(sum((w * (e.high - e.value)) ** 2 for e, w in pairs))
+  return Estimate(value, max(0.0, value - below), min(1.0, value + above), count)
