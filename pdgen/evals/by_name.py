@@ -42,7 +42,8 @@ def geneval_of(world: Any, flags: argparse.Namespace) -> base.Evaluator:
     prompts=prompts,
     detector=_detector(world, flags),
     samples=flags.samples,
-    published='geneval' if flags.prompts or flags.score_only else None,
+    # Figures of others are of COCO's objects: an exact detector is of a small world.
+    published=None if flags.detector == 'exact' else 'geneval',
     **_painting(flags),
   )
 
