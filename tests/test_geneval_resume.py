@@ -24,8 +24,8 @@ def files(folder):
   return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob('*') if p.is_file()}
 
 
-def start(out, half):
-  command = [sys.executable, '-m', 'tests.support.geneval_run', str(out), half]
+def start(out, half, most):
+  command = [sys.executable, '-m', 'tests.support.geneval_run', str(out), half, str(most)]
   return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, env={**os.environ, 'PYTHONPATH': str(ROOT)})
 
 
@@ -51,7 +51,7 @@ def test_killed_five_times_it_leaves_the_files_of_one_run(half, tmp_path):
   rng = random.Random(0)
   kills = 0
   for wanted in (0, 3, 9, 16, 24):
-    process = start(out, half)
+    process = start(out, half, wanted - count() + 3)
     if wanted == 0:
       time.sleep(rng.random())  # Perhaps before anything is there.
     kills += kill_when(process, count, wanted)
