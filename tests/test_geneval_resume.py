@@ -210,6 +210,11 @@ def test_intervals_resample_prompts_where_they_have_several_pictures():
   assert intervals.clustered_rate([(p, p > 9) for p in range(40)]).interval == intervals.wilson(30, 40)
 
 
+def test_six_tasks_that_are_all_right_are_exactly_right():
+  for count in range(1, 20):
+    assert intervals.combined([intervals.rate([True]).estimate] * count).value == 1.0
+
+
 def test_colors_are_asked_for_only_where_a_clause_looks_at_them(tmp_path):
   class Names(geneval_run.Detector):
     def detect(self, picture):

@@ -146,7 +146,8 @@ def combined(estimates: Sequence[Estimate], *, weights: Sequence[float] | None =
   """
   shares = [1 / len(estimates)] * len(estimates) if weights is None else list(weights)
   pairs = list(zip(estimates, shares, strict=True))
-  value = sum(w * e.value for e, w in pairs)
+  # A mean is a sum that is divided once: six tasks of 1 make 1.
+  value = sum(w * e.value for e, w in pairs) if weights else sum(e.value for e in estimates) / len(estimates)
   count = sum(e.count for e in estimates)
   if math.isnan(value):
     return Estimate(math.nan, 0.0, 1.0, count)
