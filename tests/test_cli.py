@@ -282,7 +282,7 @@ def test_geneval_writes_the_official_folder_and_prints_what_is_in_it(checkpoint,
   printed = capsys.readouterr().out
   assert sorted(p.name for p in out.iterdir()) == [
     *(f'{i:05}' for i in range(12)),
-    *('results.jsonl', 'run.json', 'scores.json'),
+    *('index.html', 'results.jsonl', 'run.json', 'scores.json', 'scores.md'),
   ]
   assert (out / '00011' / 'samples' / '0000.png').is_file()
   report = geneval.read_results(out)

@@ -205,10 +205,13 @@ def test_damaged_files_are_named(folder):
   picture = folder / '00001' / 'samples' / '0000.png'
   picture.write_bytes(picture.read_bytes()[:60])
   with pytest.raises(ValueError, match='00001/samples/0000.png is no whole picture'):
-    geneval.score_folder(folder, EXACT)
+    geneval.read_folder(folder)
+  assert '00001/samples/0000.png: no whole picture' in geneval.score_folder(folder, EXACT).problems[0]
   (folder / '00000' / 'metadata.jsonl').write_text('{"tag": "colors"')
-  with pytest.raises(ValueError, match='00000/metadata.jsonl, line 1: no JSON object'):
-    geneval.score_folder(folder, EXACT)
+  with pytest.raises(ValueError, match='00000/metadata.jsonl: line 1: no JSON object'):
+    geneval.read_folder(folder)
+  report = geneval.score_folder(folder, EXACT)
+  assert report.missing == (0, 1) and 'These figures rest on 4 of 6 prompts' in str(report)
 
 
 def test_reading_an_empty_folder_says_what_is_missing(tmp_path):

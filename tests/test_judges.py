@@ -22,7 +22,7 @@ def ask(picture, *expected):
 def test_the_exact_detector_sees_what_the_world_sees():
   picture = renderer.render((RING, BAR))
   found = judges.detector('exact', shapes).detect(picture)
-  want = [(d.name, d.color, d.box, d.score) for d in shapes.detect(picture)]
+  want = [(d.name, d.color, d.box, d.score, None) for d in shapes.detect(picture)]
   assert [dataclasses.astuple(f) for f in found] == want and len(want) == 2
   assert judges.detector('exact', shapes).detect(renderer.blank()) == []
 
@@ -68,7 +68,7 @@ def test_a_question_without_what_is_expected_is_refused():
 
 
 def test_an_unknown_name_says_which_are_known():
-  with pytest.raises(ValueError, match=r"Unknown detector 'eye'. Known: \['exact'\]"):
+  with pytest.raises(ValueError, match=r"Unknown detector 'eye'. Known: \['exact', 'mask2former', 'opencv'\]"):
     judges.detector('eye', shapes)
   with pytest.raises(ValueError, match=r"Unknown judge 'judy'. Known: \['exact', 'openai', 'self'\]"):
     judges.judge('judy', shapes)

@@ -259,10 +259,10 @@ def test_the_paired_interval_is_narrower_than_that_of_independent_prompts():
 
 
 def test_a_clustered_rate_is_wider_than_wilsons_where_trials_of_a_prompt_agree():
-  alike, apart = intervals.clustered_rate([5, 0] * 10, [5, 5] * 10), intervals.clustered_rate([1, 0] * 50, [1, 1] * 50)
+  alike, apart = intervals.cautious_rate([5, 0] * 10, [5, 5] * 10), intervals.cautious_rate([1, 0] * 50, [1, 1] * 50)
   assert alike.value == apart.value == 0.5 and alike.count == apart.count == 100
   assert alike.high - alike.low > 1.5 * (apart.high - apart.low)
-  certain = intervals.clustered_rate([2] * 10, [2] * 10)
+  certain = intervals.cautious_rate([2] * 10, [2] * 10)
   assert certain.low == intervals.wilson(20, 20)[0] < 1 == certain.high
 
 

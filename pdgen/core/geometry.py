@@ -8,11 +8,11 @@ RELATIONS = ('left of', 'right of', 'above', 'below')
 PLACES = ('top left', 'top', 'top right', 'left', 'center', 'right', 'bottom left', 'bottom', 'bottom right')
 
 
-def spatial_relations(a: tuple[float, ...], b: tuple[float, ...]) -> set[str]:
+def spatial_relations(a: tuple[float, ...], b: tuple[float, ...], *, threshold: float = 0.1) -> set[str]:
   """Where box `a` is relative to box `b`: a subset of RELATIONS. The scorer and the shapes world share this rule.
 
-  Boxes are (x0, y0, x1, y1). The offset of the centres is shortened by a tenth of the summed sizes and divided by its
-  length; more than a half along an axis is a relation (GenEval, `relative_position`).
+  Boxes are (x0, y0, x1, y1). The offset of the centres is shortened by a tenth (`threshold`) of the summed sizes and
+  divided by its length; more than a half along an axis is a relation (GenEval, `relative_position`).
 
   >>> spatial_relations((0, 0, 9, 9), (11, 0, 20, 9))
   {'left of'}
@@ -20,8 +20,8 @@ def spatial_relations(a: tuple[float, ...], b: tuple[float, ...]) -> set[str]:
   ['above', 'left of']
   """
   dx, dy = (a[0] + a[2] - b[0] - b[2]) / 2, (a[1] + a[3] - b[1] - b[3]) / 2
-  x = _shorten(dx, 0.1 * (abs(a[2] - a[0]) + abs(b[2] - b[0])))
-  y = _shorten(dy, 0.1 * (abs(a[3] - a[1]) + abs(b[3] - b[1])))
+  x = _shorten(dx, threshold * (abs(a[2] - a[0]) + abs(b[2] - b[0])))
+  y = _shorten(dy, threshold * (abs(a[3] - a[1]) + abs(b[3] - b[1])))
   if max(abs(x), abs(y)) < 1e-3:
     return set()
   length = math.hypot(dx, dy)

@@ -18,11 +18,12 @@ import numpy as np
 
 from pdgen.core import config as config_lib
 from pdgen.core import trajectory as trajectory_lib
-from pdgen.evals import intervals
-from pdgen.viewing import transcript
+from pdgen.evals import intervals, published
+from pdgen.viewing import score_page, transcript
 
 _RUN = 'run.json'  # what identifies the run that a folder belongs to
 _PARTIAL = '.partial'
+_SHOWN = 20  # problems that a table names; JSON, markdown and page have all
 
 
 class Result(Protocol):
@@ -103,6 +104,9 @@ class Scores:
   details: Mapping[str, float] = dataclasses.field(default_factory=dict)  # logged besides, under their whole names
   text: str = ''  # the evaluator's own table, where it has one
   strip: np.ndarray | None = None  # a picture to look at, uint8[H, W, 3]
+  problems: Sequence[str] = ()  # what was left out or is doubtful, each by name
+  cards: Sequence[score_page.Card] = ()  # pictures for the page, where they are in files
+  others: Sequence[published.Published] = ()  # figures of others, to be shown apart from these
 
   def scalars(self) -> dict[str, float]:
     """For training logs: `<evaluator>/<figure>`, without figures that rest on nothing, and the details."""
@@ -111,8 +115,12 @@ class Scores:
   def table(self) -> str:
     """For people: the evaluator's own table, or one line a figure; the last line says if prompts are absent."""
     lines = [self.text] if self.text else [_line(name, e) for name, e in self.values.items()]
-    if self.answered < self.asked:
+    if self.answered < self.asked and not (self.text and 'These figures rest on' in self.text):
       lines.append(f'These figures rest on {self.answered} of {self.asked}.')
+    if self.problems:
+      shown = [f'  {problem}' for problem in self.problems[:_SHOWN]]
+      more = len(self.problems) - len(shown)
+      lines += [f'Left out or doubtful ({len(self.problems)}):', *shown, *([f'  .. and {more} more'] if more else [])]
     return transcript.printable('\n'.join(lines), keep='\n')
 
   def to_json(self) -> dict[str, Any]:
@@ -122,7 +130,9 @@ class Scores:
       for name, e in self.values.items()
     }
     counts = {'name': self.name, 'asked': self.asked, 'answered': self.answered}
-    return {**counts, 'values': values, 'details': dict(self.details), 'rows': [dict(row) for row in self.rows]}
+    told = {**counts, 'values': values, 'details': dict(self.details), 'problems': list(self.problems)}
+    others = [dataclasses.asdict(line) for line in self.others]
+    return {**told, **({'published_by_others': others} if others else {}), 'rows': [dict(row) for row in self.rows]}
 
 
 class Evaluator(Protocol):
@@ -142,6 +152,18 @@ class Evaluator(Protocol):
 
     Raises: AnotherRunError for a folder of another run.
     """
+    ...
+
+
+class PictureEvaluator(Evaluator, Protocol):
+  """An evaluator of pictures in a folder, in two halves: `run` is one after the other."""
+
+  def paint(self, painter: Painter, out: pathlib.Path) -> Any:
+    """Paints what is missing. Raises: AnotherRunError."""
+    ...
+
+  def score(self, out: pathlib.Path) -> Scores:
+    """Scores what is there, whoever painted it."""
     ...
 
 

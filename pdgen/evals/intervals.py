@@ -1,13 +1,14 @@
-"""95 % intervals: Wilson's of rates, square-and-add of their mean, bootstrap over prompts of all else."""
+"""95 % intervals: Wilson's of binomial rates, the bootstrap over prompts, and of weighted means of such figures."""
 
 import dataclasses
+import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
 import numpy as np
 
+RESAMPLES = 2000  # of the bootstrap
 Z = 1.959964  # 97.5 % quantile of the normal distribution
-_RESAMPLES = 2000  # of a bootstrap
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,17 +73,97 @@ def wilson(hits: int, total: int) -> tuple[float, float]:
   return (middle - reach if hits else 0.0), (middle + reach if hits < total else 1.0)
 
 
+@dataclasses.dataclass(frozen=True)
+class ClusteredRate(Rate):
+  """A rate of pictures of which several belong to one prompt: its interval resamples prompts, not pictures.
+
+  Where every prompt has one picture it is Wilson's, which is better at few trials. So it is, over prompts, where all
+  pictures are right or all are wrong: every resample is then alike, and the bootstrap's interval empty.
+  """
+
+  clusters: tuple[tuple[int, int], ...] = ()  # (hits, total) of each prompt
+
+  @functools.cached_property
+  def _interval(self) -> tuple[float, float]:
+    if all(total == 1 for _, total in self.clusters):
+      return wilson(self.hits, self.total)
+    if self.hits in (0, self.total):
+      return wilson(len(self.clusters) if self.hits else 0, len(self.clusters))
+    return bootstrap([hits for hits, _ in self.clusters], weights=[total for _, total in self.clusters])
+
+  @property
+  def interval(self) -> tuple[float, float]:
+    return self._interval
+
+
+def clustered_rate(answers: Iterable[tuple[Hashable, bool]]) -> ClusteredRate:
+  """The rate of true answers, of pairs (prompt, answer).
+
+  >>> print(clustered_rate([('a', True), ('a', False), ('b', True), ('b', True)]))
+  0.750 (0.500-1.000) of 4
+  """
+  of: dict[Hashable, list[bool]] = {}
+  for prompt, answer in answers:
+    of.setdefault(prompt, []).append(bool(answer))
+  clusters = tuple((sum(a), len(a)) for a in of.values())
+  return ClusteredRate(sum(h for h, _ in clusters), sum(t for _, t in clusters), clusters)
+
+
+def bootstrap(values: Sequence[float], *, weights: Sequence[float] | None = None, seed: int = 0) -> tuple[float, float]:
+  """Percentile bootstrap of a mean: 95 % interval of sum(values) / sum(weights) over resampled prompts.
+
+  Args:
+    values: sum of the scores of each prompt.
+    weights: number of scores of each prompt; None: one each.
+    seed: of the resamples; the same values give the same interval.
+  """
+  sums = np.asarray(values, np.float64)
+  counts = np.ones_like(sums) if weights is None else np.asarray(weights, np.float64)
+  picks = np.random.default_rng(seed).integers(0, len(sums), (RESAMPLES, len(sums)))
+  low, high = np.quantile(sums[picks].sum(axis=1) / counts[picks].sum(axis=1), (0.025, 0.975))
+  return float(low), float(high)
+
+
+def mean(values: Sequence[float]) -> Estimate:
+  """The mean of one score a prompt, with the bootstrap's interval; nan without any.
+
+  >>> mean([0.5, 0.5])
+  Estimate(value=0.5, low=0.5, high=0.5, count=2)
+  """
+  if not values:
+    return Estimate(math.nan, 0.0, 1.0, 0)
+  return Estimate(float(np.mean(values)), *bootstrap(values), len(values))
+
+
+def combined(estimates: Sequence[Estimate], *, weights: Sequence[float] | None = None) -> Estimate:
+  """A weighted sum of independent estimates; its interval adds the squares of theirs (Zou and Donner 2008).
+
+  Args:
+    estimates: between 0 and 1.
+    weights: None: their mean.
+
+  Returns: nan where one of them is.
+  """
+  shares = [1 / len(estimates)] * len(estimates) if weights is None else list(weights)
+  pairs = list(zip(estimates, shares, strict=True))
+  # A mean is a sum that is divided once: six tasks of 1 make 1.
+  value = sum(w * e.value for e, w in pairs) if weights else sum(e.value for e in estimates) / len(estimates)
+  count = sum(e.count for e in estimates)
+  if math.isnan(value):
+    return Estimate(math.nan, 0.0, 1.0, count)
+  below = math.sqrt(sum((w * (e.value - e.low)) ** 2 for e, w in pairs))
+  above = math.sqrt(sum((w * (e.high - e.value)) ** 2 for e, w in pairs))
+  return Estimate(value, max(0.0, value - below), min(1.0, value + above), count)
+
+
 def mean_of_rates(rates: Sequence[Rate]) -> Estimate:
-  """The mean of rates that are independent, all of equal weight: Wilson by square-and-add (Zou and Donner 2008).
+  """The mean of independent rates, all of equal weight: `combined` of their Wilson intervals.
 
   >>> e = mean_of_rates([Rate(9, 10), Rate(10, 10)])
   >>> [round(x, 3) for x in (e.value, e.low, e.high)], e.count
   ([0.95, 0.744, 0.991], 20)
   """
-  value = float(np.mean([r.value for r in rates]))
-  below = math.sqrt(sum((r.value - r.interval[0]) ** 2 for r in rates)) / len(rates)
-  above = math.sqrt(sum((r.interval[1] - r.value) ** 2 for r in rates)) / len(rates)
-  return Estimate(value, max(0.0, value - below), min(1.0, value + above), sum(r.total for r in rates))
+  return combined([r.estimate for r in rates])
 
 
 def ratio(parts: Sequence[float], wholes: Sequence[float] | None = None) -> Estimate:
@@ -105,7 +186,7 @@ def ratio(parts: Sequence[float], wholes: Sequence[float] | None = None) -> Esti
   count = int(bottom.sum())
   if not count:
     return Estimate(math.nan, -math.inf, math.inf, 0)
-  drawn = np.random.default_rng(0).integers(len(top), size=(_RESAMPLES, len(top)))
+  drawn = np.random.default_rng(0).integers(len(top), size=(RESAMPLES, len(top)))
   tops, bottoms = top[drawn].sum(axis=1), bottom[drawn].sum(axis=1)
   ratios = tops[bottoms > 0] / bottoms[bottoms > 0]
   value = float(top.sum() / bottom.sum())
@@ -113,16 +194,17 @@ def ratio(parts: Sequence[float], wholes: Sequence[float] | None = None) -> Esti
   return Estimate(value, min(low, value), max(high, value), count)
 
 
-def clustered_rate(hits: Sequence[int], trials: Sequence[int]) -> Estimate:
+def cautious_rate(hits: Sequence[int], trials: Sequence[int]) -> Estimate:
   """A rate whose trials come several a prompt: the wider of the bootstrap over prompts and Wilson's interval, each end.
 
-  The bootstrap alone is empty where all trials agree, and Wilson's alone takes those of a prompt for independent.
+  The bootstrap alone is empty where all trials agree, and Wilson's alone takes those of a prompt for independent: where
+  a prompt has a handful of trials at most, `ClusteredRate` promises too much.
 
   Args:
     hits: of each prompt.
     trials: of each prompt.
 
-  >>> e = clustered_rate([2, 0], [2, 2])
+  >>> e = cautious_rate([2, 0], [2, 2])
   >>> e.value, e.low, e.high, e.count
   (0.5, 0.0, 1.0, 4)
   """

@@ -27,7 +27,7 @@ def figures(rows: Mapping[str, Sequence[Row]], *, flow_steps: int, references: S
     fixed, spoiled                  wrong drafts with a right refined picture; right ones with a wrong refined picture
     own_repair, own_damage          paintings with a wrong draft that end right; without one that end wrong
 
-  A last draft that a cap left without an inspection is no step. Rates of steps: `intervals.clustered_rate`; means and
+  A last draft that a cap left without an inspection is no step. Rates of steps: `intervals.cautious_rate`; means and
   gains: bootstrap over prompts.
 
   Args:
@@ -79,7 +79,7 @@ def _steps(rows: Sequence[Row]) -> Values:
 
   def of(hit, among) -> intervals.Estimate:
     chosen = [[step for step in steps if among(step)] for steps in prompts]
-    return intervals.clustered_rate([sum(map(hit, steps)) for steps in chosen], [len(steps) for steps in chosen])
+    return intervals.cautious_rate([sum(map(hit, steps)) for steps in chosen], [len(steps) for steps in chosen])
 
   rejected = lambda step: step['rejected']
   fixed = lambda step: step['refined'] == []

@@ -6,9 +6,13 @@ A new one is a file with a `get` of its own and a line in a dict here.
 from collections.abc import Callable
 from typing import Any
 
-from pdgen.judges import base, exact, openai, self_judge
+from pdgen.judges import base, exact, mask2former, openai, opencv, self_judge
 
-DETECTORS: dict[str, Callable[..., base.Detector]] = {'exact': exact.get}
+DETECTORS: dict[str, Callable[..., base.Detector]] = {
+  'exact': exact.get,  # (world)
+  'mask2former': mask2former.get,  # (model, clip, device): GenEval's own
+  'opencv': opencv.get,  # (model, config, ..): an SSD
+}
 JUDGES: dict[str, Callable[..., base.Judge]] = {
   'exact': exact.get,  # (world)
   'openai': openai.get,  # (services.chat.Chat)

@@ -17,6 +17,7 @@ class Found:
   color: str | None = None  # Word for its colour; None where the detector names no colours.
   box: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)  # (x0, y0, x1, y1) in pixels.
   score: float = 1.0  # Confidence in [0, 1].
+  mask: np.ndarray | None = dataclasses.field(default=None, compare=False, repr=False)  # bool[H, W]; None: a box alone.
 
 
 def check_picture(picture: np.ndarray, *, whose: str = ''):
@@ -31,10 +32,22 @@ def check_picture(picture: np.ndarray, *, whose: str = ''):
 
 
 class Detector(Protocol):
-  """Sees the objects of a picture."""
+  """Sees the objects of a picture.
+
+  Two more attributes are used where a detector has them: `identity`, a str that names the weights and options (what it
+  found is then kept and not looked for again), and the method `colors` of `ColorNamer`.
+  """
 
   def detect(self, picture: np.ndarray) -> Sequence[Found]:
     """The objects of uint8[H, W, 3], in any order."""
+    ...
+
+
+class ColorNamer(Protocol):
+  """Names the colours of objects, where looking is too expensive to be done for all that is found."""
+
+  def colors(self, picture: np.ndarray, objects: Sequence[Found], /) -> Sequence[str | None]:
+    """A word for each object of uint8[H, W, 3], or None."""
     ...
 
 
