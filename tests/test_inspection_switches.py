@@ -143,7 +143,7 @@ def test_dictating_the_models_own_words_changes_nothing():
     (lambda: PAINTER.stream('a', sampling=dataclasses.replace(WARM, inspection='dictated')), 'without an inspector'),
     (lambda: paint(inspection='dictated', inspector=lambda t: 'too many words'), 'has 15 tokens of 12: raise'),
   ],
-  ids=str,
+  ids=['none', 'unasked', 'streamed', 'too long'],
 )
 def test_an_inspector_is_there_exactly_when_it_is_asked_for(call, words):
   with pytest.raises(ValueError, match=re.escape(words)) as error:
