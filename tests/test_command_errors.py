@@ -254,6 +254,8 @@ def test_what_is_wrong_in_a_config_file_is_one_line(command, name, tmp_path, mon
 IMPORTING = """
 import runpy, signal, sys, types
 WHEN, module, sys.argv = sys.argv[1], sys.argv[2], sys.argv[2:]
+# What runs in the background of a script ignores Ctrl-C, and so do its children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 class Slow:
   def find_spec(self, name, path=None, target=None):
     if name == WHEN:  # Ctrl-C in the middle of this import, which swallows exceptions.

@@ -47,7 +47,7 @@ def refused(capsys, *arguments: str) -> str:
   with pytest.raises(SystemExit) as stop:
     convert.main(arguments)
   assert stop.value.code == 2
-  message = capsys.readouterr().err.partition('error: ')[2].strip()
+  message = capsys.readouterr().err.partition(': ')[2].strip()
   assert message and '\n' not in message and 'Traceback' not in message
   return message
 

@@ -325,7 +325,7 @@ def test_a_malformed_folder_is_refused_in_one_line_that_names_the_file(part, che
     with pytest.raises(SystemExit) as stop:
       convert.main([command, f'--from={folder}', f'--to={home / "out"}'])
       pytest.fail(f'{case} was accepted ({named})')
-    message = capsys.readouterr().err.partition('error: ')[2].strip()
+    message = capsys.readouterr().err.partition(': ')[2].strip()
     assert stop.value.code == 2 and message and '\n' not in message, f'{case}: {message}'
     assert named in message, f'{case}: {named} is not in {message}'
     assert tree(home) == before, case

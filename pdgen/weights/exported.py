@@ -193,7 +193,7 @@ def _check_numbers(cfg: config_lib.ModelConfig):
     'rope_theta': not 0 < cfg.rope_theta < 1e12,
     'norm_eps': not 0 < cfg.norm_eps <= 1,
     'min_t': not 0 < cfg.min_t <= 1,
-    'attention': cfg.attention not in attention.IMPLEMENTATIONS,
+    'attention': cfg.attention not in attention.NAMES,
     'remat': cfg.remat not in ('none', *remat.POLICIES),
     # Python loops over blocks and levels.
     'codec': vae is not None

@@ -58,12 +58,13 @@ IMPLEMENTATIONS: dict[str, Prepare] = {
   'blockwise': _blockwise,
   'pallas_gpu': _pallas_gpu,
 }
+NAMES = (AUTO, *IMPLEMENTATIONS)  # That a config may say.
 
 
 def check(name: str):
   """Raises ValueError for an unknown name."""
-  if name not in (AUTO, *IMPLEMENTATIONS):
-    raise ValueError(f'Unknown attention {name!r}. Known: {sorted([AUTO, *IMPLEMENTATIONS])}')
+  if name not in NAMES:
+    raise ValueError(f'Unknown attention {name!r}. Known: {sorted(NAMES)}')
 
 
 def prepare(
