@@ -124,14 +124,14 @@ def test_the_script_for_an_accelerator_runs_on_a_cpu(tmp_path):
     'PYTHON': sys.executable,
     'SUITES': 'matmul',
     'WORKERS': '1',
-    'PARITY_TESTS': 'tests/test_parity_embeddings.py',
+    'PARITY_TESTS': 'tests/test_parity_transforms.py',
     'PYTEST_ADDOPTS': '',
   }
   script = ['bash', str(ROOT / 'launch/accelerator_check.sh'), str(tmp_path)]
   done = subprocess.run(script, env=environment, capture_output=True, text=True, cwd=tmp_path)
   assert done.returncode == 0, done.stdout + done.stderr
   page = (tmp_path / 'README.md').read_text()
-  assert '## matmul (tiny)' in page and '11 tests passed, 0 failed' in page and '| b_embeddings |' in page
+  assert '## matmul (tiny)' in page and '2 tests passed, 0 failed' in page and '| b_transforms |' in page
   assert json.loads((tmp_path / 'parity.json').read_text())['platform'] == 'cpu'
 
 
