@@ -4,6 +4,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 
 import absl.flags
 import pytest
@@ -19,6 +20,8 @@ IMPORT = ['import', f'--from={EMPTY}']
 RUN = [CONFIG, '--workdir=/proc/nowhere']
 
 SAMPLE = ['--prompt=x']
+ANEW = f'--out={pathlib.Path(tempfile.gettempdir()) / "x"}'
+
 WRONG = {
   sample: [
     ([], 'nothing to paint'),
@@ -64,10 +67,10 @@ WRONG = {
     (['--suite=matmul', '--out=/proc/nowhere'], '/proc/nowhere cannot be written'),
     (['--suite=matmul', '--out=/proc/nowhere/x.json'], '/proc/nowhere cannot be written'),
     (['--suite=matmul', f'--out={ROOT / "README.md"}'], 'README.md cannot be written'),
-    (['--suite=matmul', '--out=x', '--size=7b'], "invalid choice: '7b'"),
-    (['--suite=matmul', '--out=x', '--limit=0'], '--limit: 0 is out of range'),
-    (['--suite=matmul', '--out=x', '--limit=nan'], "'nan' is no whole number"),
-    (['--suite=matmul', '--out=x', '--total=0'], '--total: 0 is out of range'),
+    (['--suite=matmul', ANEW, '--size=7b'], "invalid choice: '7b'"),
+    (['--suite=matmul', ANEW, '--limit=0'], '--limit: 0 is out of range'),
+    (['--suite=matmul', ANEW, '--limit=nan'], "'nan' is no whole number"),
+    (['--suite=matmul', ANEW, '--total=0'], '--total: 0 is out of range'),
     (['now'], 'unrecognized arguments: now'),
     (['--batch_sizes='], "'' is no whole number"),
     (['--batch_sizes=1,0'], '0 is out of range: from 1'),
@@ -149,14 +152,14 @@ WRONG = {
     (['--out=/proc/nowhere'], 'cannot be written'),
     ([f'--out={ROOT}'], 'is a folder. Name another file.'),
     ([f'--out={ROOT / "README.md"}/x'], 'README.md cannot be written'),
-    (['--out=x', '--world=nowhere'], "There is no world 'nowhere'"),
-    (['--out=x', '--pieces=0'], '0 is out of range: from 1'),
-    (['--out=x', '--pieces=many'], "'many' is no whole number"),
-    (['--out=x', '--pieces=3', '--texts=10'], 'pieces=3 cannot be trained'),
-    (['--out=x', '--texts=0'], '0 is out of range: from 1'),
-    (['--out=x', '--seed=-1'], '-1 is out of range'),
-    (['--out=x', 'now'], 'unrecognized arguments: now'),
-    (['--out=x', '--piece=300'], 'unrecognized arguments: --piece=300'),
+    ([ANEW, '--world=nowhere'], "There is no world 'nowhere'"),
+    ([ANEW, '--pieces=0'], '0 is out of range: from 1'),
+    ([ANEW, '--pieces=many'], "'many' is no whole number"),
+    ([ANEW, '--pieces=3', '--texts=10'], 'pieces=3 cannot be trained'),
+    ([ANEW, '--texts=0'], '0 is out of range: from 1'),
+    ([ANEW, '--seed=-1'], '-1 is out of range'),
+    ([ANEW, 'now'], 'unrecognized arguments: now'),
+    ([ANEW, '--piece=300'], 'unrecognized arguments: --piece=300'),
   ],
   inspect_data: [
     ([], '--config must have a value'),

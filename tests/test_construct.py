@@ -42,7 +42,7 @@ def test_build_and_figures(tmp_path, capsys):
   page = (tmp_path / 'page' / 'index.html').read_text()
   assert '9 records' in page and '&lt;refine&gt;' in page and 'cross-entropy' in page
   assert str(tmp_path / 'page' / 'index.html') in capsys.readouterr().out
-  assert 'no record set' in fails(capsys, 'inspect', str(tmp_path / 'page'), '--out=x')
+  assert 'no record set' in fails(capsys, 'inspect', str(tmp_path / 'page'), f'--out={tmp_path / "b"}')
 
 
 def test_a_dry_run_says_what_a_build_takes(tmp_path, capsys):
@@ -65,7 +65,7 @@ def test_errors_of_one_line(tmp_path, capsys, monkeypatch):
   assert 'tries=0 is too small' in fails(capsys, 'build', SHAPES, *rest, '--config.tries=0')
   assert 'nothing.py' in fails(capsys, 'build', '--config=nothing.py', *rest)
   assert 'unrecognized' in fails(capsys, 'build', SHAPES, *rest, '--limits=3')
-  assert 'invalid choice' in fails(capsys, 'build', SHAPES, '--subset=all', '--out=x')
+  assert 'invalid choice' in fails(capsys, 'build', SHAPES, '--subset=all', f'--out={tmp_path / "c"}')
   assert 'holds no record set' in fails(capsys, 'stats', str(tmp_path))
 
   def spent(*args, **options):
