@@ -49,18 +49,23 @@ if __name__ == '__main__':
 """
 
 
-def test_worker_processes_resume_exactly(tmp_path):
-  script = tmp_path / 'workers.py'
-  script.write_text(WORKERS_SCRIPT)
+def printed(folder: pathlib.Path, script: str) -> list[str]:
+  """Lines of a main module in a process of its own, as worker processes want one."""
+  file = folder / 'script.py'
+  file.write_text(script)
   done = subprocess.run(
-    [sys.executable, '-W', 'error', str(script)],
+    [sys.executable, '-W', 'error', str(file)],
     env={'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu', 'OMP_NUM_THREADS': '1'},
     capture_output=True,
     text=True,
     timeout=120,
   )
   assert done.returncode == 0, done.stderr
-  out = json.loads(done.stdout.splitlines()[-1])
+  return done.stdout.splitlines()
+
+
+def test_worker_processes_resume_exactly(tmp_path):
+  out = json.loads(printed(tmp_path, WORKERS_SCRIPT)[-1])
   assert len(set(out['digests'])) == 6, 'the workers repeat each other'
   assert out['resumed'] == out['digests'][3:]
 
@@ -120,17 +125,7 @@ if __name__ == '__main__':
 
 
 def test_a_run_with_workers_is_taken_over_by_others_and_no_sample_is_lost_or_comes_twice(tmp_path):
-  script = tmp_path / 'over.py'
-  script.write_text(TAKE_OVER_SCRIPT)
-  done = subprocess.run(
-    [sys.executable, '-W', 'error', str(script)],
-    env={'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu', 'OMP_NUM_THREADS': '1'},
-    capture_output=True,
-    text=True,
-    timeout=120,
-  )
-  assert done.returncode == 0, done.stderr
-  *said, out = done.stdout.splitlines()
+  *said, out = printed(tmp_path, TAKE_OVER_SCRIPT)
   out = json.loads(out)
   assert out['seen'] > 50 and not out['wrong']
   assert [line.partition(' (')[0].removeprefix('The run goes on with ') for line in said] == [

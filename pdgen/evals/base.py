@@ -171,6 +171,12 @@ class AnotherRunError(ValueError):
   """The folder holds what another run has made: it would be scored, too."""
 
 
+def identity(painter: Painter, prompts: PromptSet, **settings: Any) -> dict[str, Any]:
+  """What decides the files of a run over prompts, for `claim`. settings: what the evaluator has besides."""
+  sampling = dataclasses.asdict(painter.config.sampling)
+  return {**settings, 'prompts': prompts.name, 'prompts_digest': prompts.digest, 'sampling': sampling}
+
+
 def claim(out: pathlib.Path, identity: Mapping[str, Any]):
   """Makes `out` the folder of a run, or goes on in it if it is that already.
 

@@ -90,10 +90,8 @@ class GenEval:
     return self.prompts
 
   def _identity(self, painter: base.Painter) -> dict[str, Any]:
-    sampling = dataclasses.asdict(painter.config.sampling)
     settings = dict(evaluator=self.name, mode=self.mode, seed=self.seed, checkpoint=self.checkpoint)
-    prompts = self._prompts
-    return {**settings, 'prompts': prompts.name, 'prompts_digest': prompts.digest, 'sampling': sampling}
+    return base.identity(painter, self._prompts, **settings)
 
   def _row(self, job: painting.Job, picture: np.ndarray) -> dict[str, Any]:
     name = geneval_folder.name(job.number, job.sample)

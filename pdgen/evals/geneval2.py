@@ -52,8 +52,7 @@ class GenEval2:
   def paint(self, painter: base.Painter, out: pathlib.Path) -> painting.Painted:
     """Paints what is missing. Raises: base.AnotherRunError."""
     settings = dict(evaluator=self.name, mode=self.mode, seed=self.seed, checkpoint=self.checkpoint)
-    prompts = dict(prompts=self.prompts.name, prompts_digest=self.prompts.digest)
-    base.claim(out, {**settings, **prompts, 'sampling': dataclasses.asdict(painter.config.sampling)})
+    base.claim(out, base.identity(painter, self.prompts, **settings))
     jobs = painting.jobs(self.prompts.texts, seed=self.seed)
     todo = [job for job in jobs if not (out / _file(job.number)).is_file()]
 

@@ -131,8 +131,7 @@ class Process:
 
   def _identity(self, painter: base.Painter) -> dict[str, Any]:
     settings = dict(evaluator=self.name, seed=self.seed, checkpoint=self.checkpoint, steps_judged=bool(self.inspect))
-    sampling = dataclasses.asdict(painter.config.sampling)
-    return {**settings, 'prompts': self.prompts.name, 'prompts_digest': self.prompts.digest, 'sampling': sampling}
+    return base.identity(painter, self.prompts, **settings)
 
   def _rows(self, painter: base.Painter, out: pathlib.Path | None, setting: str, free: Sequence['Row']) -> list['Row']:
     """The rows of a setting: those in the folder, and the rest painted and kept there, batch by batch."""

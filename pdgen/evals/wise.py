@@ -108,10 +108,7 @@ class Wise:
   def paint(self, painter: base.Painter, out: pathlib.Path) -> painting.Painted:
     """Paints what is missing. Raises: base.AnotherRunError."""
     settings = dict(evaluator=self.name, mode=self.mode, seed=self.seed, checkpoint=self.checkpoint)
-    sampling = dataclasses.asdict(painter.config.sampling)
-    base.claim(
-      out, {**settings, 'prompts': self.prompts.name, 'prompts_digest': self.prompts.digest, 'sampling': sampling}
-    )
+    base.claim(out, base.identity(painter, self.prompts, **settings))
     names = [f'{row["prompt_id"]}.png' for row in self.prompts.rows]
     todo = [j for j in painting.jobs(self.prompts.texts, seed=self.seed) if not (out / names[j.number]).is_file()]
     write = lambda job, picture: judged_pictures.save(out / names[job.number], picture)

@@ -17,7 +17,7 @@ from pdgen.models.attention import base, online_softmax
 
 BLOCK = 128  # tokens; on accelerators in rows longer than LONG, LONG_BLOCK: they need more work at a time
 LONG, LONG_BLOCK = 4096, 512
-_SAMPLE = 2**20  # more than any sample has tokens; 2**11 samples a row stay below 2**31
+SAMPLE = 2**20  # more than any sample has tokens; 2**11 samples a row stay below 2**31
 
 
 class SortedBlocks(NamedTuple):
@@ -108,7 +108,7 @@ def _may_see(query: packed.TokenMeta, key: packed.TokenMeta) -> jax.Array:
 
   # One number for (sample, order) and one for (sample, span): bounds stay tight in blocks that hold several samples.
   def of_sample(tokens: packed.TokenMeta, field: jax.Array) -> jax.Array:
-    return tokens.segment * _SAMPLE + field
+    return tokens.segment * SAMPLE + field
 
   def every(tokens: packed.TokenMeta) -> jax.Array:
     return tokens.segment > 0

@@ -23,7 +23,6 @@ from pdgen.models.attention import base, blockwise
 
 # Rows of queries and of keys that one program of a kernel holds.
 BLOCK_Q, BLOCK_K = 128, 64
-_SAMPLE = 2**20  # More than any sample has tokens; 2**11 samples a row stay below 2**31.
 _NOWHERE = 2**31 - 1
 _MASKED, _FLOOR = -1e30, -1e20  # Scores: of what is not seen, and what the running maximum starts from.
 
@@ -79,7 +78,7 @@ def prepare(query: packed.TokenMeta, key: packed.TokenMeta) -> BlockLists:
 def _tokens(tokens: packed.TokenMeta, sort: jax.Array, block: int, *, no_span: int) -> Tokens:
   t = packed.TokenMeta(*(blockwise.permute(field, sort) for field in tokens))
   t = packed.TokenMeta(*(jnp.pad(field, ((0, 0), (0, -field.shape[1] % block))) for field in t))
-  real, sample = t.segment > 0, t.segment * _SAMPLE
+  real, sample = t.segment > 0, t.segment * blockwise.SAMPLE
   return Tokens(
     low=jnp.where(real, sample, _NOWHERE),
     high=jnp.where(real, sample + t.reach, -1),
