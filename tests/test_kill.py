@@ -10,7 +10,7 @@ import time
 import numpy as np
 
 # The suite takes as many as it has time for; `PDGEN_KILLS=20 python -m pytest tests/test_kill.py` takes 20.
-KILLS = int(os.environ.get('PDGEN_KILLS', 3))
+KILLS = int(os.environ.get('PDGEN_KILLS', 2))
 STEPS = 12 + 6 * KILLS
 
 
@@ -43,7 +43,8 @@ def test_a_run_that_is_killed_ends_where_one_that_is_not_does(tmp_path):
   for _ in range(KILLS):
     process = start(killed, cache)
     # Alive and at work: it has taken a batch. Then a moment of the next few steps and saves.
-    lines = lambda: len((killed / 'consumed.txt').read_text().splitlines()) if killed.exists() else 0
+    file = killed / 'consumed.txt'
+    lines = lambda: len(file.read_text().splitlines()) if file.exists() else 0
     before = lines()
     while process.poll() is None and lines() == before:
       time.sleep(0.02)
