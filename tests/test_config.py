@@ -21,7 +21,15 @@ from pdgen.core import config
     (config.SamplingConfig, 'guidance_interval', (0.8, 0.5), 'the lower one first'),
     *(
       (config.SamplingConfig, name, value, f'config.sampling.{name}={value}: it must be finite')
-      for name in ('temperature', 'text_guidance', 'image_guidance', 'renorm_min', 'timestep_shift')
+      for name in (
+        'temperature',
+        'top_p',
+        'repetition_penalty',
+        'text_guidance',
+        'image_guidance',
+        'renorm_min',
+        'timestep_shift',
+      )
       for value in (float('nan'), float('inf'), -float('inf'), 1e39)  # 1e39 is infinite in float32.
     ),
     (
@@ -37,6 +45,10 @@ from pdgen.core import config
       'guidance_interval=(0.0, inf): it must be finite',
     ),
     (config.SamplingConfig, 'temperature', 1e7, 'config.sampling.temperature=10000000.0 is too large'),
+    (config.SamplingConfig, 'top_k', -1, 'config.sampling.top_k=-1 is too small: it is at least 0'),
+    (config.SamplingConfig, 'top_p', 0.0, 'config.sampling.top_p=0.0: it must be more than 0'),
+    (config.SamplingConfig, 'top_p', 1.5, 'config.sampling.top_p=1.5 is too large: it is at most 1'),
+    (config.SamplingConfig, 'repetition_penalty', 0.0, 'repetition_penalty=0.0: it must be more than 0'),
     (config.SamplingConfig, 'timestep_shift', 1e-46, 'config.sampling.timestep_shift=1e-46 is too small'),
     (config.SamplingConfig, 'renorm_min', 1.5, 'config.sampling.renorm_min=1.5 is too large: it is at most 1'),
     (config.SamplingConfig, 'flow_steps', 10**9, 'is too large: it is at most 10000'),

@@ -115,6 +115,40 @@ def test_neighbours_change_nothing(sampling):
   _assert_same(idle, PAINTER.sample(['ab', 'a', TWO_PICTURES], seed=[1, 2, 99], sampling=sampling).trajectories[-1])
 
 
+def test_chosen_tokens_are_those_of_the_texts_with_their_probabilities():
+  result = PAINTER.sample(['ab', '9 rings', TWO_PICTURES], seed=[3, 4, 99], sampling=WARM)
+  for got, chosen in zip(result.trajectories[:2], result.chosen, strict=False):
+    made = trajectory.Trajectory(prompt=got.prompt, steps=(), stop=None)
+    reader, pictures = results.OutputReader(made, toy.WORDS), iter(got.pictures)
+    for token in chosen.ids.tolist():
+      reader.token(token)
+      if token == S.vision_start:
+        reader.picture(next(pictures))
+    assert _texts(reader.trajectory) == _texts(got) and len(chosen) == len(chosen.ids) == len(chosen.logprobs)
+    # A plan is opened, and a picture follows it, without a choice.
+    assert chosen.ids[:2].tolist() == [S.im_start, S.ins] and chosen.logprobs[:2].tolist() == [0, 0]
+    free = chosen.logprobs[~np.isin(chosen.ids, dataclasses.astuple(S))]
+    assert len(free) > 2 and np.isfinite(chosen.logprobs).all() and (free < -0.5).mean() > 0.8
+  [alone] = PAINTER.sample('9 rings', seed=4, sampling=WARM).chosen
+  np.testing.assert_array_equal(alone.ids, result.chosen[1].ids)
+  np.testing.assert_allclose(alone.logprobs, result.chosen[1].logprobs, atol=TOLERANCE)
+
+
+def test_a_repetition_penalty_is_of_the_words_of_one_text():
+  # Of the two likeliest, where it is drawn at all: a cold model repeats itself.
+  cold = dataclasses.replace(GREEDY, temperature=1e-3, top_k=2)
+  plain, penalised = (
+    _sample(['ab', 'c'], [3, 4], sampling=dataclasses.replace(cold, repetition_penalty=p)) for p in (1 + 1e-6, 1e3)
+  )
+  words = lambda got: [toy.WORDS.encode(part) for s in got.steps for part in tags.plan_parts(s.plan)]
+  repeats = lambda got: sum(len(w) - len(set(w)) for w in words(got))
+  assert sum(map(repeats, plain)) > 0 and sum(map(repeats, penalised)) == 0
+  # In the next text a word may come again.
+  [one] = [got for got in penalised if len(got.steps) > 1][:1]
+  first, second = (set(toy.WORDS.encode(step.plan)) for step in one.steps[:2])
+  assert first & second
+
+
 def test_the_seed_decides_where_there_is_a_choice():
   again, same, other = (_sample(['ab'] * 2, s, sampling=WARM) for s in ([3, 3], [3, 4], [8, 9]))
   _assert_same(again[0], again[1])

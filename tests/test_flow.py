@@ -15,6 +15,9 @@ RENORMS = ('none', 'global', 'channel', 'text_channel')
 def _knobs(**changes):
   values = dict(
     temperature=0.0,
+    top_k=0,
+    top_p=1.0,
+    repetition_penalty=1.0,
     text_guidance=1.0,
     image_guidance=1.0,
     guidance_interval=(0.0, 1.0),

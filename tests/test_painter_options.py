@@ -26,6 +26,9 @@ OPTIONS = {
   'renorm': ('global', True),
   'contiguous_positions': (True, True),
   'temperature': (1.0, False),
+  'top_k': (7, True),  # From all to some: a ranking.
+  'top_p': (0.5, True),
+  'repetition_penalty': (1.5, True),
   'text_guidance': (5.0, False),
   'image_guidance': (1.5, True),  # From 1 to another: one more branch.
   'guidance_interval': ((0.1, 0.9), False),

@@ -132,8 +132,8 @@ class TrainConfig:
 class SamplingConfig:
   """How trajectories are sampled.
 
-  The caps, `grammar`, `inspection`, `renorm`, `contiguous_positions`, and whether a scale of guidance is 1 shape the
-  compiled program; the other numbers are its arguments.
+  The caps, `grammar`, `inspection`, `renorm`, `contiguous_positions`, and whether a scale of guidance, `top_p` or
+  `repetition_penalty` is 1, or `top_k` 0, shape the compiled program; the other numbers are its arguments.
 
   Attributes:
     max_pictures: pictures a trajectory, drafts and refined ones together (paper: up to 5 steps).
@@ -148,6 +148,9 @@ class SamplingConfig:
     contiguous_positions: in that cache pictures leave no gap in the positions (BAGEL's sampler; QUIRKS 8, 27), as
       dropped ones do in training (BAGEL's, and ours).
     temperature: of the text; 0 = greedy, at most 1e6.
+    top_k: above temperature 0, a token is one of the k likeliest; 0: of all.
+    top_p: above temperature 0, a token is one of the fewest whose probabilities sum to at least this.
+    repetition_penalty: of words that the text being written holds already (CTRL's); 1 = none.
     text_guidance, image_guidance: BAGEL's two scales; 1 = none. Guidance by pictures costs a second, text-only cache.
     guidance_interval: guidance is on for low < t <= high, t the shifted time.
     renorm_min: lower clamp of the renormalisation, from 0 to 1.
@@ -167,6 +170,9 @@ class SamplingConfig:
   renorm: str = 'none'
   contiguous_positions: bool = False
   temperature: float = 0.0
+  top_k: int = 0
+  top_p: float = 1.0
+  repetition_penalty: float = 1.0
   text_guidance: float = 2.0
   image_guidance: float = 1.0
   guidance_interval: tuple[float, float] = (0.6, 1.0)
@@ -187,11 +193,13 @@ class SamplingConfig:
     dataclass_io.at_least(
       self, 'sampling', max_pictures=1, max_text_tokens=1, max_tokens=1, flow_steps=1, temperature=0, renorm_min=0
     )
-    dataclass_io.positive(self, 'sampling', 'timestep_shift')
+    for name in ('timestep_shift', 'top_p', 'repetition_penalty'):
+      dataclass_io.positive(self, 'sampling', name)
     dataclass_io.at_least(self, 'sampling', timestep_shift=1e-6)  # Less is 0 in float32, some of it.
     # temperature: from about 1e37 on, noise times temperature is infinite, and what the grammar forbids is written.
     dataclass_io.at_most(self, 'sampling', temperature=1e6, renorm_min=1, flow_steps=10_000, timestep_shift=1e6)
-    dataclass_io.at_least(self, 'sampling', max_edits=0)
+    dataclass_io.at_least(self, 'sampling', max_edits=0, top_k=0)
+    dataclass_io.at_most(self, 'sampling', top_k=MOST, top_p=1, repetition_penalty=1e3)
     dataclass_io.at_most(self, 'sampling', max_edits=MOST, max_pictures=MOST, max_text_tokens=MOST, max_tokens=MOST)
     if len(self.guidance_interval) != 2 or self.guidance_interval[0] > self.guidance_interval[1]:
       raise ValueError(

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from typing import Any, Protocol
 
 import numpy as np
@@ -35,7 +35,7 @@ class Result(Protocol):
     ...
 
   @property
-  def tokens(self) -> Sequence[int]:
+  def chosen(self) -> Sequence[Sized]:
     """Tokens chosen for each."""
     ...
 

@@ -164,8 +164,8 @@ class Process:
     )
     compiled = result.timings.get('compile_calls', 0)
     seconds = None if compiled else result.timings['seconds'] / len(numbers)
-    for i, trajectory, tokens in zip(numbers, result.trajectories, result.tokens, strict=True):
-      yield {'number': i, **self._row(self.prompts.rows[i], trajectory), 'tokens': tokens, 'seconds': seconds}
+    for i, trajectory, chosen in zip(numbers, result.trajectories, result.chosen, strict=True):
+      yield {'number': i, **self._row(self.prompts.rows[i], trajectory), 'tokens': len(chosen), 'seconds': seconds}
 
   def _oracle(self, trajectory: trajectory_lib.Trajectory) -> Inspected:
     assert self.inspect is not None  # As `__post_init__` has it.

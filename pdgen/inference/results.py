@@ -11,13 +11,40 @@ from pdgen.data.tokenizers import base
 from pdgen.sampling import cycle
 
 # Fields of `cycle.State` that a finished batch is read from.
-FETCHED = ('output_tokens', 'output_count', 'pictures', 'picture_count', 'finite', 'stop', 'text_steps', 'rounds')
+FETCHED = (
+  'output_tokens',
+  'output_logprobs',
+  'output_count',
+  'pictures',
+  'picture_count',
+  'finite',
+  'stop',
+  'text_steps',
+  'rounds',
+)
 
 STOPS = {
   cycle.FINISHED: trajectory_lib.FINISHED,
   cycle.PICTURE_CAP: trajectory_lib.PICTURE_CAP,
   cycle.TOKEN_CAP: trajectory_lib.TOKEN_CAP,
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+  """The tokens that a model chose for one trajectory, in order: what policy gradients need.
+
+  Structure and tags are among them, and those that the grammar left no choice about, whose log-probability is 0. A
+  whole picture is one `<|vision_start|>`; the token that ends the trajectory, which is not read, is missing.
+  """
+
+  ids: np.ndarray  # int32[N]
+  # f32[N]; natural logarithm of the probability in the distribution that the token was drawn from: with the temperature
+  # (1 where it is 0), the grammar, top-k, top-p and the repetition penalty.
+  logprobs: np.ndarray
+
+  def __len__(self) -> int:
+    return len(self.ids)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +57,7 @@ class Result:
   timings: dict[str, float]
   # Numbers of the trajectories with a picture of which a value was NaN or infinite: it is not what the model painted.
   not_finite: tuple[int, ...] = ()
-  tokens: tuple[int, ...] = ()  # Chosen for each trajectory: of its texts, and one a picture. Empty: not counted.
+  chosen: tuple[Chosen, ...] = ()  # For each trajectory, what the model added to what it was given. Empty: not known.
 
 
 def warn_not_finite(prompts: Sequence[str]):
@@ -63,18 +90,22 @@ def of_batch(
   not_finite = tuple(i for i in range(len(starts)) if not host['finite'][i])
   warn_not_finite([starts[i].prompt for i in not_finite])
   trajectories = [parse_output(start, host, row, tokenizer) for row, start in enumerate(starts)]
-  tokens = tuple(host['output_count'][: len(starts)].tolist())
-  return Result(trajectories, {**timings, **counts}, not_finite, tokens)
+  own_counts = host['output_count'][: len(starts)].tolist()
+  chosen = tuple(
+    Chosen(host['output_tokens'][row, :n].copy(), host['output_logprobs'][row, :n].copy())
+    for row, n in enumerate(own_counts)
+  )
+  return Result(trajectories, {**timings, **counts}, not_finite, chosen)
 
 
 def join(parts: Iterable[tuple[Sequence[int], Result]]) -> Result:
   """One result of several batches, each with the numbers of its prompts."""
   trajectories, not_finite = dict[int, trajectory_lib.Trajectory](), list[int]()
-  tokens = dict[int, int]()
+  chosen = dict[int, Chosen]()
   timings = dict[str, float]()
   for numbers, part in parts:
     trajectories |= zip(numbers, part.trajectories, strict=True)
-    tokens |= zip(numbers, part.tokens, strict=bool(part.tokens))
+    chosen |= zip(numbers, part.chosen, strict=bool(part.chosen))
     not_finite += [numbers[i] for i in part.not_finite]
     timings = {name: timings.get(name, 0) + value for name, value in part.timings.items()}
   order = sorted(trajectories)
@@ -82,7 +113,7 @@ def join(parts: Iterable[tuple[Sequence[int], Result]]) -> Result:
     [trajectories[i] for i in order],
     timings,
     tuple(sorted(not_finite)),
-    tuple(tokens[i] for i in order if i in tokens),
+    tuple(chosen[i] for i in order if i in chosen),
   )
   return Result(*in_order)
 

@@ -33,6 +33,8 @@ class SamplerSpec(NamedTuple):
   vocab_size: int  # Ids of the tokenizer; the language head may have more rows, which are never chosen.
   text_branch: bool  # Guidance by texts is on: one more branch of a denoising step.
   image_branch: bool  # Guidance by pictures is on: one more branch, and a text-only cache.
+  ranks: bool  # Only the likeliest tokens are drawn: top-k or top-p is on.
+  penalises: bool  # The repetition penalty is on.
 
   @classmethod
   def of(cls, sampling: config_lib.SamplingConfig, specials: config_lib.Specials, vocab_size: int) -> 'SamplerSpec':
@@ -44,6 +46,8 @@ class SamplerSpec(NamedTuple):
       vocab_size=vocab_size,
       text_branch=sampling.text_guidance != 1.0,
       image_branch=sampling.image_guidance != 1.0,
+      ranks=sampling.top_k > 0 or sampling.top_p < 1.0,
+      penalises=sampling.repetition_penalty != 1.0,
     )
 
   @property
@@ -80,6 +84,7 @@ class State(struct.PyTreeNode):
   picture_order: jax.Array  # int32[B]; order of the last picture's last token, -1 before the first picture.
   picture_position: jax.Array  # int32[B]; RoPE position right after that picture, 0 before the first.
   output_tokens: jax.Array  # int32[B, E]; every token chosen, `<|vision_start|>` standing for a whole picture.
+  output_logprobs: jax.Array  # f32[B, E]; `next_token.Choice.logprob` of each; of dictated ones too, as if chosen.
   output_count: jax.Array  # int32[B]
   pictures: jax.Array  # uint8[B, M, H, W, 3]
   picture_count: jax.Array  # int32[B]
@@ -159,6 +164,7 @@ def prefill(
     picture_order=jnp.max(jnp.where(in_picture, both.order, -1), axis=1),
     picture_position=jnp.max(jnp.where(in_picture, both.position, -1), axis=1) + 1,
     output_tokens=jnp.zeros((batch, sampling.max_tokens), jnp.int32),
+    output_logprobs=jnp.zeros((batch, sampling.max_tokens)),
     output_count=jnp.zeros((batch,), jnp.int32),
     pictures=jnp.zeros((batch, sampling.max_pictures, cfg.image_size, cfg.image_size, 3), jnp.uint8),
     picture_count=jnp.zeros((batch,), jnp.int32),
@@ -184,7 +190,7 @@ def dictated_text(
   Args:
     model: with its parameters.
     state: of the loop; those that are dictated to write, and have chosen to begin a text.
-    sampler: temperature.
+    sampler: how tokens are chosen.
     spec: grammar and caps.
     tokens: int32[B, T], the text and its `<|im_end|>`, then -1; all of a row -1: nothing is dictated to it.
   """
@@ -206,7 +212,7 @@ def decode_step(
   Args:
     model: with its parameters.
     state: of the loop.
-    sampler: temperature.
+    sampler: how tokens are chosen.
     spec: grammar and caps.
     dictated: int32[B], the token that is taken instead of a choice; -1: the model chooses. None: it does everywhere.
   """
@@ -357,13 +363,19 @@ def choose_next(
     state: of the loop.
     hidden: [B, D], final hidden state of the last token of each trajectory.
     active: bool[B], trajectories that choose.
-    sampler: temperature and budget of edits.
+    sampler: how tokens are chosen, and the budget of edits.
     spec: grammar and caps.
     dictated: as of `decode_step`.
   """
   logits = model.logits(hidden)[:, : spec.vocab_size]
   allowed = grammar_lib.allowed_tokens(state.grammar, spec.grammar, max_edits=sampler.max_edits)
-  token = next_token.sample(logits, allowed, state.key, state.output_count, sampler.temperature)
+  # No text is open between two items, and the length is that of the last one.
+  length = jnp.where(state.grammar.tag_state == grammar_lib.BOUNDARY, 0, state.grammar.length)
+  written = state.output_tokens, state.output_count, length
+  repeated = next_token.last_words(*written, spec.specials, absent=spec.vocab_size) if spec.penalises else None
+  token, logprob = next_token.sample(
+    logits, allowed, state.key, state.output_count, sampler, ranks=spec.ranks, repeated=repeated
+  )
   if dictated is not None:
     token = jnp.where(dictated >= 0, dictated, token)
   # Caps end a trajectory only where it has just looked at a picture, so that it ends with a whole one.
@@ -380,6 +392,7 @@ def choose_next(
     status=jnp.where(active, status, state.status),
     next_input=jnp.where(goes_on, token, state.next_input),
     output_tokens=kv_cache.scatter_rows(state.output_tokens, index[:, None], token[:, None]),
+    output_logprobs=kv_cache.scatter_rows(state.output_logprobs, index[:, None], logprob[:, None]),
     output_count=state.output_count + goes_on.astype(jnp.int32),
   )
 

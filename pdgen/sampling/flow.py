@@ -18,6 +18,9 @@ class SamplerParams(struct.PyTreeNode):
   """
 
   temperature: jax.Array  # f32[]; 0 = greedy text.
+  top_k: jax.Array  # int32[]; 0 = all tokens.
+  top_p: jax.Array  # f32[]; 1 = all tokens.
+  repetition_penalty: jax.Array  # f32[]; 1 = none.
   text_guidance: jax.Array  # f32[]; 1 = none.
   image_guidance: jax.Array  # f32[]; 1 = none.
   guidance_interval: jax.Array  # f32[2]; guidance is on for low < t <= high.
@@ -29,7 +32,7 @@ class SamplerParams(struct.PyTreeNode):
   @classmethod
   def of(cls, sampling: config_lib.SamplingConfig) -> 'SamplerParams':
     """The numbers of a config. Raises: ValueError naming one that is not finite."""
-    kinds = {'flow_steps': jnp.int32, 'max_edits': jnp.int32}
+    kinds = dict.fromkeys(('top_k', 'flow_steps', 'max_edits'), jnp.int32)
     for name in DYNAMIC_FIELDS:
       if not np.isfinite(np.asarray(getattr(sampling, name), np.float64)).all():
         raise ValueError(f'sampling.{name}={getattr(sampling, name)} is not finite.')
@@ -42,7 +45,7 @@ DYNAMIC_FIELDS = tuple(field.name for field in dataclasses.fields(SamplerParams)
 def time_at(step: jax.Array, params: SamplerParams) -> jax.Array:
   """Shifted time before Euler step `step` of `params.flow_steps`: f32[], from 1 at step 0 to 0 after the last.
 
-  >>> k = SamplerParams(*[None] * 5, timestep_shift=4.0, flow_steps=2, max_edits=9)
+  >>> k = SamplerParams(*[None] * 8, timestep_shift=4.0, flow_steps=2, max_edits=9)
   >>> [round(float(time_at(i, k)), 3) for i in range(3)]
   [1.0, 0.8, 0.0]
   """

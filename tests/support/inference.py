@@ -93,7 +93,8 @@ def _read(params, state, *, cfg, shape):
   state, hidden = cycle.append_token(model, state, shape)
   logits = model.logits(hidden)
   everything = jnp.ones(logits.shape, bool)
-  return state, logits, next_token.sample(logits, everything, state.key, state.output_count, jnp.float32(0))
+  greedy = flow.SamplerParams.of(config.SamplingConfig())
+  return state, logits, next_token.sample(logits, everything, state.key, state.output_count, greedy).token
 
 
 def read(state, ids, *, cfg, shape=None):
