@@ -46,7 +46,7 @@ def build_subset(flags: argparse.Namespace, overrides: Sequence[str], kept: flag
   kept.words = f'What is done is in {out}: the same command goes on from there.'
   tell: dict = dict(progress=progress.Counted(flags.every), traced=progress.tell_traces)
   try:
-    build.build(config, flags.subset, out, limit=flags.limit, make_painter=_load_painter, **tell)
+    build.build(config, flags.subset, out, limit=flags.limit, make_painter=flags_lib.painter_of, **tell)
   except errors.BudgetExhausted as error:
     print(f'{error}. Raise config.budget and give the same command: it goes on from there.', file=sys.stderr)
     sys.exit(3)
@@ -72,13 +72,6 @@ def inspect(flags: argparse.Namespace, overrides: Sequence[str], kept: flags_lib
   config = config_lib.from_config_dict(flags_lib.config_file(flags.config)) if flags.config else None
   out = flags_lib.writable_folder(flags.out)
   print(dataset_page.write(flags.folder, out, count=flags.count, seed=flags.seed, config=config))
-
-
-def _load_painter(checkpoint: str):
-  from pdgen.inference import painter
-
-  flags_lib.enable_compilation_cache()
-  return painter.load(checkpoint)
 
 
 def _parser() -> flags_lib.Parser:
