@@ -240,4 +240,4 @@ def _pixels(file: bytes) -> int:
 def _decode_picture(file: bytes) -> np.ndarray:
   """uint8[H, W, 3] of any format that Pillow reads."""
   with Image.open(io.BytesIO(file)) as image:
-    return np.array(image.convert('RGB'))
+    return np.array(image if image.mode == 'RGB' else image.convert('RGB'))
