@@ -39,6 +39,7 @@ def main(arguments: Sequence[str] | None = None):
 def build_subset(flags: argparse.Namespace, overrides: Sequence[str], kept: flags_lib.Kept):
   """`build`."""
   config = build_config.from_config_dict(flags_lib.config_file(flags.config, overrides))
+  config = build_config.of_prompts(config, flags.prompts) if flags.prompts else config
   if flags.dry_run:
     print(estimate.dry_run(config, flags.subset, limit=flags.limit).words())
     return
@@ -83,6 +84,7 @@ def _parser() -> flags_lib.Parser:
   one.set_defaults(run=build_subset)
   one.add_argument('--config', type=flags_lib.path, required=True, help='file with get_config()')
   one.add_argument('--subset', choices=build_config.SUBSETS, required=True)
+  one.add_argument('--prompts', type=flags_lib.path, help='file with a prompt a line, in place of what the config says')
   one.add_argument('--dry_run', action='store_true', help='estimate calls, tokens and money, and build nothing')
 
   two = commands.add_parser('import', help="import someone's data set")
