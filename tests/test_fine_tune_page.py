@@ -151,6 +151,7 @@ def check_built(server: servers.Server, printed: str):
     assert len(found) >= PROMPTS - 4 and {t.provenance.source for t in found} == kinds
     assert all(t.provenance.cost.calls > 1 and 'at 127.0.0.1' in t.provenance.renderer for t in found)
     assert {picture.shape for t in found for picture in t.pictures} == {(SIDE, SIDE, 3)}
+    assert {t.prompt for t in found} <= set(pathlib.Path('prompts.txt').read_text().splitlines())
   alignment = [t for split in splits.SPLITS for t in records.read(f'built/alignment/{split}')]
   assert {bool(t.provenance.errors) for t in alignment} == {True, False}
   asked = {seen.path for seen in server.asked()}
