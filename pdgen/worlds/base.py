@@ -154,7 +154,7 @@ class HeldOutWorld(GraphWorld, Protocol):
   """Optional: what a world keeps from training. For `pdgen.construction`."""
 
   def keeps_out(self, graph: scene_graph.SceneGraph) -> bool:
-    """Whether no training picture, right or wrong, may show the graph."""
+    """Whether no training picture, right or wrong, may show the graph. If not, no graph with more in it, either."""
     ...
 
 
