@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import os
 import pathlib
 import re
 import shlex
@@ -31,6 +32,8 @@ COMMANDS = [shlex.split(line) for line in LINES]
 OPTIONS = [shlex.split(o)[0] for o in re.findall(r'--config\.[\w.]+=(?:"[^"]*"|[^\s`]+)', PAGE)]
 (BUILT,) = (option for option in OPTIONS if 'records:built' in option)  # Of step 4.
 PROMPTS = 20
+# As many as the suite has time for; `PDGEN_PAGE_STEPS=20 python -m pytest tests/test_fine_tune_page.py` takes 20.
+STEPS = int(os.environ.get('PDGEN_PAGE_STEPS', 3))
 KEY = 'sk-test-60c1f8d2'
 SIDE = 64  # In the place of 512: the tables of the tiny model end there.
 
@@ -54,7 +57,7 @@ def config_of(arguments):
   data = dataclasses.replace(
     config.data, batch_size=2, shards=1, und_tokens=1200, gen_tokens=400, pictures=8, packing_bins=1, prefetch=0
   )
-  steps = dict(steps=20, accumulate=2, warmup_steps=0, loss_chunk=0, log_every=1)
+  steps = dict(steps=STEPS, accumulate=2, warmup_steps=0, loss_chunk=0, log_every=1)
   mesh = config_lib.MeshConfig(fsdp=1)
   return dataclasses.replace(
     config, model=model, data=data, train=dataclasses.replace(config.train, **steps), mesh=mesh
@@ -127,7 +130,7 @@ def test_every_command_of_the_page_runs_in_turn(tmp_path, monkeypatch, capsys):
     for _, _, module, *arguments in COMMANDS:
       run(module, arguments, server)
   printed = capsys.readouterr().out
-  assert 'und budget used' in printed and '<|im_start|>' in printed and 'step 20/20  loss' in printed
+  assert 'und budget used' in printed and '<|im_start|>' in printed and f'step {STEPS}/{STEPS}  loss' in printed
   assert records.Reader('mine_set/train') and pathlib.Path('out/look/index.html').is_file()
   check_built(server, printed)
   # What came back: the files of the release; adapters merged, or the matrices as they were and the adapters apart.
