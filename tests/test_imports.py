@@ -37,7 +37,13 @@ MAY_IMPORT = {
 COMMANDS = {
   *('train', 'sample', 'evaluate', 'construct', 'convert', 'compile', 'benchmark', 'inspect_data', 'train_tokenizer')
 }
-SHARED = {'flags', 'startup', 'testing', 'dataset_page'}  # What commands share, and what tests of others may use.
+SHARED = {
+  'flags',
+  'startup',
+  'testing',
+  'dataset_page',
+  'evaluate_options',
+}  # What commands share, and what tests of others may use.
 NUMPY_ONLY = {'data', 'worlds', 'services', 'judges', 'construction', 'evals', 'viewing'}
 JAX_IN_CORE = {'core/masks.py', 'core/mesh.py', 'core/trees.py'}
 # An optional package is imported by the modules that need it alone, when they need it. Extra of setup.cfg: packages.
