@@ -10,6 +10,7 @@
         --judge_model=Qwen3.5-35B-A3B --out=out/wise
     python -m pdgen.evaluate compbench --checkpoint=CHECKPOINT --prompts=numeracy_val.txt --detector=.. --out=..
     python -m pdgen.evaluate geneval2 --checkpoint=CHECKPOINT --prompts=geneval2_data.jsonl --judge_url=.. --out=..
+    python -m pdgen.evaluate ablations --config=configs/ablations.py --out=out/ablations --jobs=2
 
 `--generate_only` paints and does not score; `--score_only` scores the pictures in --out, of any system. A command that
 is stopped goes on when it is given again with the same --out. What every figure means, what it costs and what it can be
@@ -19,19 +20,26 @@ compared with: `docs/evaluation.md`.
 from pdgen import startup as startup  # First: Ctrl-C while the rest is imported.
 
 # isort: split
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 from pdgen import evaluate_options
 from pdgen import flags as flags_lib
+from pdgen.ablations import report, runner, settings, tasks
 from pdgen.evals import base, by_name, report_files
 
 
 def main(arguments: Sequence[str] | None = None):
   """The command line."""
   parser = evaluate_options.parser('python -m pdgen.evaluate', __doc__)
-  flags = parser.parse_args(arguments)
+  flags, rest = parser.parse_known_args(arguments)
+  if unknown := [w for w in rest if flags.name != evaluate_options.ABLATIONS or not w.startswith('--config.')]:
+    parser.error(f'unrecognized argument {unknown[0]!r}')
   with flags_lib.one_line_errors(parser.prog, debug=flags.debug) as kept:
+    if flags.name == evaluate_options.ABLATIONS:
+      _ablations(flags, rest, kept)
+      return
     results = getattr(flags, 'results', None)
     half = 'generate' if flags.generate_only else 'score' if flags.score_only or results else 'both'
     if half != 'both' and not flags.out and not results:
@@ -52,6 +60,20 @@ def main(arguments: Sequence[str] | None = None):
     if out is not None:
       report_files.write(out, scores)
       print(f'Figures, the rows that they come from, and a page: {out / report_files.JSON}, {out / report_files.PAGE}')
+
+
+def _ablations(flags: Any, overrides: Sequence[str], kept: flags_lib.Kept):
+  """The paper's tables in the small: everything that they need, as far as it is not done."""
+  config = settings.from_config_dict(flags_lib.config_file(flags.config, overrides))
+  out = pathlib.Path(flags.out)
+  plan = tasks.plan(config, out)
+  if flags.dry_run:
+    print(runner.described(plan, runner.rates(plan, out), jobs=flags.jobs))
+    return
+  flags_lib.writable_folder(out)
+  kept.words = f'What is done is in {out}: the same command goes on from there.'
+  runner.run(plan, out, jobs=flags.jobs, say=lambda words: print(words, flush=True))
+  print(report.write(plan, out))
 
 
 def _run(evaluator: Any, half: str, painter: Any, out: Any) -> base.Scores | None:

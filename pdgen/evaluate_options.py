@@ -6,6 +6,7 @@ from pdgen import flags as flags_lib
 from pdgen.core import trajectory as trajectory_lib
 from pdgen.evals import by_name, process
 
+ABLATIONS = 'ablations'  # No evaluator of a checkpoint: it trains its own (`ablations`).
 _HELP = {
   'geneval': 'do the pictures hold what the prompts ask for',
   'inspection': 'are errors noticed and fixed',
@@ -26,11 +27,20 @@ def parser(prog: str, description: str | None) -> flags_lib.Parser:
     description: its help.
   """
   made = flags_lib.Parser(prog=prog, description=description)
-  commands = made.add_subparsers(required=True, metavar=' | '.join(by_name.EVALUATORS))
+  commands = made.add_subparsers(required=True, metavar=' | '.join([*by_name.EVALUATORS, ABLATIONS]))
   subparsers = {name: commands.add_parser(name, help=_HELP[name]) for name in by_name.EVALUATORS}
   for name, command in subparsers.items():
     _add_shared(name, command)
   _add_own(subparsers)
+  tables = commands.add_parser(ABLATIONS, help="the paper's tables in the small: trains and scores what they need")
+  tables.set_defaults(name=ABLATIONS)
+  tables.add_argument(
+    '--config', type=flags_lib.path, required=True, help='file with get_config(), as FILE or FILE:quick'
+  )
+  tables.add_argument('--out', type=flags_lib.path, required=True, help='folder of everything, and to go on from')
+  tables.add_argument('--jobs', type=flags_lib.whole(1, 256), default=1, help='processes side by side, on a core each')
+  tables.add_argument('--dry_run', action='store_true', help='print the tasks, their commands and their time')
+  tables.add_argument('--debug', action='store_true', help='show tracebacks')
   return made
 
 

@@ -31,6 +31,8 @@ MAY_IMPORT = {
   # commands imports cost.
   'cost': {'core', 'models', 'sampling', 'training'},
   'viewing': {'core'},
+  # Launches what users run, and reads what it leaves.
+  'ablations': {'core', 'data', 'construction', 'cost', 'evals'},
   # Runs what users run.
   'benchmarks': {'core', 'models', 'data', 'worlds', 'sampling', 'inference', 'training', 'cost', 'testing'},
 }
@@ -56,6 +58,7 @@ OPTIONAL: dict[str, dict[str, set[str]]] = {
   },
   'geneval': {'torch': {'judges/mask2former.py'}, 'transformers': {'judges/mask2former.py'}},
   'opencv': {'cv2': {'judges/opencv.py'}},
+  'plot': {'matplotlib': {'ablations/plot.py'}},
   'parquet': {'pyarrow': {'construction/importers/parquet.py'}},
   'tfds': {'tensorflow_datasets': {'data/tfds_builder.py'}},
 }

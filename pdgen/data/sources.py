@@ -216,8 +216,9 @@ def from_config(config: config_lib.Config, *, self_sampled: Sequence[Source] = (
   parts, weights = [], []
   for source in config.data.sources:
     if source.kind == 'world':
-      options = dict(mixture=source.mixture, knowledge=source.knowledge)
-      made: list[Source] = [WorldSource(source.name, **options, seed=config.seed)]
+      made: list[Source] = [
+        WorldSource(source.name, mixture=source.mixture, knowledge=source.knowledge, seed=config.seed)
+      ]
     elif source.kind == 'records':
       made = [RecordSource(source.name)]
       if not len(made[0]):
