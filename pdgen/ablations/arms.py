@@ -29,7 +29,7 @@ ARMS: Mapping[str, tuple[str, ...]] = {
 TRACING = 'multi_turn'
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Line:
   """A line of a table: an arm in a setting of the sampler."""
 

@@ -86,18 +86,18 @@ def result(table: arms.Table, rows: Mapping[arms.Line, Sequence[Sequence[Painted
     rows: of each line the paintings of each seed, prompts in the same order everywhere.
   """
   values = {
-    (line.label, column): _bounded(column, intervals.over_seeds(_column(rows[line], column)))
+    (line.label, column): _value(column, _column(rows[line], column))
     for line in table.lines
     for column in table.columns
   }
   differences = []
   for a, b in table.pairs:
     one, other = table.lines[a], table.lines[b]
-    for column in table.columns:
+    for column in (c for c in table.columns if c not in COSTS):
       gap = _column(rows[one], column) - _column(rows[other], column)
       paper = one.paper[column] - other.paper[column] if column in one.paper and column in other.paper else None
-      fixed = intervals.ratio([float(x) for x in gap.mean(axis=0)])
-      differences.append(Difference(one.label, other.label, column, intervals.over_seeds(gap), fixed, paper))
+      ours, fixed = (intervals.over_seeds(g, extremes=(-1, 1)) for g in (gap, gap.mean(axis=0, keepdims=True)))
+      differences.append(Difference(one.label, other.label, column, ours, fixed, paper))
   return Result(table, values, len(next(iter(rows.values()))), differences)
 
 
@@ -185,9 +185,10 @@ def _column(rows: Sequence[Sequence[Painted]], column: str) -> np.ndarray:
   return np.array([[p.correct for p in of if column in ('overall', p.tag)] for of in rows], np.float64)
 
 
-def _bounded(column: str, e: intervals.Estimate) -> intervals.Estimate:
+def _value(column: str, of: np.ndarray) -> intervals.Estimate:
   if column in COSTS:
-    return e
+    return intervals.over_seeds(of)
+  e = intervals.over_seeds(of, extremes=(0, 1))
   return dataclasses.replace(e, low=max(0.0, e.low), high=min(1.0, e.high))
 
 

@@ -31,7 +31,6 @@ def draw(results: Sequence[figures.Result], path: pathlib.Path):
   for one, (left, right) in zip(results, axes, strict=True):
     labels = [line.label for line in one.table.lines]
     _marks(left, [one.values[label, 'overall'] for label in labels], labels, _OURS)
-    left.set_xlabel('right paintings, mean over tasks')
     left.set_title(f'{one.table.title} ({one.seeds} seeds)', fontsize=9, loc='left')
     shown = [d for d in one.differences if d.column == 'overall']
     _marks(right, [d.ours for d in shown], [f'{d.line}\n− {d.against}' for d in shown], _OURS)
@@ -40,7 +39,8 @@ def draw(results: Sequence[figures.Result], path: pathlib.Path):
       if gaps:
         right.plot([sum(gaps) / len(gaps)], [number], 'D', color=_PAPER, fillstyle='none', label='paper')
     right.axvline(0, color='black', linewidth=0.8)
-    right.set_xlabel("difference, prompt by prompt (diamond: the paper's mean over its columns)")
+  axes[-1][0].set_xlabel('right paintings, mean over tasks', fontsize=8)
+  axes[-1][1].set_xlabel("paired difference (diamond: the paper's, mean of its columns)", fontsize=8)
   whole.savefig(path, dpi=110, metadata={'Software': None})
 
 

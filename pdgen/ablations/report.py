@@ -59,11 +59,12 @@ def to_json(results: Sequence[figures.Result], config: settings.AblationsConfig,
 def markdown(results: Sequence[figures.Result], config: settings.AblationsConfig, hours: dict[str, float]) -> str:
   """The tables, each with its differences and the paper's figures apart."""
   prompts = 6 * config.painting.per_task
+  spent = ', '.join(f'{kind} {of:.1f}' for kind, of in hours.items())
   lines = [
     f'# {config.name}',
     '',
     f'{prompts} held-out prompts of the world {config.world}, the same for every model. {sum(hours.values()):.1f} '
-    f'hours of processes on their share of the cores ({", ".join(f"{kind} {spent:.1f}" for kind, spent in hours.items())}).',
+    f'hours of processes on their share of the cores ({spent}).',
     '',
     '95 % intervals. Of values and of differences they hold for other prompts and other trainings (`over_seeds`); the '
     'second interval of a difference holds for these trained models alone.',

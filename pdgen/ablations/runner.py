@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from pdgen.ablations import direct_set, tasks
+from pdgen.ablations import tasks
 from pdgen.core import dataclass_io
 from pdgen.cost import training_flops
 from pdgen.data import folder_lock
@@ -162,7 +162,7 @@ def start(task: tasks.Task, cores: Sequence[int]) -> subprocess.Popen:
   """The process of a task on those cores; it writes what it prints into the folder of the task."""
   _write_files(task)
   if task.kind == tasks.CONVERT:
-    call = f'from {direct_set.__name__} import write; write({task.command[0]!r}, {task.command[1]!r})'
+    call = f'from pdgen.ablations import direct_set; direct_set.write({task.command[0]!r}, {task.command[1]!r})'
     command = [tasks.arguments(task)[0], '-c', call]
   else:
     command = tasks.arguments(task)
