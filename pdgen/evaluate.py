@@ -26,7 +26,6 @@ from typing import Any
 
 from pdgen import evaluate_options
 from pdgen import flags as flags_lib
-from pdgen.ablations import report, runner, settings, tasks
 from pdgen.evals import base, by_name, report_files
 
 
@@ -35,7 +34,7 @@ def main(arguments: Sequence[str] | None = None):
   parser = evaluate_options.parser('python -m pdgen.evaluate', __doc__)
   flags, rest = parser.parse_known_args(arguments)
   if unknown := [w for w in rest if flags.name != evaluate_options.ABLATIONS or not w.startswith('--config.')]:
-    parser.error(f'unrecognized argument {unknown[0]!r}')
+    parser.error(f'unrecognized arguments: {" ".join(unknown)}')
   with flags_lib.one_line_errors(parser.prog, debug=flags.debug) as kept:
     if flags.name == evaluate_options.ABLATIONS:
       _ablations(flags, rest, kept)
@@ -64,6 +63,9 @@ def main(arguments: Sequence[str] | None = None):
 
 def _ablations(flags: Any, overrides: Sequence[str], kept: flags_lib.Kept):
   """The paper's tables in the small: everything that they need, as far as it is not done."""
+  with startup.importing():
+    from pdgen.ablations import report, runner, settings, tasks
+
   config = settings.from_config_dict(flags_lib.config_file(flags.config, overrides))
   out = pathlib.Path(flags.out)
   plan = tasks.plan(config, out)

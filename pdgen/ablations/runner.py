@@ -136,7 +136,7 @@ def run(
         for slot, (task, process, since) in list(running.items()):
           if process.poll() is not None:
             del running[slot]
-            if process.returncode:
+            if process.returncode or not task.product.is_file():
               failed.append(task)
             else:
               _finish(task, time.monotonic() - since)
@@ -147,15 +147,18 @@ def run(
           task = next((t for t in ready if all(plan.task(n).is_done for n in t.needs)), None)
           if slot in running or task is None or failed:
             continue
+          if task.kind == tasks.BUILD and task.product.is_file():  # Killed before it was noted. It is not built twice.
+            _finish(task, 0.0)
+            continue
           names.add(task.name)
           running[slot] = (task, launch(task, cores[slot]), time.monotonic())
-        if not running:
+        if not running and (failed or all(task.is_done for task in plan.tasks)):
           break
         time.sleep(_POLL)
   if failed:
     log = failed[0].folder / LOG
     last = log.read_text(errors='replace').strip().splitlines()[-1:] if log.is_file() else []
-    raise ValueError(f'{failed[0].name} failed: {"".join(last) or "it printed nothing"} (see {log}).')
+    raise ValueError(f'{failed[0].name} did not finish: {"".join(last) or "it printed nothing"} (see {log}).')
 
 
 def start(task: tasks.Task, cores: Sequence[int]) -> subprocess.Popen:
@@ -181,7 +184,8 @@ def _settle(cores: Sequence[int]):
   if hasattr(os, 'sched_setaffinity'):
     os.sched_setaffinity(0, cores)
   if sys.platform == 'linux':
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+    # PR_SET_PDEATHSIG. At once: the next run must not find the folder in use by one that still saves or compiles.
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def shares_of_cores(jobs: int) -> list[list[int]]:

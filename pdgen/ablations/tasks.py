@@ -24,6 +24,12 @@ from pdgen.cost import training_flops
 DONE = 'done.json'  # In the folder of a task: its command and the seconds that it took.
 BUILD, CONVERT, TRAIN, PAINT = KINDS = ('build', 'convert', 'train', 'paint')
 BASE = 'base'
+_PRODUCTS = {
+  BUILD: 'set/build.json',
+  CONVERT: 'set/train/index.json',
+  TRAIN: 'run/final/config.json',
+  PAINT: 'scores/scores.json',
+}
 _CONFIG_PY = '''"""{what}."""
 
 import json
@@ -45,10 +51,15 @@ class Task:
   kind: str  # One of KINDS.
   name: str  # Unique, for people.
   folder: pathlib.Path
-  command: tuple[str, ...]  # After `python -m`; of CONVERT: the source and the set that is made of it.
+  command: tuple[str, ...]  # Of pdgen, with its arguments; of CONVERT: the source and the set that is made of it.
   needs: tuple[str, ...] = ()  # Names of the tasks that come before.
   files: Mapping[str, str] = dataclasses.field(default_factory=dict)  # Name and content, written before it starts.
   work: float = 0.0  # FLOPs of a training, else samples or paintings.
+
+  @property
+  def product(self) -> pathlib.Path:
+    """What the command leaves last. A training that is told to stop ends well, too, but without it."""
+    return self.folder / _PRODUCTS[self.kind]
 
   @property
   def is_done(self) -> bool:
@@ -57,7 +68,9 @@ class Task:
   @property
   def shell(self) -> str:
     """The command, to be given by hand."""
-    return f'python -m {" ".join(self.command)}' if self.kind != CONVERT else f'({self.kind} {" ".join(self.command)})'
+    return (
+      f'python -m pdgen.{" ".join(self.command)}' if self.kind != CONVERT else f'({self.kind} {" ".join(self.command)})'
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +163,7 @@ class _Planner:
       folder=f'cells/{name}',
       kind=TRAIN,
       name=name,
-      command=('pdgen.train', '--config={folder}/config.py', '--workdir={folder}/run'),
+      command=('train', '--config={folder}/config.py', '--workdir={folder}/run'),
       needs=tuple(needs),
       files=_files(config, 'pdgen.core', 'config', what=f'Training of the cell {name}'),
       work=training_flops.train_flops(config)['total'] * config.train.steps,
@@ -184,7 +197,7 @@ class _Planner:
       folder=f'sets/{name}',
       kind=BUILD,
       name=task,
-      command=('pdgen.construct', 'build', '--config={folder}/config.py', f'--subset={subset}', '--out={folder}/set'),
+      command=('construct', 'build', '--config={folder}/config.py', f'--subset={subset}', '--out={folder}/set'),
       needs=needs,
       files=_files(config, 'pdgen.construction', 'build_config', what=f'The training set {name}'),
       work=samples + traces * seconds,
@@ -207,7 +220,7 @@ class _Planner:
         folder=str(trained.folder.relative_to(self._out) / setting),
         kind=PAINT,
         name=f'{name} {setting}',
-        command=('pdgen.evaluate', evaluator, *shared, *options, '--out={folder}/scores'),
+        command=('evaluate', evaluator, *shared, *options, '--out={folder}/scores'),
         needs=(name,),
         work=work,
       )
@@ -230,4 +243,5 @@ def _files(config: Any, module: str, name: str, *, what: str) -> dict[str, str]:
 
 def arguments(task: Task) -> list[str]:
   """The command line of a task that is a process."""
-  return [sys.executable, '-m', *task.command]
+  command, *rest = task.command
+  return [sys.executable, '-m', f'pdgen.{command}', *rest]
