@@ -18,7 +18,7 @@ from pdgen.core import config as config_lib
 
 BUDGETS = {
   'full': dict(
-    base=2400, steps=700, samples=2400, per_task=50, best_of=3, seeds=(0, 1, 2),
+    base=2400, steps=750, samples=2400, per_task=50, best_of=3, seeds=(0, 1, 2),
     tables=('compute', 'augmentation', 'critique', 'subsets'),
   ),
   # Trainings differ so much by seed that one seed would say nothing.
@@ -32,15 +32,16 @@ def get_config(budget: str = 'full'):
     raise ValueError(f'configs/ablations.py:{budget} is unknown. Known: {list(BUDGETS)}')
   size = BUDGETS[budget]
   base = _config('shapes_direct')
-  # Prompts of drawn scenes are longer than the world's own.
-  direct = dataclasses.replace(base, data=dataclasses.replace(base.data, und_tokens=256, too_long='skip'))
+  # Constructed texts are shorter than the world's own, prompts of drawn scenes longer: budgets that their rows fill.
+  direct = _rows(base, und_tokens=176)
+  process = _rows(_config('shapes_constructed'), und_tokens=576, gen_tokens=432)
   return settings.to_config_dict(
     settings.AblationsConfig(
       name='ablations' if budget == 'full' else f'ablations_{budget}',
       tables=size['tables'],
       seeds=size['seeds'],
       base=_trained(base, steps=size['base']),
-      process=_trained(_config('shapes_constructed'), steps=size['steps'], learning_rate=3e-3, warmup_steps=30),
+      process=_trained(process, steps=size['steps'], learning_rate=3e-3, warmup_steps=30),
       direct=_trained(direct, learning_rate=3e-3, warmup_steps=30),  # As many steps as the process has FLOPs.
       construct=_construct(size['samples']),
       painting=settings.PaintingConfig(per_task=size['per_task'], best_of=size['best_of']),
@@ -53,6 +54,10 @@ def _config(name: str) -> config_lib.Config:
   values = runpy.run_path(str(pathlib.Path(__file__).with_name(f'{name}.py')))['get_config']()
   config = config_lib.from_config_dict(values)
   return dataclasses.replace(config, mesh=config_lib.MeshConfig(data=1, fsdp=1, cpu_devices=1))
+
+
+def _rows(config: config_lib.Config, **budgets) -> config_lib.Config:
+  return dataclasses.replace(config, data=dataclasses.replace(config.data, too_long='skip', **budgets))
 
 
 def _trained(config: config_lib.Config, **changes) -> config_lib.Config:
