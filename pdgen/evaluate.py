@@ -74,8 +74,11 @@ def _ablations(flags: Any, overrides: Sequence[str], kept: flags_lib.Kept):
     return
   flags_lib.writable_folder(out)
   kept.words = f'What is done is in {out}: the same command goes on from there.'
-  runner.run(plan, out, jobs=flags.jobs, say=lambda words: print(words, flush=True))
-  print(report.write(plan, out))
+  try:
+    runner.run(plan, out, jobs=flags.jobs, say=lambda words: print(words, flush=True))
+  finally:  # Stopped, too: the tables of the seeds that are whole.
+    told = report.write(plan, out)
+  print(told)
 
 
 def _run(evaluator: Any, half: str, painter: Any, out: Any) -> base.Scores | None:

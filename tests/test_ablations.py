@@ -174,7 +174,7 @@ def test_a_stopped_run_leaves_no_process(tmp_path):
 import pathlib, sys
 from pdgen.ablations import runner, settings, tasks
 def launch(task, cores):
-  tasks.arguments = lambda task: [sys.executable, '-c', 'import time; time.sleep(600)']
+  tasks.arguments = lambda task: [sys.executable, '-c', 'import signal; signal.pause()']
   process = runner.start(task, cores)
   with open({str(pids)!r}, 'a') as file:
     print(process.pid, file=file)
@@ -191,7 +191,11 @@ runner.run(tasks.plan(config, out), out, jobs=1, launch=launch)
       time.sleep(0.05)
     process.send_signal(how)
     process.wait()
-    while _lives(int(pids.read_text())):
+    pid, give_up = int(pids.read_text()), time.monotonic() + 120  # Alone it never ends.
+    while _lives(pid):
+      if time.monotonic() > give_up:
+        os.kill(pid, signal.SIGKILL)
+        pytest.fail(f'after {how.name} the process lived on')
       time.sleep(0.05)
 
 

@@ -188,6 +188,13 @@ def test_figures_of_known_paintings():
   assert direct.values['phrasing'] == scores.values['phrasing']
 
 
+def test_a_plan_that_cannot_be_read_and_a_trajectory_without_one_say_nothing():
+  row = ROWS[0]
+  said = lambda *steps: evaluator()._said(row, Trajectory(prompt=row['prompt'], steps=steps))
+  assert said(Step(plan='<ins>Add it.</ins><des>Something.</des>', draft=renderer.blank())) is False
+  assert said(Step(draft=renderer.blank())) is False and said() is False
+
+
 @pytest.mark.parametrize('call', [1, 5])
 def test_killed_it_goes_on_to_the_same_files(call, tmp_path):
   files = lambda folder: {p.relative_to(folder): p.read_bytes() for p in folder.rglob('*') if p.is_file()}
