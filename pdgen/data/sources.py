@@ -105,7 +105,8 @@ class WorldSource:
 
   def fingerprint(self) -> str:
     """Of the first trajectories: worlds are code, and the code is what may differ."""
-    return _digest(record_codec.encode(self[i], name=f'trajectory {i}')[1] for i in range(4))
+    told = [f'knowledge {self._knowledge}'] if self._knowledge else []  # The first four may all be asked plainly.
+    return _digest([*told, *(record_codec.encode(self[i], name=f'trajectory {i}')[1] for i in range(4))])
 
 
 class RecordSource:
