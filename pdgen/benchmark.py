@@ -5,8 +5,8 @@
 
 What is measured, and how: `pdgen.inference.timing`. A second call of a batch size must not compile anything. With
 `--suite` it is the device that is measured, at the sizes of a public model with random weights (`pdgen.benchmarks`):
-products, attention, a train step, painting, writing. Several suites run in processes of their own; the folder gets a
-JSON file for each and README.md, their tables.
+products, attention, a train step, painting, writing; and of its host how fast records are read. Several suites run in
+processes of their own; the folder gets a JSON file for each and README.md, their tables.
 """
 
 from pdgen import startup as startup  # First: Ctrl-C while the rest is imported.
@@ -44,6 +44,7 @@ def main(arguments: Sequence[str] | None = None):
   parser.add_argument(
     '--size', choices=('auto', *benchmarks.SIZES), default='auto', help='of the suites; auto: tiny on a CPU'
   )
+  parser.add_argument('--records', type=flags_lib.path, help='record set that the suite pipeline reads, not a made one')
   parser.add_argument(
     '--limit', type=flags_lib.whole(1, 100_000), default=600, help='seconds after which one of several suites is ended'
   )
@@ -67,7 +68,8 @@ def _run_suites(parser: flags_lib.Parser, flags: argparse.Namespace, kept: flags
     parser.error('--suite wants --out: a folder, or for a single suite a file that ends in .json')
   if len(flags.suite) == 1 and flags.out.endswith('.json'):
     file = flags_lib.writable_file(flags.out)
-    runner.run_here(flags.suite[0], _size(flags.size), file, functools.partial(print, flush=True))
+    given = {'records': flags.records} if flags.records else {}
+    runner.run_here(flags.suite[0], _size(flags.size), file, functools.partial(print, flush=True), **given)
     return
   out = flags_lib.writable_folder(flags.out)
   kept.words = f'What was measured is in {out}.'
@@ -76,7 +78,10 @@ def _run_suites(parser: flags_lib.Parser, flags: argparse.Namespace, kept: flags
     flags.suite,
     flags.size,
     out,
-    command=[sys.executable, '-m', f'{flags_lib.__package__}.benchmark'],
+    command=[
+      *(sys.executable, '-m', f'{flags_lib.__package__}.benchmark'),
+      *([f'--records={flags.records}'] if flags.records else []),
+    ],
     limit=flags.limit,
     total=flags.total,
     say=say,

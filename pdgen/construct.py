@@ -39,6 +39,7 @@ def main(arguments: Sequence[str] | None = None):
 def build_subset(flags: argparse.Namespace, overrides: Sequence[str], kept: flags_lib.Kept):
   """`build`."""
   config = build_config.from_config_dict(flags_lib.config_file(flags.config, overrides))
+  config = build_config.of_prompts(config, flags.prompts) if flags.prompts else config
   if flags.dry_run:
     print(estimate.dry_run(config, flags.subset, limit=flags.limit).words())
     return
@@ -46,7 +47,7 @@ def build_subset(flags: argparse.Namespace, overrides: Sequence[str], kept: flag
   kept.words = f'What is done is in {out}: the same command goes on from there.'
   tell: dict = dict(progress=progress.Counted(flags.every), traced=progress.tell_traces)
   try:
-    build.build(config, flags.subset, out, limit=flags.limit, make_painter=_load_painter, **tell)
+    build.build(config, flags.subset, out, limit=flags.limit, make_painter=flags_lib.painter_of, **tell)
   except errors.BudgetExhausted as error:
     print(f'{error}. Raise config.budget and give the same command: it goes on from there.', file=sys.stderr)
     sys.exit(3)
@@ -74,13 +75,6 @@ def inspect(flags: argparse.Namespace, overrides: Sequence[str], kept: flags_lib
   print(dataset_page.write(flags.folder, out, count=flags.count, seed=flags.seed, config=config))
 
 
-def _load_painter(checkpoint: str):
-  from pdgen.inference import painter
-
-  flags_lib.enable_compilation_cache()
-  return painter.load(checkpoint)
-
-
 def _parser() -> flags_lib.Parser:
   parser = flags_lib.Parser(prog='python -m pdgen.construct', description=__doc__)
   commands = parser.add_subparsers(required=True, metavar='build | import | inspect | stats')
@@ -90,6 +84,7 @@ def _parser() -> flags_lib.Parser:
   one.set_defaults(run=build_subset)
   one.add_argument('--config', type=flags_lib.path, required=True, help='file with get_config()')
   one.add_argument('--subset', choices=build_config.SUBSETS, required=True)
+  one.add_argument('--prompts', type=flags_lib.path, help='file with a prompt a line, in place of what the config says')
   one.add_argument('--dry_run', action='store_true', help='estimate calls, tokens and money, and build nothing')
 
   two = commands.add_parser('import', help="import someone's data set")

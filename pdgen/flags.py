@@ -266,6 +266,15 @@ def load(
   return painter, world
 
 
+def painter_of(checkpoint: str) -> 'painter_lib.Painter':
+  """The painter of a checkpoint as it is, where not every call of the command needs one."""
+  with startup.importing():
+    from pdgen.inference import painter as painter_lib
+
+  enable_compilation_cache()
+  return painter_lib.load(checkpoint)
+
+
 def _add_fields(group: argparse._ArgumentGroup, section: type, prefix: str):
   """One option a field of a section of the config; what is not given is absent from the flags."""
   hints = typing.get_type_hints(section)

@@ -13,7 +13,7 @@ from pdgen import startup as startup  # First: Ctrl-C while the rest is imported
 # isort: split
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,19 +21,17 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from pdgen import flags as flags_lib
-from pdgen import judges, worlds
+from pdgen import worlds
 from pdgen.construction import self_sampled
 from pdgen.core import config as config_lib
 from pdgen.cost import training_flops
 from pdgen.data import feed, tokenizers
-from pdgen.evals import base as evals_base
-from pdgen.evals import geneval
+from pdgen.evals import in_training
 from pdgen.inference import painter as painter_lib
 from pdgen.training import distributed, loop, losses, profiling
 from pdgen.training import state as state_lib
 from pdgen.training import step as step_lib
 from pdgen.training import workdir as workdir_lib
-from pdgen.worlds import base as world_base
 
 
 def train(
@@ -71,20 +69,13 @@ def train(
     workdir,
     data=open_data,
     tokenizer=tokenizers.files(config.data.tokenizer),
-    evaluators=evaluators(config) if config.train.eval_every else (),
+    evaluators=in_training.evaluators(config) if config.train.eval_every else (),
     make_painter=lambda state: make_painter(config, state),
     at_steps=dict.fromkeys(config.train.self_sample_steps, self_sample),
     loss=loss,
     profile_steps=profile_steps,
     branch_from=branch,
   )
-
-
-def evaluators(config: config_lib.Config) -> Sequence[evals_base.Evaluator]:
-  """GenEval on the fixed held-out prompts of the config's world."""
-  world = worlds.require(worlds.get(config.data.world), world_base.JudgedWorld)
-  prompts = evals_base.PromptSet('heldout', tuple(world.prompts('heldout', per_task=config.train.eval_prompts)))
-  return [geneval.GenEval(prompts=prompts, detector=judges.detector('exact', world), mode=config.data.mode)]
 
 
 def make_painter(config: config_lib.Config, state: state_lib.TrainState) -> painter_lib.Painter:

@@ -1,6 +1,7 @@
 """Every attention implementation against the reference, forward and backward, on packed rows with pictures."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -117,7 +118,7 @@ def test_an_unknown_name_lists_the_known_ones():
 
 
 def test_memory_of_a_train_step_grows_linearly_with_the_row(tiny):
-  """Of the compiled step, loss, optimizer and all: twice the tokens, at most a little more than twice the memory."""
+  """Of the compiled step, loss, optimizer and all: four times the tokens, little more than four times as much."""
   model = dataclasses.replace(tiny.model, attention='blockwise', remat='full')
 
   def temporaries(tokens):
@@ -129,27 +130,36 @@ def test_memory_of_a_train_step_grows_linearly_with_the_row(tiny):
     )
     return step.compile().memory_analysis().temp_size_in_bytes
 
-  used = [temporaries(tokens) for tokens in (2048, 4096, 8192)]
-  assert used[1] < 2.1 * used[0] and used[2] < 2.1 * used[1], used
+  used = [temporaries(tokens) for tokens in (2048, 8192)]
+  assert used[1] < 4.2 * used[0], used
   # One float32 [T, T] of one head alone would be four times all of it.
-  assert used[2] < 16384**2 * 4 / 4
+  assert used[1] < 16384**2 * 4 / 4
 
 
-@pytest.mark.parametrize('policy', sorted(remat.POLICIES))
-def test_what_is_computed_again_does_not_change_gradients(tiny, batch, policy):
-  """And takes less memory than keeping everything does."""
+@pytest.fixture(scope='module')
+def gradients(tiny, batch):
+  """A function: (gradients, bytes of temporaries) with a policy of what is computed again."""
   mesh = mesh_lib.make_mesh(tiny.mesh)
   row = jax.tree.map(lambda x: x[:1], batch)
-  found = {}
-  for name in ('none', policy):
-    model = dataclasses.replace(tiny.model, attention='blockwise', remat=name, depth=4)
+
+  @functools.cache
+  def of(policy):
+    model = dataclasses.replace(tiny.model, attention='blockwise', remat=policy, depth=4)
     config = dataclasses.replace(tiny, model=model)
     params = state_lib.init_state(config, mesh).trainable
     f = jax.jit(step_lib.gradients(config, mesh)).lower(params, {}, row, jax.random.key(0)).compile()
-    found[name] = f(params, {}, row, jax.random.key(0))[1], f.memory_analysis().temp_size_in_bytes
-  for a, b in zip(*(jax.tree.leaves(grads) for grads, _ in found.values()), strict=True):
+    return f(params, {}, row, jax.random.key(0))[1], f.memory_analysis().temp_size_in_bytes
+
+  return of
+
+
+@pytest.mark.parametrize('policy', sorted(remat.POLICIES))
+def test_what_is_computed_again_does_not_change_gradients(gradients, policy):
+  """And takes less memory than keeping everything does."""
+  (grads, used), (want, most) = gradients(policy), gradients('none')
+  for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(want), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
-  assert found[policy][1] < 0.8 * found['none'][1]
+  assert used < 0.8 * most
 
 
 def test_attention_is_not_run_again_where_it_is_kept(tiny):

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from pdgen import benchmark, benchmarks
-from pdgen.benchmarks import report, runner, shapes, synthetic, train
+from pdgen.benchmarks import pipeline, report, runner, shapes, synthetic, train
 from pdgen.core import masks, packed
 from pdgen.cost import training_flops
+from pdgen.data import records
 from pdgen.inference import painter as painter_lib
 from pdgen.models.attention import pallas_gpu
 
@@ -41,7 +42,7 @@ def test_flops_of_a_step_count_visible_pairs_alone(sizes):
   assert train.model_flops(config, 0) == pytest.approx(parts['total'] - parts['attention'] - parts['softmax'])
 
 
-@pytest.mark.parametrize('name', ['matmul', 'attention', 'train', 'flow', 'text'])
+@pytest.mark.parametrize('name', ['matmul', 'attention', 'train', 'flow', 'text', 'pipeline'])
 def test_a_suite_gives_rows_of_finite_figures(name, sizes):
   rows = list(benchmarks.SUITES[name](sizes))
   assert rows
@@ -57,6 +58,32 @@ def test_a_suite_gives_rows_of_finite_figures(name, sizes):
     assert {row['context'] for row in rows} == {420}
   if name == 'text':
     assert rows[0]['batch_size'] == 2 and rows[0]['steps'] >= 2
+
+
+def test_reading_is_measured_beside_what_a_step_takes(sizes, tmp_path):
+  config = synthetic.config(sizes, tokens=640)
+  pairs = synthetic.visible_pairs(synthetic.tokens_of(synthetic.row(config)))
+  takes = pipeline.appetite(config, 'h100:8')
+  assert takes == pytest.approx(8 * 989e12 / train.model_flops(config, pairs))
+  assert pipeline.appetite(config, 'h100:64') == takes, 'of a host, not of all'
+  shown = [np.full((32, 32, 3), value, np.uint8) for value in (10, 200)]
+  pipeline.write(tmp_path / 'set', side=32, format='PNG', steps=(1, 2), pictures=shown)
+  made = records.read(tmp_path / 'set')
+  assert {int(p[0, 0, 0]) for t in made for p in t.pictures} == {10, 200}
+  assert np.mean([len(t.pictures) for t in made]) == 1.5
+  (row,) = pipeline.run(dataclasses.replace(sizes, records=str(tmp_path / 'set'), read_rows=3))
+  assert row['pictures'] == 'given' and row['pictures_a_second'] >= row['samples_a_second'] >= row['rows_a_second'] > 0
+  assert row['times_the_step'] == pytest.approx(row['rows_a_second'] / takes)
+  assert row['cores_for_4_times_the_step'] == pytest.approx(4 * takes * row['cpu_seconds_a_row'])
+
+
+def test_pictures_have_the_spectrum_of_photographs():
+  """Power falls with the frequency: an octave has a fourth to a tenth of the one below."""
+  grey = pipeline.natural_picture(np.random.default_rng(0), 128).mean(axis=-1)
+  frequency = np.hypot(np.fft.fftfreq(128)[:, None], np.fft.fftfreq(128)[None])
+  power = np.abs(np.fft.fft2(grey)) ** 2
+  octaves = [power[(frequency >= low) & (frequency < 2 * low)].mean() for low in (0.03, 0.06, 0.12)]
+  assert all(4 < below / above < 10 for below, above in zip(octaves, octaves[1:], strict=False)), octaves
 
 
 def test_the_small_world_is_trained_and_sampled(sizes, tiny, monkeypatch):
@@ -139,7 +166,7 @@ def test_who_sees_whom_is_the_same_in_lists_of_blocks():
   """Every block that is skipped is empty, every one that is not masked is full: on rows of many shapes."""
   rng = np.random.default_rng(0)
   for _ in range(20):
-    tokens = _random_tokens(rng, int(rng.integers(100, 500)))
+    tokens = _random_tokens(rng, int(rng.choice((130, 256, 470))))  # A few lengths: each compiles.
     lists = pallas_gpu.prepare(tokens, tokens)
     visible = np.asarray(masks.visible(tokens, tokens))[0]
     order = np.asarray(lists.query_sort)[0]

@@ -5,12 +5,11 @@ import json
 import os
 import pathlib
 import signal
-import subprocess
 import sys
 
 import numpy as np
 import pytest
-from support import sketcher
+from support import kills, sketcher
 
 from pdgen.construction import build, build_config, build_statistics, plan_reader, rewrites, slot_files, traces
 from pdgen.construction.importers import run
@@ -220,35 +219,11 @@ def test_finished_samples_are_kept_as_they_are(outs, tmp_path):
 # --- kills ---
 
 
-def _killed_at(out: pathlib.Path, subset: str, line: int):
-  """Builds; at the given executed line of what writes, the system kills the process. 0: counts them."""
-  lines, watched = 0, (run.__file__, records.__file__, build.__file__, traces.__file__)
-
-  def count(frame, event, argument):
-    nonlocal lines
-    lines += event == 'line'
-    if lines == line:
-      os.kill(os.getpid(), signal.SIGKILL)
-    return count
-
-  sys.settrace(lambda frame, event, argument: count if frame.f_code.co_filename in watched else None)
-  built(out, subset)
-  sys.settrace(None)
-  print(lines)
-
-
-def _process(out: pathlib.Path, subset: str, line: int) -> subprocess.CompletedProcess:
-  root = pathlib.Path(__file__).parents[1]
-  environment = {**os.environ, 'PYTHONPATH': f'{root}{os.pathsep}{root / "tests"}'}
-  command = [sys.executable, __file__, str(out), subset, str(line)]
-  return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-
-
 @pytest.mark.parametrize('subset', ['multi_turn', 'conflict'])
 def test_a_killed_build_ends_as_one_that_was_never_stopped(outs, tmp_path, subset):
   killed, rng, left = tmp_path / 'killed', np.random.default_rng(0), []
   for _ in range(KILLS):
-    process = _process(killed, subset, int(rng.integers(200, 1500 if subset == 'multi_turn' else 3000)))
+    process = kills.process(__file__, killed, subset, int(rng.integers(200, 1500 if subset == 'multi_turn' else 3000)))
     if process.returncode == 0:  # It was near its end.
       break
     assert process.returncode == -signal.SIGKILL, process.stderr[-2000:]
@@ -330,4 +305,5 @@ def test_another_config_does_not_go_on(outs, tmp_path):
 
 
 if __name__ == '__main__':
-  _killed_at(pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
+  out, subset, line = sys.argv[1:]
+  kills.at_line(int(line), lambda: built(pathlib.Path(out), subset), of=(run, records, build, traces))

@@ -50,6 +50,10 @@ def test_a_dry_run_says_what_a_build_takes(tmp_path, capsys):
   construct.main(['build', PHOTOGRAPHIC, '--subset=multi_turn', f'--out={out}', '--limit=10', '--dry_run'])
   printed = capsys.readouterr().out
   assert '10 samples' in printed and 'in the currency of the prices' in printed and not out.exists()
+  none = f'--prompts={tmp_path / "none.txt"}'
+  assert 'there is no file of prompts' in fails(
+    capsys, 'build', PHOTOGRAPHIC, '--subset=multi_turn', none, f'--out={out}'
+  )
 
 
 def test_import(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Importing 2 GB (a folder, or the base of a part) takes the memory of a few blocks, loading that of own shards."""
+"""Importing a gigabyte (a folder, or the base of a part) takes the memory of a few blocks; loading, of own shards."""
 
 import json
 import os
@@ -70,14 +70,14 @@ def numbers(process: subprocess.Popen) -> list[int]:
 
 
 def synthetic(folder: pathlib.Path) -> int:
-  """A released folder of 2 GB: the tiny one, wider and deeper. Returns the bytes of its weights."""
+  """A released folder of a gigabyte: the tiny one, wider and deeper. Returns the bytes of its weights."""
   shutil.copytree(BAGEL, folder, ignore=shutil.ignore_patterns('*.safetensors'))
   sizes = dict(
     hidden_size=1024,
     intermediate_size=4096,
     num_attention_heads=16,
     num_key_value_heads=4,
-    num_hidden_layers=14,
+    num_hidden_layers=7,
     vocab_size=40_000,
   )
   llm = json.loads((folder / 'llm_config.json').read_text()) | sizes
@@ -107,10 +107,10 @@ def synthetic(folder: pathlib.Path) -> int:
   return total
 
 
-def test_two_gigabytes_go_through_a_few_megabytes(tmp_path):
+def test_a_gigabyte_goes_through_a_few_megabytes(tmp_path):
   try:
     total = synthetic(tmp_path / 'bagel')
-    assert total > 2e9
+    assert total > 1e9 > 3 * IMPORT_MEMORY
     (small,) = numbers(run(_IMPORT, str(BAGEL), str(tmp_path / 'small')))
     (large,) = numbers(run(_IMPORT, str(tmp_path / 'bagel'), str(tmp_path / 'large')))
     assert large < small + IMPORT_MEMORY, f'importing {total / 1e9:.2f} GB took {large / 1e6:.0f} MB'

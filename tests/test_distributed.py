@@ -20,7 +20,7 @@ from pdgen.training import distributed
 from pdgen.weights import run_checkpoints
 
 # Sums over devices go round another ring in another process: rounding, which Adam's division by small second moments
-# makes larger. Measured after 24 steps: see the assertion.
+# makes larger. Measured after the steps: see the assertion.
 TOLERANCE = 1e-4
 
 SHRUNK = {
@@ -36,10 +36,10 @@ SHRUNK = {
   'data.packing_bins': 2,
   'train.optimizer': 'adamw',
   'train.learning_rate': '1e-3',
-  'train.steps': 24,
+  'train.steps': 10,
   'train.warmup_steps': 2,
   'train.log_every': 2,
-  'train.checkpoint_every': 20,
+  'train.checkpoint_every': 8,
   'train.eval_every': 0,
   'train.self_sample_steps': '()',
   'mesh.data': 2,
@@ -103,22 +103,22 @@ def test_two_processes_train_as_one_and_each_goes_on_from_the_others_checkpoint(
   # Metrics are written and said once.
   for workdir in (one, both):
     steps = [json.loads(line)['step'] for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
-    assert steps == list(range(2, 25, 2))
-  assert 'step 24/24' in results[0][1] and 'step 24/24' not in results[1][1]
+    assert steps == list(range(2, 11, 2))
+  assert 'step 10/10' in results[0][1] and 'step 10/10' not in results[1][1]
 
-  # What two processes saved at step 20, one goes on from, and the other way about, with the same samples.
+  # What two processes saved at step 8, one goes on from, and the other way about, with the same samples.
   for workdir, go_on in ((both, alone), (one, lambda workdir: two(workdir)[0])):
-    assert sorted(p.name for p in (workdir / 'checkpoints').iterdir()) == ['20', '24']
-    shutil.rmtree(workdir / 'checkpoints' / '24')
+    assert sorted(p.name for p in (workdir / 'checkpoints').iterdir()) == ['10', '8']
+    shutil.rmtree(workdir / 'checkpoints' / '10')
     shutil.rmtree(workdir / 'final')
     code, output = go_on(workdir)
-    assert code == 0 and 'Resuming from step 20' in output, output[-3000:]
+    assert code == 0 and 'Resuming from step 8' in output, output[-3000:]
     assert_same(averaged(workdir), want)
 
   # Two processes branch off the run of one.
-  for code, output in two(tmp_path / 'branch', arguments=[f'--branch_from={one}', '--config.train.steps=25']):
-    assert code == 0 and f'Branching off {one} at step 24' in output, output[-3000:]
-  assert sorted(p.name for p in (tmp_path / 'branch' / 'checkpoints').iterdir()) == ['24', '25']
+  for code, output in two(tmp_path / 'branch', arguments=[f'--branch_from={one}', '--config.train.steps=11']):
+    assert code == 0 and f'Branching off {one} at step 10' in output, output[-3000:]
+  assert sorted(p.name for p in (tmp_path / 'branch' / 'checkpoints').iterdir()) == ['10', '11']
 
 
 def test_processes_that_were_started_differently_say_who_and_in_what(tmp_path):

@@ -4,12 +4,11 @@ import json
 import os
 import pathlib
 import signal
-import subprocess
 import sys
 
 import numpy as np
 import pytest
-from support import foreign, stored
+from support import foreign, kills, stored
 
 from pdgen.construction import importers
 from pdgen.construction.importers import base, run
@@ -36,45 +35,22 @@ def _import(source, out):
   return importers.import_records('jsonl', source, out, heldout=HELDOUT, shard_records=PER_SHARD)
 
 
-def _killed_at(source, out, line):
-  """Imports; at the given executed line of the run and of the record writer the system kills the process."""
-  lines, watched = 0, (run.__file__, records.__file__)
-
-  def count(frame, event, argument):
-    nonlocal lines
-    lines += event == 'line'
-    if lines == line:
-      os.kill(os.getpid(), signal.SIGKILL)
-    return count
-
-  sys.settrace(lambda frame, event, argument: count if frame.f_code.co_filename in watched else None)
-  _import(source, out)
-  sys.settrace(None)
-  print(lines)
-
-
-def _process(source, out, line):
-  environment = {**os.environ, 'PYTHONPATH': str(pathlib.Path(__file__).parents[1])}
-  command = [sys.executable, __file__, source, out, str(line)]
-  return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-
-
 def test_a_killed_import_ends_as_one_that_was_never_stopped(tmp_path):
   source, whole, killed = tmp_path / 'mine', tmp_path / 'whole', tmp_path / 'killed'
   _write_source(source)
-  process = _process(source, whole, 0)
+  process = kills.process(__file__, source, whole, 0)
   assert process.returncode == 0, process.stderr
   lines = int(process.stdout)
   rng = np.random.default_rng(int(os.environ.get('PDGEN_SEED', 0)))
   left = []
   for _ in range(KILLS):
-    process = _process(source, killed, int(rng.integers(lines // 8, lines // 3)))
+    process = kills.process(__file__, source, killed, int(rng.integers(lines // 8, lines // 3)))
     assert process.returncode == -signal.SIGKILL, process.stderr
     assert not (killed / run.DONE).exists()
     left.append(json.loads((killed / run.UNFINISHED).read_text())['place']['rows'])
   print(f'places after the kills: {left}')
   assert left == sorted(left) and left[-1] > 0, 'nothing was safe'
-  process = _process(source, killed, 0)
+  process = kills.process(__file__, source, killed, 0)
   assert process.returncode == 0, process.stderr
   assert _contents(killed) == _contents(whole)
   ids = [t.provenance.id for split in splits.SPLITS for t in records.read(killed / split)]
@@ -308,4 +284,5 @@ def test_rows_that_are_rejected_have_a_place():
 
 
 if __name__ == '__main__':
-  _killed_at(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), int(sys.argv[3]))
+  source, out, line = sys.argv[1:]
+  kills.at_line(int(line), lambda: _import(pathlib.Path(source), pathlib.Path(out)), of=(run, records))

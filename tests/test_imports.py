@@ -31,13 +31,21 @@ MAY_IMPORT = {
   # commands imports cost.
   'cost': {'core', 'models', 'sampling', 'training'},
   'viewing': {'core'},
+  # Launches what users run, and reads what it leaves.
+  'ablations': {'core', 'data', 'construction', 'cost', 'evals'},
   # Runs what users run.
   'benchmarks': {'core', 'models', 'data', 'worlds', 'sampling', 'inference', 'training', 'cost', 'testing'},
 }
 COMMANDS = {
   *('train', 'sample', 'evaluate', 'construct', 'convert', 'compile', 'benchmark', 'inspect_data', 'train_tokenizer')
 }
-SHARED = {'flags', 'startup', 'testing', 'dataset_page'}  # What commands share, and what tests of others may use.
+SHARED = {
+  'flags',
+  'startup',
+  'testing',
+  'dataset_page',
+  'evaluate_options',
+}  # What commands share, and what tests of others may use.
 NUMPY_ONLY = {'data', 'worlds', 'services', 'judges', 'construction', 'evals', 'viewing'}
 JAX_IN_CORE = {'core/masks.py', 'core/mesh.py', 'core/trees.py'}
 # An optional package is imported by the modules that need it alone, when they need it. Extra of setup.cfg: packages.
@@ -50,6 +58,7 @@ OPTIONAL: dict[str, dict[str, set[str]]] = {
   },
   'geneval': {'torch': {'judges/mask2former.py'}, 'transformers': {'judges/mask2former.py'}},
   'opencv': {'cv2': {'judges/opencv.py'}},
+  'plot': {'matplotlib': {'ablations/plot.py'}},
   'parquet': {'pyarrow': {'construction/importers/parquet.py'}},
   'tfds': {'tensorflow_datasets': {'data/tfds_builder.py'}},
 }

@@ -22,6 +22,11 @@ def start(workdir, cache):
   return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+def batches_taken(workdir):
+  file = workdir / 'consumed.txt'
+  return len(file.read_text().splitlines()) if file.exists() else 0
+
+
 def consumed(workdir):
   """Step to the digests of the batches that were ever taken for it."""
   taken = {}
@@ -43,10 +48,8 @@ def test_a_run_that_is_killed_ends_where_one_that_is_not_does(tmp_path):
   for _ in range(KILLS):
     process = start(killed, cache)
     # Alive and at work: it has taken a batch. Then a moment of the next few steps and saves.
-    file = killed / 'consumed.txt'
-    lines = lambda: len(file.read_text().splitlines()) if file.exists() else 0
-    before = lines()
-    while process.poll() is None and lines() == before:
+    before = batches_taken(killed)
+    while process.poll() is None and batches_taken(killed) == before:
       time.sleep(0.02)
     time.sleep(float(rng.uniform(0, 1.5)))
     process.send_signal(signal.SIGKILL)

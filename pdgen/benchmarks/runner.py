@@ -1,5 +1,6 @@
 """Runs suites, each in a process of its own: one that fails, hangs or takes the device down leaves the others whole."""
 
+import dataclasses
 import datetime
 import importlib.metadata
 import json
@@ -18,7 +19,7 @@ from pdgen import benchmarks
 _PACKAGES = ('pdgen', 'jax', 'jaxlib', 'flax', 'optax', 'numpy', 'jax-cuda12-plugin', 'jax-cuda13-plugin', 'libtpu')
 
 
-def run_here(name: str, size: str, file: pathlib.Path, say: Callable[[str], None]) -> None:
+def run_here(name: str, size: str, file: pathlib.Path, say: Callable[[str], None], **options: Any) -> None:
   """One suite in this process. The file holds the machine and every row as soon as it is measured.
 
   Args:
@@ -26,10 +27,11 @@ def run_here(name: str, size: str, file: pathlib.Path, say: Callable[[str], None
     size: of benchmarks.SIZES.
     file: JSON to write.
     say: called with each row as text.
+    **options: fields of the size that differ.
   """
   found: dict[str, Any] = {'suite': name, 'size': size, 'machine': machine(), 'rows': []}
   began = time.perf_counter()
-  for row in benchmarks.SUITES[name](benchmarks.SIZES[size]()):
+  for row in benchmarks.SUITES[name](dataclasses.replace(benchmarks.SIZES[size](), **options)):
     found['rows'].append(row)
     found['wall_seconds'] = time.perf_counter() - began
     file.write_text(json.dumps(found, indent=2) + '\n')

@@ -21,7 +21,11 @@ class Sizes:
   reference_tokens: int  # Longest row that the reference attention, and cuDNN with a mask, are tried at.
   matmul: tuple[int, ...]  # Sides of the square products.
   train_steps: int  # Steps of the shapes config that are timed.
+  read_rows: int  # Rows of records that are timed.
+  read_steps: tuple[int, ...]  # Pictures of the trajectories in them, in turn.
+  workers: tuple[int, ...]  # Processes that read them, each in turn.
   max_depth: int | None = None  # Most layers of the train step; None: all.
+  records: str = ''  # A record set to read; empty: one that is made.
 
 
 def _tiny() -> Sizes:
@@ -53,6 +57,9 @@ def _tiny() -> Sizes:
     reference_tokens=640,
     matmul=(256,),
     train_steps=2,
+    read_rows=2,
+    read_steps=(1,),
+    workers=(0,),
     max_depth=2,
   )
 
@@ -73,6 +80,9 @@ def _bagel_7b() -> Sizes:
     reference_tokens=8_192,
     matmul=(8192,),
     train_steps=100,
+    read_rows=24,
+    read_steps=(3, 4, 4, 3),  # (paper) 3.51 in the mean
+    workers=(0, 1, 2),
   )
 
 

@@ -30,23 +30,10 @@ def make(attempt: tools.Attempt, *, negative: bool) -> trajectory_lib.Trajectory
   number = int(attempt.rng.integers(len(painting.steps)))
   error = drawn(attempt, painting.steps[number], kinds=attempt.tools.config.alignment.kinds)
 
-  def fault(
-    number: int,
-    step: graph_operations.GraphStep,
-    text: instructions.PlanText,
-    before: Sequence[trajectory_lib.Step],
-  ) -> trajectory_lib.Step:
+  def fault(step, text, before) -> trajectory_lib.Step:
     right = multi_turn.right_picture(attempt, asked, text, step.after, before)
     wrong = corrupted(attempt, asked, error, right, before)
-    question = base.Question(
-      prompt=asked.prompt,
-      picture=wrong,
-      plan=text.plan,
-      expected=attempt.tools.contents(step.after),
-      spec=asked.spec,
-      before=before,
-    )
-    if attempt.judged(question, wanted=False).ok:
+    if attempt.judged(multi_turn.question(attempt, asked, text, step.after, wrong, before), wanted=False).ok:
       raise tools.RejectionError(f'judge: step {number + 1}: the error {error.kind} is not to be seen')
     inspection = inspections.misalignment(error, rng=attempt.rng)
     return trajectory_lib.Step(plan=text.plan, draft=wrong, inspection=inspection, refined=right)

@@ -46,7 +46,7 @@ def draw(attempt: tools.Attempt) -> Asked:
     else:
       lines = _lines(scenes.prompt_file)
       made = _of_prompt(lines[attempt.index % len(lines)], attempt)
-    if made is not None and made.whole.nodes and not attempt.tools.keeps_out(made.whole):
+    if made is not None:
       return made
   raise tools.RejectionError(f'scene: none was found in {_TRIES} tries (seed {int(rng.integers(1))})')
 
@@ -110,8 +110,10 @@ def _filled_node(
 def _of_taxonomy(attempt: tools.Attempt) -> Asked | None:
   vocabulary, config = attempt.tools.vocabulary, attempt.tools.config
   seed = int(attempt.rng.integers(2**31))
-  whole = taxonomy.sample(vocabulary, seed=seed, index=0, shares=config.scenes.graphs)
-  if not whole.nodes:
+  # Most graphs of the shapes world hold a pair that it keeps out: no more is drawn for those.
+  keeps_out = attempt.tools.keeps_out
+  whole = taxonomy.sample_unless(keeps_out, vocabulary, seed=seed, index=0, shares=config.scenes.graphs)
+  if whole is None or not whole.nodes or keeps_out(whole):
     return None
   place = vocabulary.attributes.get(scene_graph.PLACE)
   stated = whole
@@ -141,7 +143,9 @@ def _of_prompt(prompt: str, attempt: tools.Attempt) -> Asked | None:
       except writers.RejectedError as error:
         raise tools.RejectionError(f'writer: {error}') from error
   whole = filled(stated, vocabulary=attempt.tools.vocabulary, rng=attempt.rng)
-  return None if whole is None else Asked(prompt=prompt, stated=stated, whole=whole, source=source, spec=spec)
+  if whole is None or not whole.nodes or attempt.tools.keeps_out(whole):
+    return None
+  return Asked(prompt=prompt, stated=stated, whole=whole, source=source, spec=spec)
 
 
 def _choose_row(attempt: tools.Attempt) -> str:

@@ -5,6 +5,7 @@ Sizes and shares are those of the paper's Table 1. A config file has a function 
 """
 
 import dataclasses
+import pathlib
 from typing import Any
 
 import ml_collections
@@ -233,6 +234,14 @@ class BuildConfig:
     if name not in SUBSETS:
       raise ValueError(f'Unknown subset {name!r}. Known: {list(SUBSETS)}')
     return getattr(self, name)
+
+
+def of_prompts(config: BuildConfig, file: str) -> BuildConfig:
+  """The config with the prompts of a file alone. Raises: FileNotFoundError."""
+  if not pathlib.Path(file).is_file():
+    raise FileNotFoundError(f'{file}: there is no file of prompts.')
+  scenes = dataclasses.replace(config.scenes, world=0.0, drawn=0.0, prompts=1.0, prompt_file=file)
+  return dataclasses.replace(config, scenes=scenes)
 
 
 def identity(config: BuildConfig, subset: str) -> dict[str, Any]:

@@ -39,25 +39,13 @@ def make(attempt: tools.Attempt, *, negative: bool) -> trajectory_lib.Trajectory
     return multi_turn.finished(attempt, asked, painting, steps, source='constructed')
   number, error = injected(attempt, asked, painting)
 
-  def fault(
-    number: int,
-    step: graph_operations.GraphStep,
-    text: instructions.PlanText,
-    before: Sequence[trajectory_lib.Step],
-  ) -> trajectory_lib.Step:
+  def fault(step, text, before) -> trajectory_lib.Step:
     add = graph_operations.growth(step.before, error.wrong)
     wrong = attempt.plan(graph_operations.GraphStep(operation=add, before=step.before, after=error.wrong))
     draft = attempt.render(multi_turn.request(attempt, asked, wrong, error.wrong, before), multi_turn.previous(before))
-    shown = base.Question(
-      prompt=asked.prompt,
-      picture=draft,
-      plan=wrong.plan,
-      expected=attempt.tools.contents(error.wrong),
-      spec=asked.spec,
-      before=before,
-    )
+    question = multi_turn.question(attempt, asked, wrong, error.wrong, draft, before)
     exact = attempt.tools.config.judge.name == 'exact'
-    if attempt.judged(shown, wanted=exact).ok != exact:  # A model judges by the prompt, a world by the plan.
+    if attempt.judged(question, wanted=exact).ok != exact:  # A model judges by the prompt, a world by the plan.
       raise tools.RejectionError(f'judge: step {number + 1}: the conflict {error.kind} is not to be seen')
     return corrected(attempt, asked, error, painting.graph, wrong.plan, draft, before)
 

@@ -14,9 +14,9 @@ from pdgen.core import graph_operations, scene_graph
 from pdgen.core import trajectory as trajectory_lib
 from pdgen.judges import base
 
-# (number of the step, the step, its right plan, the steps before) -> the step with its error.
+# (the step, its right plan, the steps before) -> the step with its error.
 Fault = Callable[
-  [int, graph_operations.GraphStep, instructions.PlanText, Sequence[trajectory_lib.Step]], trajectory_lib.Step
+  [graph_operations.GraphStep, instructions.PlanText, Sequence[trajectory_lib.Step]], trajectory_lib.Step
 ]
 
 
@@ -84,7 +84,7 @@ def painted(
       continue
     text = attempt.plan(step)
     if number == faulty and fault is not None:
-      made.append(fault(number, step, text, made))
+      made.append(fault(step, text, made))
       continue
     picture = right_picture(attempt, asked, text, step.after, made)
     inspection = inspections.approval(step.after, painting.graph, rng=attempt.rng)
@@ -111,7 +111,20 @@ def right_picture(
   Raises: tools.RejectionError; services.errors.BudgetExhausted.
   """
   picture = attempt.render(request(attempt, asked, text, graph, before), previous(before))
-  question = base.Question(
+  attempt.approved(question(attempt, asked, text, graph, picture, before), what=f'step {len(before) + 1}')
+  return picture
+
+
+def question(
+  attempt: tools.Attempt,
+  asked: asked_lib.Asked,
+  text: instructions.PlanText,
+  graph: scene_graph.SceneGraph,
+  picture: np.ndarray,
+  before: Sequence[trajectory_lib.Step],
+) -> base.Question:
+  """What a judge is asked of a picture, uint8[H, W, 3]. Other arguments as of `right_picture`."""
+  return base.Question(
     prompt=asked.prompt,
     picture=picture,
     plan=text.plan,
@@ -119,8 +132,6 @@ def right_picture(
     spec=asked.spec,
     before=before,
   )
-  attempt.approved(question, what=f'step {len(before) + 1}')
-  return picture
 
 
 def request(

@@ -20,7 +20,7 @@ import functools
 import itertools
 import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -149,7 +149,7 @@ class Taxonomy:
       if known.distinct:
         used = {node.value(attribute) for node in taken}
         values = [v for v in values if v not in used]
-      if known.kind == scene_graph.STATE:
+      if known.kind == scene_graph.STATE and groups[known.kind]:
         values = [v for v in values if not _excluded(v, (a.value for a in groups[known.kind]))]
       if values:
         groups[known.kind].append(scene_graph.Attribute(attribute, choose(rng, values)))
@@ -197,6 +197,20 @@ def sample(taxonomy: Taxonomy, *, seed: int, index: int, shares: Shares | None =
     index: number of the graph.
     shares: size and richness; None: the defaults.
   """
+  graph = sample_unless(lambda objects: False, taxonomy, seed=seed, index=index, shares=shares)
+  assert graph is not None
+  return graph
+
+
+def sample_unless(
+  unwanted: Callable[[scene_graph.SceneGraph], bool],
+  taxonomy: Taxonomy,
+  *,
+  seed: int,
+  index: int,
+  shares: Shares | None = None,
+) -> scene_graph.SceneGraph | None:
+  """As `sample`; None where `unwanted` says so of the objects alone, before relations are drawn between them."""
   shares, rng = shares or Shares(), rng_lib.numpy_rng(seed, index, _STREAM)
   background = ''
   if taxonomy.backgrounds and rng.random() < shares.background:
@@ -210,6 +224,9 @@ def sample(taxonomy: Taxonomy, *, seed: int, index: int, shares: Shares | None =
     group = _group(taxonomy, name, count, rng=rng, share=shares.attribute, taken=taken)
     if group:
       groups.append(group)
+  objects = scene_graph.SceneGraph(nodes=tuple(node for group in groups for node in group), background=background)
+  if unwanted(objects):
+    return None
   relations: list[scene_graph.Relation] = []
   for number in range(1, len(groups)):
     share = shares.relation
@@ -217,8 +234,7 @@ def sample(taxonomy: Taxonomy, *, seed: int, index: int, shares: Shares | None =
       new = _related(taxonomy, groups, number, relations, rng=rng)
       relations += new
       share = shares.second if new else 0.0
-  nodes = tuple(node for group in groups for node in group)
-  return scene_graph.SceneGraph(nodes=nodes, relations=tuple(relations), background=background)
+  return dataclasses.replace(objects, relations=tuple(relations)) if relations else objects
 
 
 def choose(rng: np.random.Generator, options: Sequence[Any]) -> Any:
@@ -271,7 +287,8 @@ def _related(
 
 
 def _excluded(value: str, others: Iterable[str]) -> bool:
-  return any(value in group and other in group for other in others for group in scene_graph.EXCLUSIVE_STATES)
+  excluded = scene_graph.EXCLUDED.get(value)
+  return excluded is not None and any(other in excluded for other in others)
 
 
 # --- reading ---

@@ -70,19 +70,22 @@ class SourceConfig:
     name: of the world, or folder of the record set.
     weight: share of the samples, relative to the other sources; a source that is empty so far counts nothing.
     mixture: of a world, (kind of trajectory, share); shares are normalised. Empty: all kinds equally.
+    knowledge: of a world, the share of the trajectories whose prompt names what is wanted by a fact
+      (`worlds.base.KnowingWorld`).
   """
 
   kind: str
   name: str = ''
   weight: float = 1.0
   mixture: tuple[tuple[str, float], ...] = ()
+  knowledge: float = 0.0
 
   @classmethod
   def parse(cls, text: str) -> 'SourceConfig':
     """A source as one writes it on the command line: `world:shapes`, `records:/data/mine*0.5`, `self_sampled`.
 
     >>> SourceConfig.parse('records:/data/mine*0.5')
-    SourceConfig(kind='records', name='/data/mine', weight=0.5, mixture=())
+    SourceConfig(kind='records', name='/data/mine', weight=0.5, mixture=(), knowledge=0.0)
     """
     head, _, weight = text.rpartition('*') if re.search(r'\*[\d.]+$', text) else (text, '', '1')
     kind, _, name = head.partition(':')
@@ -96,6 +99,8 @@ class SourceConfig:
       raise ValueError(f'{self}: a world or a record set needs a name, self_sampled has none (config.data.sources).')
     if not 0 < self.weight < float('inf'):
       raise ValueError(f'{self}: the weight must be above 0 (config.data.sources).')
+    if not 0 <= self.knowledge <= 1 or self.knowledge and self.kind != 'world':
+      raise ValueError(f'{self}: knowledge is a share of the trajectories of a world (config.data.sources).')
 
 
 _SHAPES = SourceConfig(

@@ -13,6 +13,7 @@ A graph as JSON (`to_dict`, `from_dict`):
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -57,6 +58,7 @@ EXCLUSIVE_STATES = (
   frozenset({'wet', 'dry'}),
   frozenset({'asleep', 'awake', 'sleeping'}),
 )
+EXCLUDED = {state: group for group in EXCLUSIVE_STATES for state in group}  # The states that one excludes, and itself.
 MAX_NODES = 64
 
 
@@ -321,8 +323,13 @@ def _in_places(axis: str, first: str | None, second: str | None, *, same_row: bo
 
 def check_words(text: Any, *, of: str):
   """Raises ValueError, beginning with `of`, for what is no plain words in one line (tags would end a plan early)."""
-  if not isinstance(text, str) or not text or text != ' '.join(text.split()) or set('<>\\{}') & set(text):
+  if not isinstance(text, str) or not _are_words(text):
     raise ValueError(f'{of} is {text!r}: it must be words in one line, without <, >, braces or spaces at the ends.')
+
+
+@functools.lru_cache(maxsize=4096)  # Of a vocabulary, the same ones again and again.
+def _are_words(text: str) -> bool:
+  return bool(text) and text == ' '.join(text.split()) and not set('<>\\{}') & set(text)
 
 
 def check_keys(values: Any, known: set[str], *, of: str, needed: Iterable[str] = ()):

@@ -68,11 +68,11 @@ def encode(
     metadata=_checked(trajectory.metadata, f'Metadata of {name}'),
   )
   try:
-    canonical_json(content)
+    fields = canonical_json(content)
   except (TypeError, ValueError, RecursionError) as error:
     raise ValueError(f'A field of {name} is not JSON: {error}. Use texts and numbers of Python.') from error
   files = _files(pictures, picture_files, name)
-  digest = _content_hash(content, pictures, files)
+  digest = _content_hash(fields, pictures, files)
   header = canonical_json(dict(schema=SCHEMA, sha256=digest, lengths=[len(file) for file in files], content=content))
   size = 4 + len(header) + sum(map(len, files))
   if len(header) > _MOST_HEADER or size > MOST_BYTES:
@@ -93,7 +93,7 @@ def decode(record: bytes) -> trajectory_lib.Trajectory:
   if (pixels := sum(map(_pixels, files))) > _MOST_PIXELS:
     raise ValueError(f'its pictures have {pixels} pixels together; a record may have {_MOST_PIXELS}')
   pictures, content = [_decode_picture(file) for file in files], header['content']
-  if _content_hash(content, pictures, files) != header['sha256']:
+  if _content_hash(canonical_json(content), pictures, files) != header['sha256']:
     raise ValueError('its content does not match its content hash')
   return _trajectory(content, pictures)
 
@@ -172,13 +172,13 @@ def canonical_json(value: Any) -> bytes:
   return json.dumps(value, sort_keys=True, allow_nan=False, separators=(',', ':')).encode()
 
 
-def _content_hash(content: Mapping[str, Any], pictures: Sequence[np.ndarray], files: Sequence[bytes]) -> str:
-  """SHA-256 of the fields and the pictures.
+def _content_hash(fields: bytes, pictures: Sequence[np.ndarray], files: Sequence[bytes]) -> str:
+  """SHA-256 of the fields (canonical JSON) and the pictures.
 
   A PNG counts as its pixels, however it is compressed. Other files count as they are: decoders of JPEG differ in last
   bits, and a record must not seem damaged on another machine.
   """
-  digest = hashlib.sha256(canonical_json(content))
+  digest = hashlib.sha256(fields)
   for picture, file in zip(pictures, files, strict=True):
     digest.update(f' {picture.shape} '.encode())
     digest.update(np.ascontiguousarray(picture).data if file.startswith(_PNG) else file)
@@ -240,4 +240,4 @@ def _pixels(file: bytes) -> int:
 def _decode_picture(file: bytes) -> np.ndarray:
   """uint8[H, W, 3] of any format that Pillow reads."""
   with Image.open(io.BytesIO(file)) as image:
-    return np.array(image.convert('RGB'))
+    return np.array(image if image.mode == 'RGB' else image.convert('RGB'))

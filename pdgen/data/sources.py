@@ -25,7 +25,11 @@ from pdgen.data import record_codec, records
 from pdgen.worlds import base as world_base
 
 ENDLESS = 2**48  # Length of a source that makes trajectories on the fly.
-_MIXTURE, _EPOCH = 1_000_001, 1_000_002  # Random streams, apart from the numbers that a sample's own stream has.
+_MIXTURE, _EPOCH, _KNOWLEDGE = (
+  1_000_001,
+  1_000_002,
+  1_000_003,
+)  # Random streams, apart from the numbers that a sample's own stream has.
 
 
 @runtime_checkable
@@ -46,20 +50,31 @@ class Source(Protocol):
 class WorldSource:
   """Trajectories that a world makes on the fly, kinds drawn by their shares."""
 
-  def __init__(self, world: str | world_base.World, *, mixture: Sequence[tuple[str, float]] = (), seed: int = 0):
+  def __init__(
+    self,
+    world: str | world_base.World,
+    *,
+    mixture: Sequence[tuple[str, float]] = (),
+    knowledge: float = 0.0,
+    seed: int = 0,
+  ):
     """Makes the source.
 
     Args:
       world: name of a world, or the world itself.
       mixture: (kind, share); shares are normalised. Empty: all kinds of the world, equally often.
+      knowledge: share of the trajectories whose prompt names what is wanted by a fact.
       seed: of the trajectories and of the kinds.
 
-    Raises: ValueError for a kind that the world does not know, or shares that do not add up to more than 0.
+    Raises: ValueError for a kind that the world does not know, shares that do not add up to more than 0, and facts of a
+      world that has none (`worlds.base.KnowingWorld`).
     """
     self._name = world if isinstance(world, str) else ''
     self._given = None if isinstance(world, str) else world
     self._mixture = tuple(mixture) or tuple((kind, 1.0) for kind in self.world.KINDS)
-    self._seed = seed
+    self._seed, self._knowledge = seed, knowledge
+    if knowledge:
+      worlds.require(self.world, world_base.KnowingWorld)
     if unknown := sorted({kind for kind, _ in self._mixture} - set(self.world.KINDS)):
       raise ValueError(f'The mixture names the kind {unknown[0]!r}. Known kinds: {list(self.world.KINDS)}')
     shares = np.array([share for _, share in self._mixture], np.float64)
@@ -81,11 +96,17 @@ class WorldSource:
     # The second draw of the sample's stream; the first is not used any more.
     u_kind = sample_rng(self._seed, index, skip=False).random(2)[1]
     number = min(int(np.searchsorted(self._cumulative, u_kind, side='right')), len(self._mixture) - 1)
-    return self.world.trajectory(self._mixture[number][0], seed=self._seed, index=index)
+    made = self.world.trajectory(self._mixture[number][0], seed=self._seed, index=index)
+    # A stream apart: what is asked plainly stays as it is, whatever the share.
+    if self._knowledge and rng_lib.numpy_rng(self._seed, index, _KNOWLEDGE).random() < self._knowledge:
+      world = worlds.require(self.world, world_base.KnowingWorld)
+      return world.asked_by_fact(made, seed=self._seed, index=index)
+    return made
 
   def fingerprint(self) -> str:
     """Of the first trajectories: worlds are code, and the code is what may differ."""
-    return _digest(record_codec.encode(self[i], name=f'trajectory {i}')[1] for i in range(4))
+    told = [f'knowledge {self._knowledge}'] if self._knowledge else []  # The first four may all be asked plainly.
+    return _digest([*told, *(record_codec.encode(self[i], name=f'trajectory {i}')[1] for i in range(4))])
 
 
 class RecordSource:
@@ -196,7 +217,9 @@ def from_config(config: config_lib.Config, *, self_sampled: Sequence[Source] = (
   parts, weights = [], []
   for source in config.data.sources:
     if source.kind == 'world':
-      made: list[Source] = [WorldSource(source.name, mixture=source.mixture, seed=config.seed)]
+      made: list[Source] = [
+        WorldSource(source.name, mixture=source.mixture, knowledge=source.knowledge, seed=config.seed)
+      ]
     elif source.kind == 'records':
       made = [RecordSource(source.name)]
       if not len(made[0]):

@@ -11,7 +11,18 @@ from collections.abc import Callable
 from typing import Any
 
 from pdgen import judges, worlds
-from pdgen.evals import base, compbench, compbench_rules, geneval, geneval2, inspection, process, wise, wise_rules
+from pdgen.evals import (
+  base,
+  compbench,
+  compbench_rules,
+  geneval,
+  geneval2,
+  inspection,
+  knowledge,
+  process,
+  wise,
+  wise_rules,
+)
 from pdgen.judges import base as judges_base
 from pdgen.judges import coco
 from pdgen.services import budget as budget_lib
@@ -23,8 +34,8 @@ from pdgen.worlds import base as world_base
 
 def needs_world(flags: argparse.Namespace) -> bool:
   """Whether the checkpoint must have a world that judges."""
-  if flags.name in ('inspection', 'process'):
-    return True
+  if flags.name in ('inspection', 'process', 'knowledge'):
+    return not getattr(flags, 'world', None)
   return getattr(flags, 'detector', '') == 'exact' and not flags.world
 
 
@@ -67,6 +78,7 @@ def inspection_of(world: Any, flags: argparse.Namespace) -> base.Evaluator:
 def process_of(world: Any, flags: argparse.Namespace) -> base.Evaluator:
   """The same held-out prompts and seeds under `flags.settings`; steps are judged where the world can inspect them."""
   seed = flags.seed if flags.prompts_seed is None else flags.prompts_seed
+  world = _world(world, flags)
   rows = worlds.require(world, world_base.JudgedWorld).prompts('heldout', per_task=flags.per_task, seed=seed)
   return process.Process(
     prompts=base.PromptSet(f'{world.__name__}:heldout', tuple(rows)),
@@ -77,6 +89,11 @@ def process_of(world: Any, flags: argparse.Namespace) -> base.Evaluator:
     batch_size=flags.batch_size,
     checkpoint=flags.checkpoint,
   )
+
+
+def knowledge_of(world: Any, flags: argparse.Namespace) -> base.Evaluator:
+  """`flags.per_kind` prompts of each kind of fact and split, beside the plain ones."""
+  return knowledge.of_world(_world(world, flags), per_kind=flags.per_kind, prompts_seed=flags.seed, **_painting(flags))
 
 
 def wise_of(world: Any, flags: argparse.Namespace) -> base.Evaluator:
@@ -132,6 +149,7 @@ EVALUATORS: dict[str, Callable[[Any, argparse.Namespace], base.Evaluator]] = {
   'geneval': geneval_of,
   'inspection': inspection_of,
   'process': process_of,
+  'knowledge': knowledge_of,
   'wise': wise_of,
   'compbench': compbench_of,
   'geneval2': geneval2_of,

@@ -104,6 +104,25 @@ class OracleWorld(JudgedWorld, Protocol):
     ...
 
 
+class KnowingWorld(JudgedWorld, Protocol):
+  """Optional: prompts that name what is wanted by a fact. For `evals.knowledge`, and `SourceConfig.knowledge`."""
+
+  KNOWLEDGE: tuple[str, ...]  # Kinds of facts.
+  KNOWLEDGE_SPLITS: tuple[str, ...]  # The first one is trained, the others are held out.
+
+  def knowledge_prompts(self, split: str, *, per_kind: int, seed: int = 0) -> list[dict[str, Any]]:
+    """GenEval rows of what is wanted, with `knowledge` (the kind), `split`, `fact` and `plain` (the plain prompt)."""
+    ...
+
+  def asked_by_fact(self, made: trajectory_lib.Trajectory, *, seed: int, index: int) -> trajectory_lib.Trajectory:
+    """A training trajectory with a prompt that names something by a fact; as it is, where none fits."""
+    ...
+
+  def described(self, plan: str | None) -> np.ndarray | None:
+    """The picture uint8[H, W, 3] of what a plan describes; None where it cannot be read."""
+    ...
+
+
 class DraftRequest(Protocol):
   """A draft that a world wants of a model."""
 
@@ -154,7 +173,7 @@ class HeldOutWorld(GraphWorld, Protocol):
   """Optional: what a world keeps from training. For `pdgen.construction`."""
 
   def keeps_out(self, graph: scene_graph.SceneGraph) -> bool:
-    """Whether no training picture, right or wrong, may show the graph."""
+    """Whether no training picture, right or wrong, may show the graph. If not, no graph with more in it, either."""
     ...
 
 

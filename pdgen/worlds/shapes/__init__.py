@@ -9,6 +9,7 @@ faults         injected errors and the diagnosis of drafts; damage: malformed ob
 comparisons    the sentences that open every inspection
 language       templates of plans and inspections
 trajectories   training trajectories
+knowledge      prompts that name what is wanted by a fact
 oracle         inspection of a model's own steps, whatever its plans say
 drafts         review of drafts that a model painted; injected errors for the inspection metrics
 """
@@ -17,8 +18,9 @@ from pdgen.worlds.shapes.damage import render_malformed
 from pdgen.worlds.shapes.detector import Detection, detect
 from pdgen.worlds.shapes.drafts import DraftRequest, contents, draft_request, injected, review, shows
 from pdgen.worlds.shapes.faults import ERROR_KINDS
+from pdgen.worlds.shapes.knowledge import KNOWLEDGE, KNOWLEDGE_SPLITS, asked_by_fact, knowledge_prompts
 from pdgen.worlds.shapes.language import DECISIVE, FAULTS
-from pdgen.worlds.shapes.oracle import inspect, planned
+from pdgen.worlds.shapes.oracle import described, inspect, planned
 from pdgen.worlds.shapes.prompt_space import TASKS, keeps_out, parse, prompts
 from pdgen.worlds.shapes.renderer import render_graph
 from pdgen.worlds.shapes.scenes import COLORS, SHAPES, SIZE, TAXONOMY
@@ -30,19 +32,24 @@ __all__ = [
   'ERROR_KINDS',
   'FAULTS',
   'KINDS',
+  'KNOWLEDGE',
+  'KNOWLEDGE_SPLITS',
   'SHAPES',
   'SIZE',
   'TASKS',
   'TAXONOMY',
   'Detection',
   'DraftRequest',
+  'asked_by_fact',
   'contents',
   'corpus',
+  'described',
   'detect',
   'draft_request',
   'injected',
   'inspect',
   'keeps_out',
+  'knowledge_prompts',
   'parse',
   'planned',
   'prompts',

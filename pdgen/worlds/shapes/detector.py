@@ -6,6 +6,7 @@ of the highest IoU. A component that fits no silhouette, or has several colours,
 """
 
 import dataclasses
+import functools
 
 import numpy as np
 from scipy import ndimage
@@ -58,16 +59,23 @@ def detect(picture: np.ndarray) -> list[Detection]:
   picture = np.asarray(picture)
   if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3:
     raise ValueError(f'detect wants uint8[H, W, 3], not {picture.dtype}{list(picture.shape)}.')
-  smooth = _median(picture, scenes.BACKGROUND).astype(np.float32)
+  return list(_detected(picture.tobytes(), picture.shape))
+
+
+@functools.lru_cache(maxsize=64)  # Who rejects a picture asks once more what is to be seen.
+def _detected(content: bytes, shape: tuple[int, int, int]) -> tuple[Detection, ...]:
+  picture = np.frombuffer(content, np.uint8).reshape(shape)
+  smooth = _median(picture, scenes.BACKGROUND)
+  values = smooth.astype(np.float32)
   best, fewest = [], None
   for linear, offset in _FOREGROUNDS:
-    found = _pieces(picture, smooth, (smooth @ linear + offset).argmax(-1) > 0)
+    found = _pieces(picture, smooth, (values @ linear + offset).argmax(-1) > 0)
     broken = sum(d.shape is None for d in found)
     if fewest is None or broken < fewest:
       best, fewest = found, broken
     if not broken:
       break
-  return sorted(best, key=lambda d: (-round(d.score, 3), d.box[1], d.box[0]))
+  return tuple(sorted(best, key=lambda d: (-round(d.score, 3), d.box[1], d.box[0])))
 
 
 def _pieces(picture: np.ndarray, smooth: np.ndarray, foreground: np.ndarray) -> list[Detection]:
@@ -76,24 +84,30 @@ def _pieces(picture: np.ndarray, smooth: np.ndarray, foreground: np.ndarray) -> 
   found = []
   for label, area in enumerate(ndimage.find_objects(labels), 1):
     mask = labels[area] == label
-    if mask.sum() >= MIN_PIXELS:
-      found.append(_classify(picture[area], smooth[area], mask, origin=(area[1].start, area[0].start)))
+    if np.count_nonzero(mask) >= MIN_PIXELS:
+      one = _classify(picture[area].tobytes(), smooth[area].tobytes(), mask.tobytes(), mask.shape)
+      x, y, (x0, y0, x1, y1) = area[1].start, area[0].start, one.box
+      found.append(Detection(one.shape, one.color, (x + x0, y + y0, x + x1, y + y1), one.score, one.likeness))
   return found
 
 
-def _classify(picture: np.ndarray, smooth: np.ndarray, mask: np.ndarray, *, origin: tuple[int, int]) -> Detection:
+@functools.lru_cache(maxsize=2048)  # The renderer paints few components, each of them often.
+def _classify(picture_bytes: bytes, smooth_bytes: bytes, mask_bytes: bytes, size: tuple[int, int]) -> Detection:
   """Classifies one connected component by its mask and colours.
 
   Args:
-    picture: uint8[h, w, 3], the component's box of the picture.
-    smooth: f32[h, w, 3], the same box after the median.
-    mask: bool[h, w], the component's pixels.
-    origin: (x, y) of the box in the picture.
+    picture_bytes: uint8[h, w, 3], the component's box of the picture.
+    smooth_bytes: uint8[h, w, 3], the same box after the median.
+    mask_bytes: bool[h, w], the component's pixels.
+    size: (h, w).
+
+  Returns: the detection, its box relative to the component's.
   """
+  picture, smooth = (np.frombuffer(content, np.uint8).reshape(*size, 3) for content in (picture_bytes, smooth_bytes))
+  mask = np.frombuffer(mask_bytes, bool).reshape(size)
   median = np.median(picture[mask], axis=0)
   color = int(np.argmin(np.sum((_COLORS - median) ** 2, axis=-1)))
   iou, shape, (dx, dy) = _fit(mask)
-  x, y = origin
   # Distance from the line between the background and the colour: blurred edges are on that line.
   line = _COLORS[color] - _BACKGROUND
   line = line / np.linalg.norm(line)
@@ -103,9 +117,9 @@ def _classify(picture: np.ndarray, smooth: np.ndarray, mask: np.ndarray, *, orig
   name = tuple(scenes.COLORS)[color]
   if iou < MIN_IOU or purity < MIN_PURITY:
     h, w = mask.shape
-    return Detection(None, name, (x, y, x + w, y + h), 0.85 * min(iou, purity), shape if iou >= MIN_IOU else None)
+    return Detection(None, name, (0, 0, w, h), 0.85 * min(iou, purity), shape if iou >= MIN_IOU else None)
   x0, y0, x1, y1 = scenes.BOXES[shape]
-  box = (x + dx + x0, y + dy + y0, x + dx + x1, y + dy + y1)
+  box = (dx + x0, dy + y0, dx + x1, dy + y1)
   return Detection(shape, name, box, 0.9 + 0.1 * (iou - MIN_IOU + 0.01) / (1.01 - MIN_IOU), shape)
 
 
@@ -117,7 +131,7 @@ _WINDOW = scenes.EXTENT + 2 * _REACH
 
 
 def _median(picture: np.ndarray, border: tuple[int, ...]) -> np.ndarray:
-  """3 x 3 median of every channel by Paeth's exchange network; `border` is the colour outside the picture.
+  """3 x 3 median of every channel; `border` is the colour outside the picture.
 
   With the background as border, an object at the edge of the picture fits its silhouette as well as one in the middle.
   """
@@ -125,16 +139,23 @@ def _median(picture: np.ndarray, border: tuple[int, ...]) -> np.ndarray:
   padded = np.empty((h + 2, w + 2, channels), picture.dtype)
   padded[:] = border
   padded[1:-1, 1:-1] = picture
-  p = [padded[i : i + h, j : j + w] for i in range(3) for j in range(3)]
-  for i, j in _EXCHANGES:
-    p[i], p[j] = np.minimum(p[i], p[j]), np.maximum(p[i], p[j])
-  return p[4]
+  # The columns of every window sorted, once for the three windows that share them; then the median of the highest of
+  # the lows, the middle of the middles and the lowest of the highs, which is that of all nine.
+  low, middle, high = padded[:-2], padded[1:-1], padded[2:]
+  low, middle = np.minimum(low, middle), np.maximum(low, middle)
+  middle, high = np.minimum(middle, high), np.maximum(middle, high)
+  low, middle = np.minimum(low, middle), np.maximum(low, middle)
+  of_three = lambda x: (x[:, :-2], x[:, 1:-1], x[:, 2:])
+  return _middle(
+    functools.reduce(np.maximum, of_three(low)),
+    _middle(*of_three(middle)),
+    functools.reduce(np.minimum, of_three(high)),
+  )
 
 
-_EXCHANGES = (
-  *((1, 2), (4, 5), (7, 8), (0, 1), (3, 4), (6, 7), (1, 2), (4, 5), (7, 8), (0, 3)),
-  *((5, 8), (4, 7), (3, 6), (1, 4), (2, 5), (4, 7), (4, 2), (6, 4), (4, 2)),
-)
+def _middle(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+  """The median of three, element by element."""
+  return np.maximum(np.minimum(a, b), np.minimum(np.maximum(a, b), c))
 
 
 def _fit(mask: np.ndarray) -> tuple[float, str, tuple[int, int]]:

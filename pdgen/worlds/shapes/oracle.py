@@ -14,7 +14,17 @@ import numpy as np
 from pdgen.core import geometry, tags
 from pdgen.core import rng as rng_lib
 from pdgen.core import trajectory as trajectory_lib
-from pdgen.worlds.shapes import comparisons, critiques, detector, faults, language, prompt_space, scenes, stories
+from pdgen.worlds.shapes import (
+  comparisons,
+  critiques,
+  detector,
+  faults,
+  language,
+  prompt_space,
+  renderer,
+  scenes,
+  stories,
+)
 
 UNREADABLE_PLAN = 'unreadable_plan'  # Its description is none that the world writes.
 
@@ -45,6 +55,12 @@ def planned(plan: str | None) -> tuple[trajectory_lib.Content, ...] | None:
   """
   scene = _scene(plan)
   return None if scene is None else tuple(trajectory_lib.Content(o.shape, o.color, o.cell) for o in scene)
+
+
+def described(plan: str | None) -> np.ndarray | None:
+  """The picture uint8[H, W, 3] of what a plan describes; None for a plan that is not in the world's words."""
+  scene = _scene(plan)
+  return None if scene is None else renderer.render(scene)
 
 
 def inspect(prompt: str, plan: str | None, draft: np.ndarray, *, before: str | None = None) -> Inspected:

@@ -30,7 +30,7 @@ from pdgen.worlds.shapes import scenes
 OPENING = 'a photo of '  # of every prompt, as GenEval's
 TASKS = ('single_object', 'two_object', 'counting', 'colors', 'position', 'color_attr')
 COUNTS = {2: 'two', 3: 'three', 4: 'four'}
-_INVERSE = {'right of': 'left of', 'below': 'above', 'left of': 'right of', 'above': 'below'}
+INVERSE = {'right of': 'left of', 'below': 'above', 'left of': 'right of', 'above': 'below'}
 _SALT = 'pdgen shapes 1 '
 
 Metadata = dict[str, Any]
@@ -186,7 +186,7 @@ def _pair(a: str, b: str) -> Combination:
 
 def _relation(a: str, relation: str, b: str) -> Combination:
   """The canonical form of a relation: A right of B is B left of A."""
-  return ('relation', a, relation, b) if relation in ('left of', 'above') else ('relation', b, _INVERSE[relation], a)
+  return ('relation', a, relation, b) if relation in ('left of', 'above') else ('relation', b, INVERSE[relation], a)
 
 
 def _colored_pair(a: tuple[str, str], b: tuple[str, str]) -> Combination:

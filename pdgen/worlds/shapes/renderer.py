@@ -1,5 +1,7 @@
 """Renders a scene to its picture. Deterministic: equal scenes give equal pixels."""
 
+import functools
+
 import numpy as np
 
 from pdgen.core import scene_graph
@@ -43,10 +45,16 @@ def paint(picture: np.ndarray, mask: np.ndarray, origin: tuple[int, int], color:
     return
   mask = mask[top:bottom, left:right]
   area = picture[y + top : y + bottom, x + left : x + right]
-  area[mask] = _FILLS[color]
+  np.copyto(area, _colored(mask.tobytes(), mask.shape, color), where=mask[:, :, None])
+
+
+@functools.lru_cache(maxsize=1024)  # All silhouettes in all colours, and some of the random ones of damage.
+def _colored(mask_bytes: bytes, size: tuple[int, int], color: str) -> np.ndarray:
+  """The box of a silhouette, bool[h, w], in its colour with its lower edge shaded: uint8[h, w, 3]."""
+  mask = np.frombuffer(mask_bytes, bool).reshape(size)
   lower = mask.copy()
   lower[:-1] &= ~mask[1:]
-  area[lower] = _SHADES[color]
+  return np.where(lower[:, :, None], _SHADES[color], _FILLS[color])
 
 
 _BLANK = np.full((scenes.SIZE, scenes.SIZE, 3), scenes.BACKGROUND, np.uint8)

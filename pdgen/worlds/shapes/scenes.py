@@ -6,6 +6,7 @@ pictures. A picture may show `Malformed` ones too: what the detector sees in it 
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterable
 
 import numpy as np
@@ -154,6 +155,7 @@ def node(id: str, *, shape: str, color: str, cell: int) -> scene_graph.Node:
   )
 
 
+@functools.lru_cache(maxsize=256)  # A graph is asked whether it may be shown, then what it shows, then for its picture.
 def of_graph(graph: scene_graph.SceneGraph, *, dx: int = 0, dy: int = 0) -> Scene:
   """The scene that a graph describes, in the order of its nodes.
 
