@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from support import toy
 
-from pdgen.core import tags
+from pdgen.core import modes, tags
 from pdgen.sampling import grammar
 
 S = toy.WORDS.specials
@@ -23,6 +23,11 @@ def _rules(*, on=True, cap=CAP, inspection='free'):
   return grammar.Grammar(S, VOCABULARY, cap, on, inspection)
 
 
+def _rules_of(mode):
+  state = grammar.from_trajectories([toy.Trajectory(prompt='', steps=(), mode=mode)])
+  return dict(texts=state.texts[0], moves=state.moves[0])
+
+
 def _lane(**fields):
   start = dict(
     last_item=grammar.PROMPT,
@@ -30,8 +35,8 @@ def _lane(**fields):
     length=0,
     texts_since_picture=0,
     refining=False,
-    direct=False,
     edits=0,
+    **_rules_of('direct' if fields.pop('direct', False) else fields.pop('mode', 'process')),
   )
   return grammar.GrammarState(**{k: jnp.asarray([v]) for k, v in {**start, **fields}.items()})
 
@@ -99,7 +104,7 @@ def test_between_items(fields, want, want_off):
 
 
 def test_lanes_of_a_batch_are_apart():
-  lanes = [_lane(last_item=item, tag_state=place) for item in range(5) for place in range(9)]
+  lanes = [_lane(last_item=i, tag_state=place, mode=m) for i in range(6) for place in range(10) for m in modes.TABLE]
   together = _allowed(jax.tree.map(lambda *x: jnp.concatenate(x), *lanes), _rules())
   for row, lane in zip(np.asarray(together), lanes, strict=True):
     np.testing.assert_array_equal(row, _allowed(lane, _rules())[0])

@@ -12,7 +12,6 @@ import functools
 import math
 import os
 import time
-import warnings
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
@@ -29,7 +28,7 @@ from pdgen.core import packed, trees
 from pdgen.core import trajectory as trajectory_lib
 from pdgen.data import tokenizers
 from pdgen.data.tokenizers import base
-from pdgen.inference import dictation, memory, results, streaming
+from pdgen.inference import dictation, learned_modes, memory, results, streaming
 from pdgen.inference import phases as phases_lib
 from pdgen.inference import requests as requests_lib
 from pdgen.inference.requests import Prompt as Prompt
@@ -89,26 +88,33 @@ class Painter:
     self,
     prompts: Prompt | Sequence[Prompt],
     *,
-    mode: str | None = None,
+    mode: str | Sequence[str] | None = None,
     seed: int | np.integer | Sequence[int] = 0,
     sampling: config_lib.SamplingConfig | None = None,
     batch_size: int | None = None,
     pictures: int | None = None,
+    text_guidance: float | Sequence[float] | None = None,
+    image_guidance: float | Sequence[float] | None = None,
     inspector: dictation.Inspector | None = None,
   ) -> Result:
-    """Paints every prompt.
+    """Paints, or answers, every prompt.
 
     Args:
-      prompts: texts, or partial trajectories to go on from: a person may have edited a plan, a picture or a `<refine>`.
-        Their pictures may have other sizes than the model's own; the model paints its own.
-      mode: `process` (plan, sketch, inspect, refine) or `direct` (one picture, no words). Partial trajectories that
-        have steps keep their own. None: `process` for texts, their own for trajectories.
+      prompts: one or many. A prompt is a text, a picture (uint8[H, W, 3], an image of Pillow, a `pathlib.Path`), a
+        sequence of both in any order, or a partial trajectory to go on from: a person may have edited a plan, a picture
+        or a `<refine>`. A sequence that holds a picture is one prompt, any other is many. Pictures may have any size;
+        the model paints its own.
+      mode: a row of `core.modes`, of all or one for each prompt: `process` (plan, sketch, inspect, refine), `direct`
+        (one picture, no words), `edit`, `answer`, `think`, `think_answer`, `free`. Partial trajectories that have steps
+        keep their own. None: `process`, their own for trajectories.
       seed: of the first prompt; the next ones take the next numbers, so that any of them can be had again alone. Or
         one for each prompt.
       sampling: the config's own by default.
       batch_size: trajectories a compiled call; by default all, at most 32. The last batch is filled up with idle rows,
         and with a mesh every batch to a multiple of its rows of devices.
       pictures: at most so many more pictures for each; by default sampling.max_pictures in all.
+      text_guidance: scale of all, or one for each prompt; by default sampling.text_guidance.
+      image_guidance: the same for the guidance by pictures.
       inspector: writes the inspections where sampling.inspection is `dictated` (`inference.dictation`).
 
     Raises: ValueError for an unknown mode, no prompts, seeds that do not fit, caps that leave no room, or pictures that
@@ -121,19 +127,50 @@ class Painter:
       sampling=sampling,
       batch_size=batch_size,
       pictures=pictures,
+      text_guidance=text_guidance,
+      image_guidance=image_guidance,
       inspector=inspector,
     )
     return results.join(parts)
+
+  def answer(
+    self,
+    prompts: Prompt | Sequence[Prompt],
+    *,
+    think: bool = False,
+    seed: int | np.integer | Sequence[int] = 0,
+    sampling: config_lib.SamplingConfig | None = None,
+    batch_size: int | None = None,
+  ) -> str | list[str]:
+    """Answers questions about pictures: `painter.answer([picture, 'how many dogs?'])`.
+
+    Args:
+      prompts: one or many, as of `sample`.
+      think: reason in `<think>` tags first, which are part of the answer (BAGEL).
+      seed: as of `sample`; it counts where sampling.temperature is above 0.
+      sampling: as of `sample`.
+      batch_size: as of `sample`.
+
+    Returns: the answer of one prompt, or a list with that of each of many.
+
+    Raises: as `sample`.
+    """
+    mode = 'think_answer' if think else trajectory_lib.ANSWER
+    result = self.sample(prompts, mode=mode, seed=seed, sampling=sampling, batch_size=batch_size)
+    answers = [' '.join(trajectory.texts) for trajectory in result.trajectories]
+    return answers[0] if requests_lib.is_one(prompts) else answers
 
   def sample_batches(
     self,
     prompts: Prompt | Sequence[Prompt],
     *,
-    mode: str | None = None,
+    mode: str | Sequence[str] | None = None,
     seed: int | np.integer | Sequence[int] = 0,
     sampling: config_lib.SamplingConfig | None = None,
     batch_size: int | None = None,
     pictures: int | None = None,
+    text_guidance: float | Sequence[float] | None = None,
+    image_guidance: float | Sequence[float] | None = None,
     inspector: dictation.Inspector | None = None,
   ) -> Iterator[tuple[list[int], Result]]:
     """As `sample`, a batch at a time, so that what is painted can be kept: numbers of the prompts, and their results.
@@ -143,8 +180,17 @@ class Painter:
     sampling = sampling or self.config.sampling
     self.check(sampling)
     dictation.check(sampling, inspector)
-    requests = requests_lib.make(prompts, sampling=sampling, mode=mode, seed=seed, pictures=pictures)
-    self._warn_of_modes(requests)
+    requests = requests_lib.make(
+      prompts,
+      sampling=sampling,
+      mode=mode,
+      seed=seed,
+      pictures=pictures,
+      text_guidance=text_guidance,
+      image_guidance=image_guidance,
+    )
+    sampling = requests_lib.widest(sampling, requests)
+    learned_modes.warn(self.config.data, {request.start.mode for request in requests})
     batches = list(self._batches(requests, batch_size))
     requests_lib.check(requests)
     for _, size, shape in batches:
@@ -158,7 +204,8 @@ class Painter:
           state = self.run(chosen, sampling=sampling, batch_size=size, shape=shape)
         else:
           batch = self.sample_batch(chosen, batch_size=size, shape=shape)
-          state = dictation.run(self.phases(sampling), batch, chosen, self.tokenizer, inspector)
+          phases = self.phases(sampling, requests_lib.sampler_params(sampling, chosen, size))
+          state = dictation.run(phases, batch, chosen, self.tokenizer, inspector)
         host = jax.device_get({name: getattr(state, name) for name in results.FETCHED})
         more = {'seconds': time.perf_counter() - began, 'compile_calls': int(_compiled_programs() > compiled)}
         yield numbers, results.of_batch([r.start for r in chosen], host, self.tokenizer, timings=more)
@@ -169,11 +216,13 @@ class Painter:
     self,
     prompts: Prompt | Sequence[Prompt],
     *,
-    mode: str | None = None,
+    mode: str | Sequence[str] | None = None,
     seed: int | np.integer | Sequence[int] = 0,
     sampling: config_lib.SamplingConfig | None = None,
     batch_size: int | None = None,
     pictures: int | None = None,
+    text_guidance: float | Sequence[float] | None = None,
+    image_guidance: float | Sequence[float] | None = None,
   ) -> Generator[streaming.Event, None, None]:
     """Paints all prompts as one batch and tells what happens as it happens (`inference.streaming`).
 
@@ -186,19 +235,32 @@ class Painter:
       sampling: as of `sample`.
       batch_size: rows of the batch; a program is compiled for each size. None: one for each prompt.
       pictures: as of `sample`.
+      text_guidance: as of `sample`.
+      image_guidance: as of `sample`.
 
     Raises: as `sample`, at the call.
     """
     sampling = sampling or self.config.sampling
     self.check(sampling)
     dictation.check(sampling, None)
-    requests = requests_lib.make(prompts, sampling=sampling, mode=mode, seed=seed, pictures=pictures)
-    self._warn_of_modes(requests)
+    requests = requests_lib.make(
+      prompts,
+      sampling=sampling,
+      mode=mode,
+      seed=seed,
+      pictures=pictures,
+      text_guidance=text_guidance,
+      image_guidance=image_guidance,
+    )
+    sampling = requests_lib.widest(sampling, requests)
+    learned_modes.warn(self.config.data, {request.start.mode for request in requests})
     shape = requests_lib.prefix_shape(requests, config=self.config, tokenizer=self.tokenizer)
     requests_lib.check(requests)
-    self._check_memory(sampling, prefix=shape.row_budget, size=self._rows(batch_size, len(requests)))
+    size = self._rows(batch_size, len(requests))
+    self._check_memory(sampling, prefix=shape.row_budget, size=size)
     batch = self.sample_batch(requests, batch_size=batch_size, shape=shape)
-    return streaming.events(self.phases(sampling), batch, requests, self.tokenizer)
+    phases = self.phases(sampling, requests_lib.sampler_params(sampling, requests, size))
+    return streaming.events(phases, batch, requests, self.tokenizer)
 
   def run(
     self,
@@ -210,15 +272,16 @@ class Painter:
   ) -> cycle.State:
     """One compiled call; the final state of the loop, still on the device. Arguments as of `sample_batch`."""
     batch = self.sample_batch(requests, batch_size=batch_size, shape=shape)
+    sampler = requests_lib.sampler_params(sampling, requests, batch.key.shape[0])
     with phases_lib.on_mesh(self.mesh):
-      return cycle.run(self.graphdef, self.params, batch, flow.SamplerParams.of(sampling), self.spec(sampling))
+      return cycle.run(self.graphdef, self.params, batch, sampler, self.spec(sampling))
 
-  def phases(self, sampling: config_lib.SamplingConfig) -> phases_lib.Phases:
-    """The parts of that call, compiled one by one."""
+  def phases(self, sampling: config_lib.SamplingConfig, sampler: flow.SamplerParams | None = None) -> phases_lib.Phases:
+    """The parts of that call, compiled one by one. sampler: numbers of the requests; None: those of the config."""
     return phases_lib.Phases(
       graphdef=self.graphdef,
       params=self.params,
-      sampler=flow.SamplerParams.of(sampling),
+      sampler=sampler or flow.SamplerParams.of(sampling),
       spec=self.spec(sampling),
       mesh=self.mesh,
     )
@@ -291,25 +354,6 @@ class Painter:
     needed = memory.required(self.config.model, sampling, prefix=prefix, rows=rows, heads_split=split)
     limit = 2**63 if limit is None else limit
     memory.check(needed, weights=weights, rows=rows, prefix=prefix, max_tokens=sampling.max_tokens, limit=limit)
-
-  def _warn_of_modes(self, requests: Sequence[requests_lib.Request]):
-    """Warns, once a process, of words asked of a model that has learned none, and of a picture without words of one
-    that has learned no such.
-    """
-    data, asked = self.config.data, {r.start.mode for r in requests}
-    knows = bool(data.sources) and data.mode == trajectory_lib.PROCESS
-    if not knows and trajectory_lib.PROCESS in asked:
-      warnings.warn(
-        'The model was not trained to paint in steps (config.data.sources of its checkpoint has no trajectories with '
-        "words): plans and inspections will mean little. Use mode='direct' (--mode=direct), or fine-tune it first.",
-        stacklevel=3,
-      )
-    if data.lacks_direct and trajectory_lib.DIRECT in asked:
-      warnings.warn(
-        'The model was not trained to paint in one go (config.data.sources of its checkpoint has no direct '
-        "trajectories): its picture will mean little. Use mode='process' (--mode=process), or fine-tune it first.",
-        stacklevel=3,
-      )
 
 
 def _compiled_programs() -> int:

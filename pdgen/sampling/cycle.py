@@ -61,6 +61,8 @@ class SampleBatch(struct.PyTreeNode):
   grammar: grammar_lib.GrammarState  # where each prefix stands.
   key: jax.Array  # [B] PRNG keys.
   picture_limit: jax.Array  # int32[B]; pictures it may still paint; 0 for rows that only fill the batch.
+  kept_order: jax.Array  # int32[B]; guidance by texts leaves in what comes up to this order, or to the last picture.
+  texts_until: jax.Array  # int32[B]; the branch without pictures has the texts before this order.
 
 
 class State(struct.PyTreeNode):
@@ -77,8 +79,9 @@ class State(struct.PyTreeNode):
   order: jax.Array  # int32[B]; order of the next token.
   position: jax.Array  # int32[B]; RoPE position of the next token.
   text_position: jax.Array  # int32[B]; the same in the text-only branch.
-  picture_order: jax.Array  # int32[B]; order of the last picture's last token, -1 before the first picture.
-  picture_position: jax.Array  # int32[B]; RoPE position right after that picture, 0 before the first.
+  texts_until: jax.Array  # int32[B]; as of `SampleBatch`.
+  picture_order: jax.Array  # int32[B]; last order that guidance by texts leaves in: of a picture, or of kept texts.
+  picture_position: jax.Array  # int32[B]; RoPE position right after that.
   output_tokens: jax.Array  # int32[B, E]; every token chosen, `<|vision_start|>` standing for a whole picture.
   output_count: jax.Array  # int32[B]
   pictures: jax.Array  # uint8[B, M, H, W, 3]
@@ -129,9 +132,10 @@ def prefill(
   clean = model.clean_latents(prefix) if g else jnp.zeros((batch, 0, model.codec.channels))
   hidden, kv = model.extend(prefix, clean, jnp.zeros((batch, g)), nothing)
   cache = kv_cache.write(cache, kv, both, slot, after=hidden.und)
+  in_texts = lambda tokens: (tokens.span == 0) & (tokens.order < batch_in.texts_until[:, None])
+  is_text = (prefix.und.tokens.segment > 0) & in_texts(prefix.und.tokens)
   if spec.image_branch:
     # The same texts once more, as they are without the pictures between them.
-    is_text = (prefix.und.tokens.segment > 0) & (prefix.und.tokens.span == 0)
     text = prefix.und.tokens._replace(segment=jnp.where(is_text, spans.TEXT_ONLY, 0))
     if sampling.contiguous_positions:
       text = text._replace(position=jnp.cumsum(is_text, axis=1) - 1)
@@ -142,8 +146,9 @@ def prefill(
   in_picture = real & (both.span > 0)
   last = jnp.argmax(jnp.where(prefix.und.tokens.segment > 0, prefix.und.tokens.order, -1), axis=1)
   ready = batch_in.picture_limit > 0
-  position = jnp.max(jnp.where(real, both.position, -1), axis=1) + 1
-  texts = jnp.sum((prefix.und.tokens.segment > 0) & (prefix.und.tokens.span == 0), axis=1)
+  picture_order = jnp.maximum(jnp.max(jnp.where(in_picture, both.order, -1), axis=1), batch_in.kept_order)
+  position_after = lambda these: jnp.max(jnp.where(real & these, both.position, -1), axis=1) + 1
+  text_position = position_after(in_picture | in_texts(both))
   state = State(
     cache=cache,
     grammar=batch_in.grammar,
@@ -154,10 +159,11 @@ def prefill(
     next_input=jnp.zeros((batch,), jnp.int32),
     slot=jnp.full((batch,), u + g, jnp.int32),
     order=jnp.max(jnp.where(real, both.order, -1), axis=1) + 1,
-    position=position,
-    text_position=texts if sampling.contiguous_positions else position,
-    picture_order=jnp.max(jnp.where(in_picture, both.order, -1), axis=1),
-    picture_position=jnp.max(jnp.where(in_picture, both.position, -1), axis=1) + 1,
+    position=position_after(real),
+    text_position=jnp.sum(is_text, axis=1) if sampling.contiguous_positions else text_position,
+    texts_until=batch_in.texts_until,
+    picture_order=picture_order,
+    picture_position=position_after(both.order <= picture_order[:, None]),
     output_tokens=jnp.zeros((batch, sampling.max_tokens), jnp.int32),
     output_count=jnp.zeros((batch,), jnp.int32),
     pictures=jnp.zeros((batch, sampling.max_pictures, cfg.image_size, cfg.image_size, 3), jnp.uint8),
@@ -219,8 +225,9 @@ def append_token(model: interleaved.Interleaved, state: State, spec: SamplerSpec
   """Every writing trajectory reads its next_input token. Also returns the final hidden states, [B, D]."""
   active = state.status == WRITING
   one = active.astype(jnp.int32)
-  text_position = state.text_position if spec.image_branch else None
-  und = spans.text_tokens(state.next_input, active, state.order, state.position, text_position)
+  in_texts = active & (state.order < state.texts_until)
+  without_pictures = (in_texts, state.text_position) if spec.image_branch else None
+  und = spans.text_tokens(state.next_input, active, state.order, state.position, without_pictures)
   slots = state.slot[:, None]
   if spec.image_branch:
     slots = slots + jnp.array([[0, state.cache.k.shape[2] // 2]])
@@ -232,7 +239,7 @@ def append_token(model: interleaved.Interleaved, state: State, spec: SamplerSpec
     slot=state.slot + one,
     order=state.order + one,
     position=state.position + one,
-    text_position=state.text_position + one,
+    text_position=state.text_position + in_texts.astype(jnp.int32),
     text_steps=state.text_steps + 1,
   )
   return state, hidden.und[:, 0]
@@ -294,9 +301,7 @@ def velocities(
   *,
   grid: tuple[int, int] | None = None,
 ) -> Callable[[jax.Array, jax.Array], jax.Array]:
-  """The guided velocity of the next pictures, as a function of z: f32[B, Q, C] and t: f32[].
-
-  One forward a call for all branches of guidance.
+  """The guided velocity of the next pictures, of z: f32[B, Q, C] and t: f32[]; one forward for all branches.
 
   Args:
     model: with its parameters.
@@ -322,8 +327,7 @@ def velocities(
 
   def guided(z: jax.Array, t: jax.Array) -> jax.Array:
     v, *others = forward(z, t, len(branches))
-    v_text = others[0] if spec.text_branch else None
-    v_image = others[-1] if spec.image_branch else None
+    v_text, v_image = others[0] if spec.text_branch else None, others[-1] if spec.image_branch else None
     return flow.guide(v, v_text, v_image, sampler, renorm=spec.sampling.renorm)
 
   def plain(z: jax.Array, t: jax.Array) -> jax.Array:
@@ -366,10 +370,10 @@ def choose_next(
   token = next_token.sample(logits, allowed, state.key, state.output_count, sampler.temperature)
   if dictated is not None:
     token = jnp.where(dictated >= 0, dictated, token)
-  # Caps end a trajectory only where it has just looked at a picture, so that it ends with a whole one.
-  looked = (state.grammar.tag_state == grammar_lib.BOUNDARY) & (state.grammar.last_item >= grammar_lib.DRAFT)
+  # Caps end a trajectory only where it has just looked at a picture, so that it ends with a whole one, or may end.
+  may_end, looked = state.grammar.may_end, state.grammar.may_end & state.grammar.painted_last
   room = state.cache.k.shape[2] // (1 + spec.image_branch) - state.slot
-  stop = jnp.where(looked & (room < max_tokens_per_round(model.cfg, spec.sampling)), TOKEN_CAP, RUNNING)
+  stop = jnp.where(may_end & (room < max_tokens_per_round(model.cfg, spec.sampling)), TOKEN_CAP, RUNNING)
   stop = jnp.where(looked & (state.picture_count >= state.picture_limit), PICTURE_CAP, stop)
   stop = jnp.where(token == spec.specials.endoftext, FINISHED, stop)
   goes_on = active & (stop == RUNNING)

@@ -30,7 +30,11 @@ def concatenate(und: packed.TokenMeta, gen: packed.TokenMeta) -> packed.TokenMet
 
 
 def text_tokens(
-  token: jax.Array, active: jax.Array, order: jax.Array, position: jax.Array, text_position: jax.Array | None
+  token: jax.Array,
+  active: jax.Array,
+  order: jax.Array,
+  position: jax.Array,
+  without_pictures: tuple[jax.Array, jax.Array] | None,
 ) -> packed.UndStream:
   """One text token a trajectory: [B, 1]; with the text-only branch [B, 2], the token once in each segment.
 
@@ -39,15 +43,17 @@ def text_tokens(
     active: bool[B], trajectories that read their token; the others get padding.
     order: int32[B].
     position: int32[B], RoPE position.
-    text_position: int32[B], RoPE position in the text-only branch; None without that branch.
+    without_pictures: bool[B], trajectories whose text-only branch reads the token too, and int32[B], its RoPE position
+      there; None without that branch.
   """
   zeros = jnp.zeros_like(order)
   tokens = packed.TokenMeta(jnp.where(active, FULL, 0), order, order, zeros, zeros, position)
   und = packed.UndStream(tokens, token, token, jnp.zeros(token.shape), zeros - 1, zeros)
   und = jax.tree.map(lambda x: x[:, None], und)
-  if text_position is not None:
+  if without_pictures is not None:
+    enters, text_position = without_pictures
     und = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=1), und)
-    segment = und.tokens.segment * jnp.array([[1, TEXT_ONLY]])
+    segment = jnp.stack([und.tokens.segment[:, 0], jnp.where(enters, TEXT_ONLY, 0)], axis=1)
     positions = jnp.stack([position, text_position], axis=1)
     und = und._replace(tokens=und.tokens._replace(segment=segment, position=positions))
   return und

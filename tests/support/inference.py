@@ -64,10 +64,10 @@ def knobs(**changes):
 def _start(params, prefix, knobs_, *, cfg, shape):
   model, rows = nnx.merge(interleaved.graphdef(cfg), params), prefix.und.token_id.shape[0]
   zeros = jnp.zeros(rows, jnp.int32)
-  place = dict(last_item=zeros + grammar.PROMPT, tag_state=zeros + grammar.BOUNDARY, length=zeros, edits=zeros)
-  lane = grammar.GrammarState(**place, texts_since_picture=zeros, refining=zeros > 0, direct=zeros == 0)
+  lane = grammar.from_trajectories([toy.Trajectory(prompt='', steps=(), mode='direct')] * rows)
   keys = jax.vmap(jax.random.key)(jnp.arange(rows))
-  return cycle.prefill(model, cycle.SampleBatch(prefix, lane, keys, zeros + 1), knobs_, shape)
+  batch = cycle.SampleBatch(prefix, lane, keys, zeros + 1, zeros - 1, zeros + config.MOST)
+  return cycle.prefill(model, batch, knobs_, shape)
 
 
 def start(prefix, *, cfg, shape=None):
