@@ -28,7 +28,7 @@ from pdgen.core import packed, trees
 from pdgen.core import trajectory as trajectory_lib
 from pdgen.data import tokenizers
 from pdgen.data.tokenizers import base
-from pdgen.inference import dictation, learned_modes, memory, results, streaming
+from pdgen.inference import dictation, encoding, learned_modes, memory, results, streaming
 from pdgen.inference import phases as phases_lib
 from pdgen.inference import requests as requests_lib
 from pdgen.inference.requests import Prompt as Prompt
@@ -229,7 +229,7 @@ class Painter:
     Texts and pictures are those of `sample` with the same arguments. It may be closed at any time.
 
     Args:
-      prompts: as of `sample`; all with pictures of sizes that share a canvas (`requests.canvas`).
+      prompts: as of `sample`.
       mode: as of `sample`.
       seed: as of `sample`.
       sampling: as of `sample`.
@@ -308,9 +308,10 @@ class Painter:
   ) -> cycle.SampleBatch:
     """Requests as one batch on the device or the mesh. Arguments as of `requests.sample_batch`."""
     size = self._rows(batch_size, len(requests))
-    batch = requests_lib.sample_batch(
-      requests, config=self.config, tokenizer=self.tokenizer, batch_size=size, shape=shape
-    )
+    with phases_lib.on_mesh(self.mesh):
+      batch = requests_lib.sample_batch(
+        requests, config=self.config, tokenizer=self.tokenizer, encode=self._encode, batch_size=size, shape=shape
+      )
     if self.mesh is None:
       return batch
     return jax.device_put(batch, NamedSharding(self.mesh, P(mesh_lib.ROWS)))
@@ -318,15 +319,20 @@ class Painter:
   def _batches(
     self, requests: Sequence[requests_lib.Request], batch_size: int | None
   ) -> Iterator[tuple[list[int], int, requests_lib.PrefixShape]]:
-    """(numbers of the requests, rows, shape) of each batch. Those of one canvas share a shape, and so a program."""
+    """(numbers of the requests, rows, shape) of each batch: of those whose pictures are of the model's own size, and of
+    the others. All of a kind share a shape, and so a program.
+    """
     groups: dict[Any, list[int]] = {}
     for i, request in enumerate(requests):
-      groups.setdefault(requests_lib.canvas(request.start, self.config.model), []).append(i)
+      groups.setdefault(requests_lib.any_size(request.start, self.config.model), []).append(i)
     for group in groups.values():
       shape = requests_lib.prefix_shape([requests[i] for i in group], config=self.config, tokenizer=self.tokenizer)
       size = self._rows(batch_size, min(len(group), DEFAULT_BATCH))
       for first in range(0, len(group), size):
         yield group[first : first + size], size, shape
+
+  def _encode(self, picture: np.ndarray) -> np.ndarray:
+    return np.asarray(encoding.encode(self.graphdef, self.params, picture))
 
   def _rows(self, batch_size: int | None, default: int) -> int:
     """The batch size, rounded up to what the mesh divides. Raises: ValueError for a size below 1."""

@@ -3,8 +3,8 @@
 A prompt is a text, a picture, or texts and pictures in any order; a sequence that holds a picture is one prompt, any
 other is many. What its mode (`core.modes`) allows is data of its row: a batch may hold requests of all modes.
 Prefixes are padded to a few lengths, so that prompts of other lengths share a compiled program. Pictures of the model's
-own size are read as in training on one size. A trajectory that holds a picture of another size is read on a canvas, a
-larger array with every picture in its corner: a program of its own for each size of the canvas.
+own size are read as in training on one size. Trajectories that hold a picture of another size have a program of their
+own, which takes pictures of all sizes: each is encoded alone before (`inference.encoding`).
 """
 
 import dataclasses
@@ -23,6 +23,7 @@ from pdgen.core import packed
 from pdgen.core import trajectory as trajectory_lib
 from pdgen.data import images, packing, sequence
 from pdgen.data.tokenizers import base
+from pdgen.inference import encoding
 from pdgen.sampling import cycle, flow, grammar
 
 # A file of a picture is a `pathlib.Path` (a str is a text), or its content.
@@ -31,7 +32,6 @@ Prompt = str | Picture | Sequence[str | Picture] | trajectory_lib.Trajectory
 
 _UND_BUCKET = 32  # Lengths of prefixes are multiples of it.
 _PICTURE_BUCKET = 2  # The same for the number of pictures.
-_CANVAS_SIZES = 4  # Different heights, and widths, that a canvas may have.
 _PICTURES = 'arrays uint8[H, W, 3], images of Pillow, or files as pathlib.Path'
 _MAX_TEXT = 4096  # Tokens of a prompt or another text; more where a row of the training data has room for more.
 
@@ -51,7 +51,7 @@ class PrefixShape(NamedTuple):
   """What of a batch of prefixes shapes the compiled program."""
 
   row_budget: packed.RowBudget
-  canvas: tuple[int, int] | None = None  # (H, W) that holds every picture; None: all are of the model's own size.
+  any_size: bool = False  # Pictures may have any size, and are encoded apart.
 
 
 def make(
@@ -137,52 +137,43 @@ def start(prompt: Prompt, mode: str | None) -> trajectory_lib.Trajectory:
   return made
 
 
-def canvas(start: trajectory_lib.Trajectory, model: config_lib.ModelConfig) -> tuple[int, int] | None:
-  """(H, W) of the array for the pictures of a trajectory; None where all are of the model's own size.
+def sizes(start: trajectory_lib.Trajectory, model: config_lib.ModelConfig) -> list[tuple[int, int]]:
+  """(H, W) of the pictures of a trajectory as the model reads them, those of its prompt first.
 
-  The largest sides of its own pictures, rounded up to a quarter of the position table. Not of its batch: a convolution
-  at the edge of a picture sees the rest of the canvas, and a result must not depend on the neighbours.
+  Raises: ValueError for what is no picture.
   """
-  own, pictures = (model.image_size, model.image_size), start.pictures
-  for picture in [*pictures, *start.given_pictures]:
+  for picture in [*start.given_pictures, *start.pictures]:
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3:
       raise ValueError(
         f'The trajectory of {start.prompt!r} has a picture {picture.dtype}{list(picture.shape)}; '
         'pictures are uint8[H, W, 3].'
       )
-  sizes = [picture.shape[:2] for picture in pictures]
-  sizes += [images.given(model).size(*picture.shape[1::-1])[::-1] for picture in start.given_pictures]
-  if all(size == own for size in sizes):
-    return None
-  patch, table = model.codec.patch, model.max_latent_size
-  bucket = -(-table // _CANVAS_SIZES)
-  height, width = map(max, zip(*sizes, strict=True))
-  height, width = (patch * min(table, _round_up(-(-side // patch), bucket)) for side in (height, width))
-  return height, width
+  rule = images.given(model)
+  found = [rule.size(picture.shape[1], picture.shape[0])[::-1] for picture in start.given_pictures]
+  return [*found, *(picture.shape[:2] for picture in start.pictures)]
+
+
+def any_size(start: trajectory_lib.Trajectory, model: config_lib.ModelConfig) -> bool:
+  """Whether a trajectory has a picture that is not of the model's own size."""
+  return any(size != (model.image_size, model.image_size) for size in sizes(start, model))
 
 
 def prefix_shape(requests: Sequence[Request], *, config: config_lib.Config, tokenizer: base.Tokenizer) -> PrefixShape:
   """The shape that holds the prefix of each of them, rounded up so that few different ones are ever compiled.
 
-  Raises: ValueError for a text that is too long, where they do not share a canvas, or for a picture that does not fit.
+  Raises: ValueError for a text that is too long, or for a picture that does not fit.
   """
   for request in requests:
     _check_texts(request.start, config, tokenizer)
-  canvases = {canvas(request.start, config.model) for request in requests}
-  if len(canvases) > 1:
-    raise ValueError(
-      f"Trajectories with pictures of different sizes need canvases {sorted(canvases, key=str)} (None: the model's own "
-      'size) and do not share a batch. Give them one at a time; `Painter.sample` does so by itself.'
-    )
-  shared = canvases.pop()
-  sizes = [packing.sizes(_prefix(r.start, config, tokenizer, shared)) for r in requests]
-  und, gen, pictures, vit = (max(column) for column in zip(*sizes, strict=True))
+  apart = any(any_size(request.start, config.model) for request in requests)
+  taken = [packing.sizes(_prefix(r.start, config, tokenizer, any_size=apart)) for r in requests]
+  und, gen, pictures, vit = (max(column) for column in zip(*taken, strict=True))
   und, pictures = _round_up(und, _UND_BUCKET), _round_up(pictures, _PICTURE_BUCKET)
   cells = config.model.latent_tokens
-  if shared is None:
+  if not apart:
     return PrefixShape(packed.RowBudget(und, pictures * cells, pictures))
   gen, vit = _round_up(gen, _PICTURE_BUCKET * cells), _round_up(vit, _PICTURE_BUCKET * config.model.vit_tokens)
-  return PrefixShape(packed.RowBudget(und, gen, pictures, vit), shared)
+  return PrefixShape(packed.RowBudget(und, gen, 0, vit), any_size=True)
 
 
 def sample_batch(
@@ -190,6 +181,7 @@ def sample_batch(
   *,
   config: config_lib.Config,
   tokenizer: base.Tokenizer,
+  encode: encoding.Encode,
   batch_size: int | None = None,
   shape: PrefixShape | None = None,
 ) -> cycle.SampleBatch:
@@ -199,6 +191,7 @@ def sample_batch(
     requests: at least one, at most `batch_size`.
     config: of the model and its sequence.
     tokenizer: of the prompts and texts.
+    encode: of pictures that are not of the model's own size.
     batch_size: rows; those beyond `requests` are idle copies of the first. None: one for each request.
     shape: what the prefixes are padded to; None: what these need.
 
@@ -210,7 +203,13 @@ def sample_batch(
   idle = dataclasses.replace(requests[0], seed=0, pictures=0)
   requests = [*requests, *[idle] * (batch_size - len(requests))]
   shape = shape or prefix_shape(requests, config=config, tokenizer=tokenizer)
-  rows = [packing.pack_row([_prefix(r.start, config, tokenizer, shape.canvas)], shape.row_budget) for r in requests]
+  samples = [_prefix(r.start, config, tokenizer, any_size=shape.any_size) for r in requests]
+  clean = None
+  if shape.any_size:
+    tokens = shape.row_budget.gen_tokens
+    clean = jnp.asarray(encoding.clean_latents(samples, encode, tokens=tokens, codec=config.model.codec))
+    samples = list(map(encoding.without_pictures, samples))
+  rows = [packing.pack_row([sample], shape.row_budget) for sample in samples]
   prefix = jax.tree.map(lambda *x: jnp.asarray(np.stack(x)), *rows)
   seen = [_branches(row, r.start, tokenizer.specials) for row, r in zip(rows, requests, strict=True)]
   return cycle.SampleBatch(
@@ -220,6 +219,7 @@ def sample_batch(
     picture_limit=jnp.asarray([r.pictures for r in requests], jnp.int32),
     kept_order=jnp.asarray([kept for kept, _ in seen], jnp.int32),
     texts_until=jnp.asarray([until for _, until in seen], jnp.int32),
+    clean=clean,
   )
 
 
@@ -266,9 +266,14 @@ def _prefix(
   start: trajectory_lib.Trajectory,
   config: config_lib.Config,
   tokenizer: base.Tokenizer,
-  canvas: tuple[int, int] | None,
+  *,
+  any_size: bool,
 ) -> packed.PackedBatch:
   """The sequence of a partial trajectory, unpadded, without the batch axis."""
+  canvas = None
+  if any_size:  # Holds the pictures until they are encoded, and no longer.
+    patch = config.model.codec.patch
+    canvas = tuple(map(max, zip((patch, patch), *sizes(start, config.model), strict=True)))
   return sequence.build(
     start, tokenizer=tokenizer, model=config.model, sequence=config.data.sequence, rng=None, canvas=canvas
   )

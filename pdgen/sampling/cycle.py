@@ -63,6 +63,7 @@ class SampleBatch(struct.PyTreeNode):
   picture_limit: jax.Array  # int32[B]; pictures it may still paint; 0 for rows that only fill the batch.
   kept_order: jax.Array  # int32[B]; guidance by texts leaves in what comes up to this order, or to the last picture.
   texts_until: jax.Array  # int32[B]; the branch without pictures has the texts before this order.
+  clean: jax.Array | None = None  # f32[B, G, C]; latents of `prefix`, whose pictures are encoded apart; None: here.
 
 
 class State(struct.PyTreeNode):
@@ -129,7 +130,8 @@ def prefill(
   cache, nothing = (kv_cache.empty(cfg, batch=batch, slots=n) for n in (slots, 0))
   both = spans.concatenate(prefix.und.tokens, prefix.gen.tokens)
   slot = jnp.broadcast_to(jnp.arange(u + g), (batch, u + g))
-  clean = model.clean_latents(prefix) if g else jnp.zeros((batch, 0, model.codec.channels))
+  if (clean := batch_in.clean) is None:
+    clean = model.clean_latents(prefix) if g else jnp.zeros((batch, 0, model.codec.channels))
   hidden, kv = model.extend(prefix, clean, jnp.zeros((batch, g)), nothing)
   cache = kv_cache.write(cache, kv, both, slot, after=hidden.und)
   in_texts = lambda tokens: (tokens.span == 0) & (tokens.order < batch_in.texts_until[:, None])
@@ -330,8 +332,7 @@ def velocities(
     v_text, v_image = others[0] if spec.text_branch else None, others[-1] if spec.image_branch else None
     return flow.guide(v, v_text, v_image, sampler, renorm=spec.sampling.renorm)
 
-  def plain(z: jax.Array, t: jax.Array) -> jax.Array:
-    return forward(z, t, 1)[0]
+  plain = lambda z, t: forward(z, t, 1)[0]
 
   def velocity(z: jax.Array, t: jax.Array) -> jax.Array:
     return jax.lax.cond(flow.is_guided(t, sampler), guided, plain, z, t) if len(branches) > 1 else plain(z, t)
