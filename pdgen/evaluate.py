@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pdgen import flags as flags_lib
-from pdgen.core import trajectory as trajectory_lib
+from pdgen.core import modes
 from pdgen.evals import base, by_name, process, report_files
 
 
@@ -84,9 +84,7 @@ def _parser() -> flags_lib.Parser:
       half = command.add_mutually_exclusive_group()
       half.add_argument('--generate_only', action='store_true', help='paint, and score later or elsewhere')
       half.add_argument('--score_only', action='store_true', help='score the pictures in --out, of any system')
-      command.add_argument(
-        '--mode', choices=trajectory_lib.MODES, default='process', help='direct: one picture, no words'
-      )
+      command.add_argument('--mode', choices=modes.PAINTING, default='process', help='direct: one picture, no words')
       command.add_argument(
         '--prompts', type=flags_lib.path, required=name != 'geneval', help="the benchmark's file of prompts"
       )

@@ -1,6 +1,7 @@
-"""Paints prompts with a checkpoint.
+"""Paints prompts with a checkpoint, edits pictures and answers questions about them.
 
     python -m pdgen.sample --checkpoint=shapes --prompt='a photo of a red ring and a blue square' --out=out/sample
+    python -m pdgen.sample --checkpoint=bagel --picture=in.jpg --prompt='make it night' --mode=edit --out=out/edit
 
 prints what was planned, seen and refined, and writes a page to look at, the pictures and the texts, batch by batch. In
 Python `pdgen.load('shapes').sample(prompts)` does the same without files.
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pdgen import flags as flags_lib
+from pdgen.core import modes
 from pdgen.core import trajectory as trajectory_lib
 from pdgen.evals import geneval
 from pdgen.viewing import gallery, report
@@ -27,7 +29,7 @@ def main(arguments: Sequence[str] | None = None):
   """The command line."""
   parser = _parser()
   flags = parser.parse_args(arguments)
-  if not flags.prompt and not flags.heldout:
+  if not flags.asked and not flags.heldout:
     parser.error('nothing to paint: give --prompt=... (as often as you like) or --heldout=1')
   with flags_lib.one_line_errors(parser.prog, debug=flags.debug) as kept:
     out = flags_lib.writable_folder(flags.out) if flags.out else None
@@ -35,8 +37,9 @@ def main(arguments: Sequence[str] | None = None):
       flags_lib.enable_compilation_cache()
     painter, world = flags_lib.load(parser, flags, needs_world=bool(flags.heldout))
     detect = world.detect if world else None
-    wanted = [_row(prompt, world) for prompt in flags.prompt]
-    wanted += world.prompts('heldout', per_task=flags.heldout) if world and flags.heldout else []
+    asked = [_asked(_row(p, world)) if isinstance(p, str) else p for p in flags_lib.prompts(flags.asked)]
+    rows = world.prompts('heldout', per_task=flags.heldout) if world and flags.heldout else []
+    wanted = [*asked, *map(_asked, rows)]
     folder = report.Folder(out, title=f'Painted by {pathlib.Path(flags.checkpoint).name}') if out else None
 
     def write(batches: 'Iterator[tuple[list[int], results.Result]]') -> 'Iterator[tuple[list[int], results.Result]]':
@@ -50,8 +53,7 @@ def main(arguments: Sequence[str] | None = None):
 
     from pdgen.inference import results
 
-    asked = [_asked(row) for row in wanted]
-    batches = painter.sample_batches(asked, mode=flags.mode, seed=flags.seed, batch_size=flags.batch_size)
+    batches = painter.sample_batches(wanted, mode=flags.mode, seed=flags.seed, batch_size=flags.batch_size)
     result = results.join(write(batches))
     verdicts = [_verdict(t, detect) for t in result.trajectories]
     print(report.summary(result.trajectories, verdicts, timings=result.timings, detect=detect))
@@ -63,7 +65,7 @@ def main(arguments: Sequence[str] | None = None):
 
 def _parser() -> flags_lib.Parser:
   parser = flags_lib.Parser(prog='python -m pdgen.sample', description=__doc__)
-  parser.add_argument('--prompt', action='append', default=[], help='what to paint; as often as you like')
+  flags_lib.add_prompts(parser)
   parser.add_argument(
     '--heldout',
     type=flags_lib.whole(0, flags_lib.MANY),
@@ -72,7 +74,11 @@ def _parser() -> flags_lib.Parser:
     help="N prompts a task that the model's world kept from training",
   )
   parser.add_argument(
-    '--mode', choices=trajectory_lib.MODES, default='process', help='process: with words; direct: without'
+    '--mode',
+    choices=trajectory_lib.MODES,
+    default='process',
+    help='process: with words; direct: without; edit: of a picture; answer: words alone; think_answer: with a thought; '
+    'think: a thought, then the picture; free: as the model likes',
   )
   parser.add_argument(
     '--seed',
@@ -99,7 +105,7 @@ def _asked(row: dict[str, Any]) -> trajectory_lib.Trajectory:
 
 def _verdict(trajectory: trajectory_lib.Trajectory, detect: Callable | None) -> gallery.Verdict | None:
   """Whether the last picture shows what the prompt asks for; None where that is not known."""
-  if trajectory.spec is None or detect is None:
+  if trajectory.spec is None or detect is None or not modes.of(trajectory.mode).paints:
     return None
   if not trajectory.pictures:
     return False, 'no picture'

@@ -122,6 +122,10 @@ TABLE = {
 }
 
 
+# Those that paint a text, whatever the model writes: what can be scored and timed.
+PAINTING = tuple(mode.name for mode in TABLE.values() if mode.always_paints and not mode.needs_picture)
+
+
 def of(name: str) -> Mode:
   """The row of that name. Raises: ValueError naming those that are known."""
   if name not in TABLE:
