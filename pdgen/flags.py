@@ -145,7 +145,7 @@ def path(text: str) -> str:
 def add_prompts(parser: argparse.ArgumentParser):
   """Adds `--prompt` and `--picture`, as often as one likes; `prompts` reads them."""
   words, picture = 'what to paint, edit or answer', 'of the next --prompt, before its words'
-  more = dict(action=_Asked, dest='asked', default=[])
+  more: dict[str, Any] = dict(action=_Asked, dest='asked', default=[])
   parser.add_argument('--prompt', **more, help=f'{words}; as often as you like')
   parser.add_argument('--picture', type=pathlib.Path, metavar='FILE', **more, help=f'{picture}; as often as you like')
 

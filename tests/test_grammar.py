@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from support import toy
 
-from pdgen.core import modes, tags
+from pdgen.core import tags
 from pdgen.sampling import grammar
 
 S = toy.WORDS.specials
@@ -104,7 +105,9 @@ def test_between_items(fields, want, want_off):
 
 
 def test_lanes_of_a_batch_are_apart():
-  lanes = [_lane(last_item=i, tag_state=place, mode=m) for i in range(6) for place in range(10) for m in modes.TABLE]
+  lanes = [
+    _lane(last_item=i, tag_state=place, mode=m) for i in range(6) for place in range(10) for m in ('process', 'free')
+  ]
   together = _allowed(jax.tree.map(lambda *x: jnp.concatenate(x), *lanes), _rules())
   for row, lane in zip(np.asarray(together), lanes, strict=True):
     np.testing.assert_array_equal(row, _allowed(lane, _rules())[0])
@@ -127,8 +130,8 @@ def _step(lane, key, rules, max_edits):
   return token, after
 
 
-def _random_walks(rules, *, lanes=64, steps=160, direct=False, max_edits=999):
-  lane = jax.tree.map(lambda x: jnp.repeat(x, lanes), _lane(direct=direct))
+def _random_walks(rules, *, lanes=64, steps=160, mode='process', max_edits=999):
+  lane = jax.tree.map(lambda x: jnp.repeat(x, lanes), _lane(mode=mode))
   tokens = []
   for i in range(steps):
     token, lane = _step(lane, jax.random.key(i), rules, max_edits)
@@ -195,8 +198,27 @@ def test_random_writers_without_the_format_still_paint_and_end():
 
 
 def test_direct_writers_paint_once_and_end():
-  for walk in _random_walks(_rules(), lanes=4, steps=2, direct=True):
+  for walk in _random_walks(_rules(), lanes=4, steps=2, mode='direct'):
     assert walk.tolist() == [S.vision_start, S.endoftext]
+
+
+@pytest.mark.parametrize('on', [True, False])
+@pytest.mark.parametrize(
+  ('mode', 'order'), [('edit', 'pe'), ('answer', 'te'), ('think', 'tpe'), ('think_answer', 'te'), ('free', '[tp]*e?')]
+)
+def test_writers_of_other_modes_do_what_their_row_says(mode, order, on):
+  seen, tags = set(), set()
+  for walk in _random_walks(_rules(on=on), lanes=64, steps=40, mode=mode):
+    items = _items(walk)
+    kinds = ''.join(kind[0] for kind, *_ in items)
+    assert re.fullmatch(order, kinds)
+    texts = [ids[0] for kind, *ids in items if kind == 'text']
+    assert all(len(ids) + 1 <= CAP for ids in texts)
+    seen.add(kinds)
+    tags |= TAGS & set().union(*texts)
+  # Tags are words of who may do as they like, and of nobody else.
+  assert tags == (TAGS if mode == 'free' else set())
+  assert mode != 'free' or {kinds[0] for kinds in seen} == {'t', 'p'}
 
 
 @pytest.mark.parametrize('cap', [grammar.SHORTEST, 6, 9])

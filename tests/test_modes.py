@@ -2,14 +2,16 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
-from support import letters, stored, toy
+from support import letters, scripted, stored, toy
 
 from pdgen.core import config, modes, trajectory
 from pdgen.data import record_codec
-from pdgen.inference import requests, streaming
+from pdgen.inference import requests, results, streaming
+from pdgen.sampling import cycle
 from pdgen.viewing import gallery, transcript
 
 SAMPLING = config.SamplingConfig(max_pictures=3, max_text_tokens=10, max_tokens=140, flow_steps=2)
@@ -43,35 +45,46 @@ def painter():
   )))  # fmt: skip
 
 
-def _sample(painter, asked, seeds):
+def _arguments(asked):
   names, prompts, scales = zip(*asked, strict=True)
   text, image = zip(*scales, strict=True)
-  return painter.sample(
-    list(prompts), mode=names, seed=seeds, text_guidance=text, image_guidance=image, batch_size=len(ASKED)
-  )
+  return list(prompts), dict(mode=names, seed=list(range(len(asked))), text_guidance=text, image_guidance=image)
 
 
 @pytest.fixture(scope='module')
 def together(painter):
-  return _sample(painter, ASKED, list(range(len(ASKED))))
+  prompts, options = _arguments(ASKED)
+  return painter.sample(prompts, **options)
+
+
+def _alone(painter, asked, seed):
+  """The trajectory, sampled in the program of all of ASKED with idle rows beside it."""
+  prompts, options = _arguments(ASKED)
+  everything = requests.make(prompts, sampling=SAMPLING, **options)
+  shape = requests.prefix_shape(everything, config=painter.config, tokenizer=toy.WORDS)
+  prompts, options = _arguments([asked])
+  chosen = requests.make(prompts, sampling=SAMPLING, **{**options, 'seed': seed})
+  sampling = requests.widest(SAMPLING, everything)
+  host = jax.device_get(painter.run(chosen, sampling=sampling, batch_size=len(ASKED), shape=shape))
+  return results.parse_output(chosen[0].start, vars(host), 0, toy.WORDS)
 
 
 def test_modes_and_scales_share_a_batch_and_a_program(painter, together):
   assert together.timings['compile_calls'] == 1
+  programs = cycle.run._cache_size()
   for number, asked in enumerate(ASKED):
-    alone = _sample(painter, [asked], [number])
-    assert alone.timings['compile_calls'] == 0
-    [want], got = alone.trajectories, together.trajectories[number]
+    want, got = _alone(painter, asked, number), together.trajectories[number]
     assert got.texts == want.texts and got.stop == want.stop
     for a, b in zip(got.pictures, want.pictures, strict=True):
       assert np.abs(a.astype(int) - b).max() <= 1  # Within 1e-5 of 2: the same level, or neighbours where they round.
+  assert cycle.run._cache_size() == programs
 
 
 def test_scales_and_modes_matter(painter, together):
   name, prompt, _ = ASKED[1]
-  other = _sample(painter, [(name, prompt, (1.5, 2.0))], [1]).trajectories[0]
+  other = _alone(painter, (name, prompt, (1.5, 2.0)), 1)
   assert not np.array_equal(other.final, together.trajectories[1].final)
-  changed = _sample(painter, [(name, [OTHER, 'night'], (4.0, 2.0))], [1]).trajectories[0]
+  changed = _alone(painter, (name, [OTHER, 'night'], (4.0, 2.0)), 1)
   assert not np.array_equal(changed.final, together.trajectories[1].final)
 
 
@@ -90,19 +103,21 @@ def test_each_mode_gives_what_its_row_says(together):
       assert part is kept
 
 
-def test_an_answer_is_a_text_and_many_are_a_list(painter, together):
-  sampling = dataclasses.replace(SAMPLING, text_guidance=2.0, image_guidance=1.5)
-  ask = lambda prompts: painter.answer(prompts, sampling=sampling, batch_size=1)
-  first = ask(ASKED[2][1])
-  assert first == together.trajectories[2].texts[0]
-  assert ask([ASKED[2][1], ASKED[2][1]]) == [first, first]
+def test_an_answer_is_a_text_and_many_are_a_list(monkeypatch):
+  s = toy.WORDS.specials
+  wrote = [s.im_start, *b'two', s.im_end]
+  run, question = scripted.play(monkeypatch, wrote, wrote, wrote), [PICTURE, 'dogs?']
+  painter = toy.painter(toy.WITH_VIT, SAMPLING)
+  with pytest.warns(UserWarning, match="not trained in mode 'answer'.*--mode=process"):
+    assert painter.answer(question) == 'two'
+  with pytest.warns(UserWarning, match="not trained in mode 'think_answer'"):
+    assert painter.answer([question, question], think=True) == ['two', 'two']
+  assert [call.batch.prefix.gen.patch.shape for call in run.calls] == [(1, 0), (2, 0)]  # The ViT copy alone.
 
 
 def test_a_stream_tells_the_texts_of_every_mode(painter, together):
-  names, prompts, scales = zip(*ASKED, strict=True)
-  text, image = zip(*scales, strict=True)
-  seeds = list(range(len(ASKED)))
-  told = list(painter.stream(list(prompts), mode=names, seed=seeds, text_guidance=text, image_guidance=image))
+  prompts, options = _arguments(ASKED)
+  told = list(painter.stream(prompts, **options))
   for event in told:
     if isinstance(event, streaming.End):
       want = together.trajectories[event.row]

@@ -129,9 +129,9 @@ def test_sizes_share_few_programs_and_the_own_size_has_its_own():
 
 def test_a_stream_takes_any_sizes():
   painter = toy.refining_painter(CONFIGS['latents_and_vit'], SAMPLING)
-  odd = _seen(_picture(painter, 3, 2))
-  ends = [event for event in painter.stream([odd, 'a ring'], seed=5) if isinstance(event, streaming.End)]
-  wants = painter.sample([odd, 'a ring'], seed=5).trajectories
+  odd = [_seen(_picture(painter, 3, 2)), _seen(_picture(painter, 1, 3))]
+  ends = [event for event in painter.stream(odd, seed=5) if isinstance(event, streaming.End)]
+  wants = painter.sample(odd, seed=5).trajectories
   for end in ends:
     want = wants[end.row]
     assert [item.kind for item in end.trajectory.items()] == [item.kind for item in want.items()]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from support import golden_folder, inference, toy
 
-from pdgen.core import config, modes
+from pdgen.core import config, modes, packed
 from pdgen.data.tokenizers import base
 from pdgen.inference import encoding, requests
 from pdgen.models import interleaved
@@ -54,22 +54,30 @@ def _config():
   return config.Config(model=dataclasses.replace(cfg, codec=codec, vit=vit))
 
 
-def _batch(prompts, mode):
-  """What `Painter.sample` would continue from."""
+# Of every context here, so that one program reads them all.
+_SHAPE = requests.PrefixShape(packed.RowBudget(64, 24, 0, 16), any_size=True)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def short_system_prompts():
+  before = dict(modes.TABLE)
+  modes.TABLE.update({name: dataclasses.replace(mode, system=mode.system[:9]) for name, mode in before.items()})
+  yield
+  modes.TABLE.update(before)
+
+
+def _state(prompt, mode):
+  """What `Painter.sample` would continue from, and what it makes of it."""
   conf, graphdef = _config(), interleaved.graphdef(golden_folder.model_config())
-  return requests.sample_batch(
-    requests.make(prompts, sampling=SAMPLING, mode=mode),
+  batch = requests.sample_batch(
+    requests.make(prompt, sampling=SAMPLING, mode=mode),
     config=conf,
     tokenizer=_Ids(),
     encode=lambda picture: np.asarray(encoding.encode(graphdef, golden_folder.params(), picture)),
+    shape=_SHAPE,
   )
-
-
-def _state(prompts, mode, **program):
-  shape = inference.program(**program)
-  batch = _batch(prompts, mode)
-  knobs = inference.knobs()
-  return batch, inference.begin(golden_folder.params(), batch, knobs, cfg=golden_folder.model_config(), shape=shape)
+  cfg = golden_folder.model_config()
+  return batch, inference.begin(golden_folder.params(), batch, inference.knobs(), cfg=cfg, shape=inference.program())
 
 
 def _knobs():
@@ -87,7 +95,7 @@ def _knobs():
 
 @golden_folder.checks(f'{FILE}/latent', f'{FILE}/image_out', inputs=(*_PICTURE, f'{FILE}/prompt', f'{FILE}/init_noise'))
 def test_editing():
-  _, state = _state([value(f'{FILE}/pil_in'), _text(f'{FILE}/prompt')], 'edit', renorm='text_channel')
+  _, state = _state([value(f'{FILE}/pil_in'), _text(f'{FILE}/prompt')], 'edit')
   assert state.status.tolist() == [cycle.WAITING]
   latents, _, picture = inference.paint(
     golden_folder.params(),
@@ -115,14 +123,12 @@ def test_answering():
 )
 def test_texts_alone():
   names = golden_folder.matching(f'{BATCH}/prompt*')
-  batch, state = _state([_text(name) for name in names], 'direct')
-  und, rows = batch.prefix.und, range(len(names))
-  equal(
-    np.concatenate([inference.in_order(und.tokens, und.token_id, row=row) for row in rows]),
-    f'{BATCH}/p_packed_text_ids',
-  )
-  equal(state.picture_position, f'{BATCH}/p_key_values_lens')
-  close(np.concatenate([inference.cached(state, 0, row=row)[0] for row in rows]), f'{BATCH}/k_layer0')
+  found = [_state(_text(name), 'direct') for name in names]
+  streams = [batch.prefix.und for batch, _ in found]
+  ids = [inference.in_order(und.tokens, und.token_id) for und in streams]
+  equal(np.concatenate(ids), f'{BATCH}/p_packed_text_ids')
+  equal(np.concatenate([state.picture_position for _, state in found]), f'{BATCH}/p_key_values_lens')
+  close(np.concatenate([inference.cached(state, 0)[0] for _, state in found]), f'{BATCH}/k_layer0')
 
 
 _LENGTHS = tuple(

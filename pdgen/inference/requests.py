@@ -119,16 +119,20 @@ def start(prompt: Prompt, mode: str | None) -> trajectory_lib.Trajectory:
     needs a picture and none is given.
   """
   if isinstance(prompt, trajectory_lib.Trajectory):
-    keeps = mode is None or prompt.steps
-    made = dataclasses.replace(prompt, stop=None, mode=prompt.mode if keeps else mode)
+    if mode is None or prompt.steps:
+      mode = prompt.mode
+    made = dataclasses.replace(prompt, stop=None, mode=mode)
   else:
-    given = [prompt] if isinstance(prompt, str) or _is_picture(prompt) else list(prompt)
+    whole: Any = prompt
+    given: list[Any] = [whole] if isinstance(whole, str) or _is_picture(whole) else list(whole)
+    if not given:
+      raise ValueError('A prompt is a sequence of nothing: give a text or a picture.')
     for part in given:
       if not isinstance(part, str) and not _is_picture(part):
         raise ValueError(f'A prompt is texts and pictures, not {type(part).__name__}; pictures: {_PICTURES}.')
     parts = tuple(part if isinstance(part, str) else images.as_picture(part) for part in given)
     words, mode = trajectory_lib.joined(parts), mode or trajectory_lib.PROCESS
-    parts = () if parts == (words,) else parts
+    parts = () if len(parts) == 1 and isinstance(parts[0], str) else parts
     made = trajectory_lib.Trajectory(prompt=words, steps=(), stop=None, mode=mode, parts=parts)
   if modes_lib.of(made.mode).needs_picture and not made.given_pictures:
     raise ValueError(
@@ -149,8 +153,9 @@ def sizes(start: trajectory_lib.Trajectory, model: config_lib.ModelConfig) -> li
         'pictures are uint8[H, W, 3].'
       )
   rule = images.given(model)
-  found = [rule.size(picture.shape[1], picture.shape[0])[::-1] for picture in start.given_pictures]
-  return [*found, *(picture.shape[:2] for picture in start.pictures)]
+  found = [rule.size(picture.shape[1], picture.shape[0]) for picture in start.given_pictures]
+  own = [(picture.shape[0], picture.shape[1]) for picture in start.pictures]
+  return [*((height, width) for width, height in found), *own]
 
 
 def any_size(start: trajectory_lib.Trajectory, model: config_lib.ModelConfig) -> bool:

@@ -162,7 +162,7 @@ def _given(trajectory: trajectory_lib.Trajectory) -> str:
     small = Image.fromarray(part)
     small.thumbnail((_GIVEN, _GIVEN))
     cells.append(image(np.asarray(small), f'Given picture, part {number} of the prompt'))
-  return cells and f'<div class="given">{"".join(cells)}</div>' or ''
+  return f'<div class="given">{"".join(cells)}</div>' if cells else ''
 
 
 def _step(number: int, step: trajectory_lib.Step) -> str:
