@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pdgen import flags as flags_lib
 from pdgen.core import modes
 from pdgen.core import trajectory as trajectory_lib
+from pdgen.data import images
 from pdgen.evals import geneval
 from pdgen.viewing import gallery, report
 
@@ -37,9 +38,8 @@ def main(arguments: Sequence[str] | None = None):
       flags_lib.enable_compilation_cache()
     painter, world = flags_lib.load(parser, flags, needs_world=bool(flags.heldout))
     detect = world.detect if world else None
-    asked = [_asked(_row(p, world)) if isinstance(p, str) else p for p in flags_lib.prompts(flags.asked)]
-    rows = world.prompts('heldout', per_task=flags.heldout) if world and flags.heldout else []
-    wanted = [*asked, *map(_asked, rows)]
+    wanted = [_asked(_row(p, world)) if isinstance(p, str) else p for p in flags_lib.prompts(flags.asked)]
+    wanted += map(_asked, world.prompts('heldout', per_task=flags.heldout) if world and flags.heldout else [])
     folder = report.Folder(out, title=f'Painted by {pathlib.Path(flags.checkpoint).name}') if out else None
 
     def write(batches: 'Iterator[tuple[list[int], results.Result]]') -> 'Iterator[tuple[list[int], results.Result]]':
@@ -53,7 +53,9 @@ def main(arguments: Sequence[str] | None = None):
 
     from pdgen.inference import results
 
-    batches = painter.sample_batches(wanted, mode=flags.mode, seed=flags.seed, batch_size=flags.batch_size)
+    size = images.size_of_aspect(flags.size, painter.config.model) if isinstance(flags.size, float) else flags.size
+    settings = dict(mode=flags.mode, seed=flags.seed, batch_size=flags.batch_size, size=size)
+    batches = painter.sample_batches(wanted, **settings)
     result = results.join(write(batches))
     verdicts = [_verdict(t, detect) for t in result.trajectories]
     print(report.summary(result.trajectories, verdicts, timings=result.timings, detect=detect))
@@ -77,8 +79,7 @@ def _parser() -> flags_lib.Parser:
     '--mode',
     choices=trajectory_lib.MODES,
     default='process',
-    help='process: with words; direct: without; edit: of a picture; answer: words alone; think_answer: with a thought; '
-    'think: a thought, then the picture; free: as the model likes',
+    help='process: with words; direct: without; edit: of a picture; answer: words alone; think: a thought before; free',
   )
   parser.add_argument(
     '--seed',
@@ -86,6 +87,9 @@ def _parser() -> flags_lib.Parser:
     default=0,
     help='of the first prompt; the next prompts take the next numbers',
   )
+  add = parser.add_mutually_exclusive_group().add_argument
+  add('--size', type=images.read_size, metavar='WIDTHxHEIGHT', help='of the pictures to paint, in pixels')
+  add('--aspect', type=images.read_aspect, dest='size', metavar='W:H', help='of them, at about the usual area')
   parser.add_argument('--batch_size', type=flags_lib.whole(1, flags_lib.MANY), help='trajectories painted together')
   parser.add_argument('--out', type=flags_lib.path, help='folder for index.html, trajectories.json and pictures/')
   flags_lib.add_arguments(parser)

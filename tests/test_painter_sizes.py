@@ -9,9 +9,11 @@ import pytest
 from flax import nnx
 from support import toy
 
+from pdgen import sample
 from pdgen.core import config, trajectory
+from pdgen.data import images
 from pdgen.inference import requests, streaming
-from pdgen.sampling import kv_cache
+from pdgen.sampling import kv_cache, spans
 
 SAMPLING = config.SamplingConfig(max_pictures=3, max_text_tokens=12, max_tokens=140, flow_steps=2)
 # Position tables of five and of seven patches.
@@ -137,3 +139,47 @@ def test_a_stream_takes_any_sizes():
     assert [item.kind for item in end.trajectory.items()] == [item.kind for item in want.items()]
     for got, expected in zip(end.trajectory.pictures, want.pictures, strict=True):
       assert np.abs(got.astype(int) - expected).max() <= 1
+
+
+def test_pictures_are_painted_at_any_size_each_as_if_alone():
+  """Sizes of one call are batches of their own; an edit has the size of the picture that is given (QUIRKS 32)."""
+  painter = toy.refining_painter(CONFIGS['latents_and_vit'], SAMPLING)
+  data = dataclasses.replace(painter.config.data, sources=(config.SourceConfig(kind='records', name='x'),))
+  painter = dataclasses.replace(painter, config=dataclasses.replace(painter.config, data=data))
+  given = _picture(painter, 3, 2)
+  asked = [('direct', 'ab', (8, 24)), ('edit', [given, 'ab'], None), ('direct', 'cd', (24, 16))]
+  modes, prompts, sizes = zip(*asked, strict=True)
+  got = painter.sample(list(prompts), mode=modes, size=sizes, seed=3, batch_size=1).trajectories
+  assert [t.final.shape for t in got] == [(8, 24, 3), (24, 16, 3), (24, 16, 3)]
+  [alone] = painter.sample('cd', mode='direct', size=(24, 16), seed=5, batch_size=1).trajectories
+  np.testing.assert_array_equal(alone.final, got[2].final)
+  # A painted picture is looked at as a given one is: the sampler's copies of it are those of a prefix.
+  model = painter.config.model
+  prefix = painter.sample_batch([_request(dataclasses.replace(got[0], stop=None))]).prefix
+  active, zero = jnp.ones(1, bool), jnp.zeros(1, jnp.int32)
+  und, gen = spans.context_copies(model, toy.WORDS.specials, active, zero, zero, (8, 24))
+  assert gen.patch[0].tolist() == prefix.gen.patch[0, : gen.patch.shape[1]].tolist() == [0, 1, 2]
+  seen = np.asarray(prefix.und.picture[0]) >= 0
+  assert seen.sum() == (np.asarray(und.picture[0]) >= 0).sum() == model.picture_tokens_of((8, 24)) - 3 - 4
+
+
+@pytest.mark.parametrize(
+  ('size', 'words'),
+  [((9, 16), 'multiples of 8'), ((8, 48), 'at most 40'), (((8, 8), (16, 16)), '2 sizes for 1 prompts')],
+)
+def test_a_size_that_cannot_be_painted_is_refused(size, words):
+  with pytest.raises(ValueError, match=words):
+    requests.sized(requests.make('a', sampling=SAMPLING), size, CONFIGS['latents_and_vit'])
+  with pytest.raises(ValueError, match='different batches'):
+    requests.painted_size([_request('a'), dataclasses.replace(_request('a'), size=(8, 8))])
+
+
+def test_sizes_and_aspects_of_the_command_line():
+  parse = sample._parser().parse_args
+  assert parse(['--size=768x1024']).size == (1024, 768) and parse([]).size is None
+  model = dataclasses.replace(CONFIGS['latents_and_vit'], max_latent_size=4)
+  assert images.size_of_aspect(parse(['--aspect=4:1']).size, model) == (8, 32)
+  assert images.size_of_aspect(parse(['--aspect=1:1']).size, model) == (16, 16)
+  for wrong in ('--size=768', '--size=axb', '--aspect=16', '--aspect=0:9'):
+    with pytest.raises(SystemExit):
+      parse([wrong])

@@ -197,7 +197,32 @@ class ModelConfig:
   @property
   def picture_tokens(self) -> int:
     """Tokens of a picture in the context: its clean copy and, with a ViT, its ViT copy, each with two boundaries."""
-    return self.latent_tokens + 2 + (self.vit_tokens + 2 if self.vit else 0)
+    return self.picture_tokens_of(self.own_size)
+
+  @property
+  def own_size(self) -> tuple[int, int]:
+    """(height, width) in pixels of the pictures the model paints, if nothing else is asked for."""
+    return self.image_size, self.image_size
+
+  def latent_grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of gen tokens of a picture of (height, width) pixels."""
+    return size[0] // self.codec.patch, size[1] // self.codec.patch
+
+  def vit_grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of ViT tokens of a picture: scaled as one of the model's own size is, to whole patches.
+
+    (0, 0) without a ViT.
+    """
+    if self.vit is None:
+      return 0, 0
+    scale, patch = self.vit_size / self.image_size, self.vit.patch
+    rows, columns = (min(self.vit.max_patches, max(1, round(side * scale / patch))) for side in size)
+    return rows, columns
+
+  def picture_tokens_of(self, size: tuple[int, int]) -> int:
+    """As `picture_tokens`, of a picture of (height, width) pixels."""
+    (rows, columns), (vit_rows, vit_columns) = self.latent_grid_of(size), self.vit_grid_of(size)
+    return rows * columns + 2 + (vit_rows * vit_columns + 2 if self.vit else 0)
 
   @property
   def vit_size(self) -> int:

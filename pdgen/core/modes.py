@@ -28,6 +28,7 @@ class Mode:
     system: a text of its own before all that is given.
     copies: COPIES of a given picture. A model without ViT sees its clean latents in every mode.
     needs_picture: a prompt without a picture is refused.
+    size_of_given: what is painted has the size of the last given picture, if there is one (BAGEL, QUIRKS 32).
     text_guidance_drops: SINCE_PICTURE (paper) or LAST_TEXT (BAGEL, QUIRKS 27).
     image_guidance_keeps_written: the branch without pictures has the texts that the model wrote, not the given ones
       alone (BAGEL leaves thoughts out of it, QUIRKS 27).
@@ -42,6 +43,7 @@ class Mode:
   system: str = ''
   copies: tuple[str, ...] = COPIES
   needs_picture: bool = False
+  size_of_given: bool = False
   text_guidance_drops: str = LAST_TEXT
   image_guidance_keeps_written: bool = True
 
@@ -100,13 +102,14 @@ TABLE = {
   for mode in (
     Mode(name='process', texts=STEPS, opening='opening', text_guidance_drops=SINCE_PICTURE),
     Mode(name='direct', after_prompt=(PAINT,), opening='direct_opening', text_guidance_drops=SINCE_PICTURE),
-    Mode(name='edit', after_prompt=(PAINT,), needs_picture=True),
+    Mode(name='edit', after_prompt=(PAINT,), needs_picture=True, size_of_given=True),
     Mode(name='answer', after_prompt=(WRITE,), after_text=(END,), copies=(VIT,)),
     Mode(
       name='think',
       after_prompt=(WRITE,),
       after_text=(PAINT,),
       system=THINK_AND_PAINT,
+      size_of_given=True,
       image_guidance_keeps_written=False,
     ),
     Mode(name='think_answer', after_prompt=(WRITE,), after_text=(END,), system=THINK_AND_ANSWER, copies=(VIT,)),

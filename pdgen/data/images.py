@@ -108,6 +108,37 @@ VAE = ImageTransform(max_size=1024, min_size=512, stride=16)  # of the released 
 VIT = ImageTransform(max_size=980, min_size=224, stride=14)
 
 
+def read_size(text: str) -> tuple[int, int]:
+  """(height, width) of `WIDTHxHEIGHT`. Raises: ValueError for anything else.
+
+  >>> read_size('768x1024')
+  (1024, 768)
+  """
+  width, height = map(int, text.lower().split('x'))
+  return height, width
+
+
+def read_aspect(text: str) -> float:
+  """Width by height of `16:9`. Raises: ValueError for anything else."""
+  width, height = map(int, text.split(':'))
+  if not 0 < width <= 100 * height <= 10_000 * width:
+    raise ValueError(f'{text} is no aspect of a picture.')
+  return width / height
+
+
+def size_of_aspect(aspect: float, model: config_lib.ModelConfig) -> tuple[int, int]:
+  """(height, width) of whole patches with about the area of the model's own pictures, within its position table.
+
+  >>> size_of_aspect(16 / 9, config_lib.ModelConfig(image_size=1024, codec=config_lib.CodecConfig(patch=16),
+  ...   max_latent_size=64))
+  (576, 1024)
+  """
+  rows, columns = model.latent_grid / aspect**0.5, model.latent_grid * aspect**0.5
+  fits = min(1.0, model.max_latent_size / max(rows, columns))
+  rows, columns = (max(1, round(side * fits)) * model.codec.patch for side in (rows, columns))
+  return rows, columns
+
+
 def given(model: config_lib.ModelConfig) -> ImageTransform:
   """The resize of pictures of a prompt, whatever the mode (BAGEL, QUIRKS 32); it leaves those that fit as they are."""
   codec = model.codec
@@ -130,9 +161,8 @@ def for_vit(picture: np.ndarray, model: config_lib.ModelConfig) -> np.ndarray:
   """
   if model.vit is None:
     raise ValueError('The model has no ViT (config.model.vit).')
-  patch, scale = model.vit.patch, model.vit_size / model.image_size
-  sides = (min(model.vit.max_patches, max(1, round(side * scale / patch))) * patch for side in picture.shape[:2])
-  height, width = sides
+  rows, columns = model.vit_grid_of((picture.shape[0], picture.shape[1]))
+  height, width = rows * model.vit.patch, columns * model.vit.patch
   if (height, width) == picture.shape[:2]:
     return picture
   return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC))

@@ -32,10 +32,11 @@ from pdgen.inference import dictation, encoding, learned_modes, memory, results,
 from pdgen.inference import phases as phases_lib
 from pdgen.inference import requests as requests_lib
 from pdgen.inference.requests import Prompt as Prompt
+from pdgen.inference.requests import Size as Size
 from pdgen.inference.results import Result as Result
 from pdgen.models import interleaved, partition
 from pdgen.models import params as params_lib
-from pdgen.sampling import cycle, flow, grammar
+from pdgen.sampling import cycle, grammar
 from pdgen.weights import loading
 
 # Trajectories of a batch when the caller does not say: enough to use the machine, small enough for any of them.
@@ -95,6 +96,7 @@ class Painter:
     pictures: int | None = None,
     text_guidance: float | Sequence[float] | None = None,
     image_guidance: float | Sequence[float] | None = None,
+    size: Size | Sequence[Size | None] | None = None,
     inspector: dictation.Inspector | None = None,
   ) -> Result:
     """Paints, or answers, every prompt.
@@ -115,6 +117,9 @@ class Painter:
       pictures: at most so many more pictures for each; by default sampling.max_pictures in all.
       text_guidance: scale of all, or one for each prompt; by default sampling.text_guidance.
       image_guidance: the same for the guidance by pictures.
+      size: (height, width) of the pictures that are painted, of all or one for each prompt: multiples of the codec's
+        patch within the position table. None: the model's own, in `edit` and `think` that of the last given picture.
+        Each size is a batch and a program of its own.
       inspector: writes the inspections where sampling.inspection is `dictated` (`inference.dictation`).
 
     Raises: ValueError for an unknown mode, no prompts, seeds that do not fit, caps that leave no room, or pictures that
@@ -129,6 +134,7 @@ class Painter:
       pictures=pictures,
       text_guidance=text_guidance,
       image_guidance=image_guidance,
+      size=size,
       inspector=inspector,
     )
     return results.join(parts)
@@ -171,6 +177,7 @@ class Painter:
     pictures: int | None = None,
     text_guidance: float | Sequence[float] | None = None,
     image_guidance: float | Sequence[float] | None = None,
+    size: Size | Sequence[Size | None] | None = None,
     inspector: dictation.Inspector | None = None,
   ) -> Iterator[tuple[list[int], Result]]:
     """As `sample`, a batch at a time, so that what is painted can be kept: numbers of the prompts, and their results.
@@ -180,31 +187,25 @@ class Painter:
     sampling = sampling or self.config.sampling
     self.check(sampling)
     dictation.check(sampling, inspector)
-    requests = requests_lib.make(
-      prompts,
-      sampling=sampling,
-      mode=mode,
-      seed=seed,
-      pictures=pictures,
-      text_guidance=text_guidance,
-      image_guidance=image_guidance,
-    )
+    scales = dict(text_guidance=text_guidance, image_guidance=image_guidance)
+    requests = requests_lib.make(prompts, sampling=sampling, mode=mode, seed=seed, pictures=pictures, **scales)
+    requests = requests_lib.sized(requests, size, self.config.model)
     sampling = requests_lib.widest(sampling, requests)
     learned_modes.warn(self.config.data, {request.start.mode for request in requests})
     batches = list(self._batches(requests, batch_size))
     requests_lib.check(requests)
-    for _, size, shape in batches:
-      self._check_memory(sampling, prefix=shape.row_budget, size=size)
+    for numbers, rows, shape in batches:
+      self._check_fits(sampling, prefix=shape.row_budget, rows=rows, size=requests[numbers[0]].size)
 
     def paint() -> Iterator[tuple[list[int], Result]]:
-      for numbers, size, shape in batches:
+      for numbers, rows, shape in batches:
         began, compiled = time.perf_counter(), _compiled_programs()
         chosen = [requests[i] for i in numbers]
         if inspector is None:
-          state = self.run(chosen, sampling=sampling, batch_size=size, shape=shape)
+          state = self.run(chosen, sampling=sampling, batch_size=rows, shape=shape)
         else:
-          batch = self.sample_batch(chosen, batch_size=size, shape=shape)
-          phases = self.phases(sampling, requests_lib.sampler_params(sampling, chosen, size))
+          batch = self.sample_batch(chosen, batch_size=rows, shape=shape)
+          phases = self.phases(sampling, chosen, rows)
           state = dictation.run(phases, batch, chosen, self.tokenizer, inspector)
         host = jax.device_get({name: getattr(state, name) for name in results.FETCHED})
         more = {'seconds': time.perf_counter() - began, 'compile_calls': int(_compiled_programs() > compiled)}
@@ -223,6 +224,7 @@ class Painter:
     pictures: int | None = None,
     text_guidance: float | Sequence[float] | None = None,
     image_guidance: float | Sequence[float] | None = None,
+    size: Size | Sequence[Size | None] | None = None,
   ) -> Generator[streaming.Event, None, None]:
     """Paints all prompts as one batch and tells what happens as it happens (`inference.streaming`).
 
@@ -237,30 +239,25 @@ class Painter:
       pictures: as of `sample`.
       text_guidance: as of `sample`.
       image_guidance: as of `sample`.
+      size: as of `sample`; one for all.
 
     Raises: as `sample`, at the call.
     """
     sampling = sampling or self.config.sampling
     self.check(sampling)
     dictation.check(sampling, None)
-    requests = requests_lib.make(
-      prompts,
-      sampling=sampling,
-      mode=mode,
-      seed=seed,
-      pictures=pictures,
-      text_guidance=text_guidance,
-      image_guidance=image_guidance,
-    )
+    scales = dict(text_guidance=text_guidance, image_guidance=image_guidance)
+    requests = requests_lib.make(prompts, sampling=sampling, mode=mode, seed=seed, pictures=pictures, **scales)
+    requests = requests_lib.sized(requests, size, self.config.model)
     sampling = requests_lib.widest(sampling, requests)
     learned_modes.warn(self.config.data, {request.start.mode for request in requests})
     shape = requests_lib.prefix_shape(requests, config=self.config, tokenizer=self.tokenizer)
     requests_lib.check(requests)
-    size = self._rows(batch_size, len(requests))
-    self._check_memory(sampling, prefix=shape.row_budget, size=size)
-    batch = self.sample_batch(requests, batch_size=batch_size, shape=shape)
-    phases = self.phases(sampling, requests_lib.sampler_params(sampling, requests, size))
-    return streaming.events(phases, batch, requests, self.tokenizer)
+    rows = self._rows(batch_size, len(requests))
+    painted = requests_lib.painted_size(requests)
+    self._check_fits(sampling, prefix=shape.row_budget, rows=rows, size=painted)
+    batch = self.sample_batch(requests, batch_size=rows, shape=shape)
+    return streaming.events(self.phases(sampling, requests, rows), batch, requests, self.tokenizer)
 
   def run(
     self,
@@ -274,15 +271,17 @@ class Painter:
     batch = self.sample_batch(requests, batch_size=batch_size, shape=shape)
     sampler = requests_lib.sampler_params(sampling, requests, batch.key.shape[0])
     with phases_lib.on_mesh(self.mesh):
-      return cycle.run(self.graphdef, self.params, batch, sampler, self.spec(sampling))
+      return cycle.run(self.graphdef, self.params, batch, sampler, self.spec(sampling, requests))
 
-  def phases(self, sampling: config_lib.SamplingConfig, sampler: flow.SamplerParams | None = None) -> phases_lib.Phases:
-    """The parts of that call, compiled one by one. sampler: numbers of the requests; None: those of the config."""
+  def phases(
+    self, sampling: config_lib.SamplingConfig, requests: Sequence[requests_lib.Request] = (), rows: int = 0
+  ) -> phases_lib.Phases:
+    """The parts of that call for a batch of `rows`, compiled one by one. Without requests: as the config says alone."""
     return phases_lib.Phases(
       graphdef=self.graphdef,
       params=self.params,
-      sampler=sampler or flow.SamplerParams.of(sampling),
-      spec=self.spec(sampling),
+      sampler=requests_lib.sampler_params(sampling, requests, rows),
+      spec=self.spec(sampling, requests),
       mesh=self.mesh,
     )
 
@@ -290,14 +289,14 @@ class Painter:
     """Raises ValueError when the caps leave no room for one round, or do not fit the memory of the device."""
     if sampling.max_text_tokens < grammar.SHORTEST:
       raise ValueError(f'{sampling.max_text_tokens=} leaves no room: the tags of a plan alone take {grammar.SHORTEST}.')
-    worst = cycle.max_tokens_per_round(self.config.model, sampling)
-    if sampling.max_tokens < worst:
-      raise ValueError(f'{sampling.max_tokens=} leaves no room: a plan, an inspection and a picture may take {worst}.')
-    self._check_memory(sampling, prefix=packed.RowBudget(1, 0, 0), size=1)
+    self._check_fits(sampling, prefix=packed.RowBudget(1, 0, 0), rows=1)
 
-  def spec(self, sampling: config_lib.SamplingConfig) -> cycle.SamplerSpec:
-    """What of the sampling config shapes the compiled program, with this painter's tokens."""
-    return cycle.SamplerSpec.of(sampling, self.tokenizer.specials, self.tokenizer.vocab_size)
+  def spec(
+    self, sampling: config_lib.SamplingConfig, requests: Sequence[requests_lib.Request] = ()
+  ) -> cycle.SamplerSpec:
+    """What of the sampling config shapes the compiled program, with this painter's tokens and the size of requests."""
+    size = requests_lib.painted_size(requests) if requests else None
+    return cycle.SamplerSpec.of(sampling, self.tokenizer.specials, self.tokenizer.vocab_size, size)
 
   def sample_batch(
     self,
@@ -319,12 +318,13 @@ class Painter:
   def _batches(
     self, requests: Sequence[requests_lib.Request], batch_size: int | None
   ) -> Iterator[tuple[list[int], int, requests_lib.PrefixShape]]:
-    """(numbers of the requests, rows, shape) of each batch: of those whose pictures are of the model's own size, and of
-    the others. All of a kind share a shape, and so a program.
+    """(numbers of the requests, rows, shape) of each batch: of those that paint one size, and of these of those whose
+    prefixes have pictures of the model's own size, and of the others. All of a kind share a shape, and so a program.
     """
     groups: dict[Any, list[int]] = {}
     for i, request in enumerate(requests):
-      groups.setdefault(requests_lib.any_size(request.start, self.config.model), []).append(i)
+      kind = request.size, requests_lib.any_size(request.start, self.config.model)
+      groups.setdefault(kind, []).append(i)
     for group in groups.values():
       shape = requests_lib.prefix_shape([requests[i] for i in group], config=self.config, tokenizer=self.tokenizer)
       size = self._rows(batch_size, min(len(group), DEFAULT_BATCH))
@@ -352,13 +352,18 @@ class Painter:
     """Bytes on a device: of the weights, and of all that it has (None: not known)."""
     return memory.of_weights(self.params), memory.limit(self.params)
 
-  def _check_memory(self, sampling: config_lib.SamplingConfig, *, prefix: packed.RowBudget, size: int):
-    """Raises ValueError for a batch that does not fit the device. size: rows of the batch."""
+  def _check_fits(
+    self, sampling: config_lib.SamplingConfig, *, prefix: packed.RowBudget, rows: int, size: Size | None = None
+  ):
+    """Raises ValueError for a batch of so many rows with caps that leave no room, or that does not fit the device."""
+    worst = cycle.max_tokens_per_round(self.config.model, sampling, size)
+    if sampling.max_tokens < worst:
+      raise ValueError(f'{sampling.max_tokens=} leaves no room: a plan, an inspection and a picture may take {worst}.')
     weights, limit = self._memory
-    rows = -(-size // self._row_ways)
+    rows = -(-rows // self._row_ways)
     split = 1 if self.mesh is None else self.mesh.shape['tensor']
-    needed = memory.required(self.config.model, sampling, prefix=prefix, rows=rows, heads_split=split)
-    limit = 2**63 if limit is None else limit
+    model, limit = self.config.model, 2**63 if limit is None else limit
+    needed = memory.required(model, sampling, prefix=prefix, rows=rows, heads_split=split, size=size)
     memory.check(needed, weights=weights, rows=rows, prefix=prefix, max_tokens=sampling.max_tokens, limit=limit)
 
 

@@ -28,6 +28,7 @@ from pdgen.sampling import cycle, flow, grammar
 
 # A file of a picture is a `pathlib.Path` (a str is a text), or its content.
 Picture = np.ndarray | Image.Image | pathlib.Path | bytes
+Size = tuple[int, int]
 Prompt = str | Picture | Sequence[str | Picture] | trajectory_lib.Trajectory
 
 _UND_BUCKET = 32  # Lengths of prefixes are multiples of it.
@@ -44,6 +45,7 @@ class Request:
   seed: int  # Of its PRNG key.
   pictures: int  # At most so many more.
   has_ended: bool = False  # The trajectory was given as a finished one.
+  size: tuple[int, int] | None = None  # (H, W) of the pictures to paint; None: the model's own.
   guidance: tuple[float, float] | None = None  # Scales by texts and by pictures; None: those of the sampling config.
 
 
@@ -100,6 +102,39 @@ def is_one(prompts: Any) -> bool:
   if isinstance(prompts, (str, trajectory_lib.Trajectory)) or _is_picture(prompts):
     return True
   return isinstance(prompts, Sequence) and any(map(_is_picture, prompts))
+
+
+def sized(
+  requests: Sequence[Request], size: Size | Sequence[Size | None] | None, model: config_lib.ModelConfig
+) -> list[Request]:
+  """The requests with the sizes of what they paint. size: (H, W) of all, or one for each; None: as the mode says.
+
+  Raises: ValueError for a size that is not whole patches or does not fit the position table.
+  """
+  one = size is None or len(size) == 2 and all(isinstance(side, int) for side in size)
+  sizes_: list[Any] = [size] * len(requests) if one else _of_each(size, len(requests), 'sizes', one=())
+  patch, most = model.codec.patch, model.codec.patch * model.max_latent_size
+  out = []
+  for request, own in zip(requests, sizes_, strict=True):
+    if own is None and modes_lib.of(request.start.mode).size_of_given and request.start.given_pictures:
+      own = sizes(request.start, model)[len(request.start.given_pictures) - 1]
+    if own is not None and any(side % patch or not 0 < side <= most for side in own):
+      raise ValueError(
+        f'Pictures of {own[0]} x {own[1]} pixels (height x width) cannot be painted: sides are multiples of {patch} '
+        f'pixels, at most {most}.'
+      )
+    out.append(dataclasses.replace(request, size=None if own is None or own == model.own_size else tuple(own)))
+  return out
+
+
+def painted_size(requests: Sequence[Request]) -> Size | None:
+  """(H, W) that a batch paints; None: the model's own. Raises: ValueError where they differ."""
+  found = {request.size for request in requests}
+  if len(found) > 1:
+    raise ValueError(
+      'Pictures of different sizes are painted in different batches: `Painter.sample` does so by itself.'
+    )
+  return found.pop()
 
 
 def check(requests: Sequence[Request]):

@@ -23,6 +23,7 @@ from pdgen.sampling import grammar as grammar_lib
 
 WRITING, WAITING, ENDED = range(3)  # `State.status`
 RUNNING, FINISHED, PICTURE_CAP, TOKEN_CAP = range(4)  # `State.stop`
+Size = tuple[int, int] | None  # (H, W) of pictures; None: the model's own.
 
 
 class SamplerSpec(NamedTuple):
@@ -33,9 +34,12 @@ class SamplerSpec(NamedTuple):
   vocab_size: int  # Ids of the tokenizer; the language head may have more rows, which are never chosen.
   text_branch: bool  # Guidance by texts is on: one more branch of a denoising step.
   image_branch: bool  # Guidance by pictures is on: one more branch, and a text-only cache.
+  size: Size = None  # Of the pictures that are painted.
 
   @classmethod
-  def of(cls, sampling: config_lib.SamplingConfig, specials: config_lib.Specials, vocab_size: int) -> 'SamplerSpec':
+  def of(
+    cls, sampling: config_lib.SamplingConfig, specials: config_lib.Specials, vocab_size: int, size: Size = None
+  ) -> 'SamplerSpec':
     """The static part of a config."""
     defaults = config_lib.SamplingConfig()
     return cls(
@@ -44,6 +48,7 @@ class SamplerSpec(NamedTuple):
       vocab_size=vocab_size,
       text_branch=sampling.text_guidance != 1.0,
       image_branch=sampling.image_guidance != 1.0,
+      size=size,
     )
 
   @property
@@ -96,16 +101,9 @@ class State(struct.PyTreeNode):
 def run(
   graphdef: nnx.GraphDef, params: nnx.State, batch_in: SampleBatch, sampler: flow.SamplerParams, spec: SamplerSpec
 ) -> State:
-  """Samples a batch of trajectories to their ends. One call, one program, no host in the loop.
+  """Samples a batch of trajectories to their ends: the final state, on the device. One program, no host in the loop.
 
-  Args:
-    graphdef: structure of the model (`interleaved.graphdef`).
-    params: its parameters.
-    batch_in: what to continue from.
-    sampler: numbers that may change without a new compilation.
-    spec: what the program is compiled for.
-
-  Returns: the final state, on the device.
+  graphdef: structure of the model (`interleaved.graphdef`). params: its parameters.
   """
   model = nnx.merge(graphdef, params)
 
@@ -168,7 +166,7 @@ def prefill(
     picture_position=position_after(both.order <= picture_order[:, None]),
     output_tokens=jnp.zeros((batch, sampling.max_tokens), jnp.int32),
     output_count=jnp.zeros((batch,), jnp.int32),
-    pictures=jnp.zeros((batch, sampling.max_pictures, cfg.image_size, cfg.image_size, 3), jnp.uint8),
+    pictures=jnp.zeros((batch, sampling.max_pictures, *(spec.size or cfg.own_size), 3), jnp.uint8),
     picture_count=jnp.zeros((batch,), jnp.int32),
     finite=jnp.ones((batch,), bool),
     text_steps=jnp.zeros((), jnp.int32),
@@ -253,17 +251,17 @@ def picture_phase(
   """The picture phase: those who wait are given a picture, look at it, and decide whether to go on."""
   active = state.status == WAITING
   one = active.astype(jnp.int32)
-  z = denoise(model, state, sampler, spec)
+  z, size = denoise(model, state, sampler, spec), spec.size or model.cfg.own_size
   # What is looked at is the picture as it is given out, so that a trajectory can be continued from its pictures.
-  pixels = model.codec.decode(z)
+  pixels = model.codec.decode(z, rows=model.cfg.latent_grid_of(size)[0])
   picture = model.codec.to_uint8(pixels)
-  und, gen = spans.context_copies(model.cfg, spec.specials, active, state.order, state.position)
+  und, gen = spans.context_copies(model.cfg, spec.specials, active, state.order, state.position, size)
   seen = packed.PackedBatch(und, gen, picture[:, None])
   z = model.codec.encode(codecs.to_pixels(picture)[:, None])[:, 0]
   hidden, kv = model.extend(seen, z, jnp.zeros(z.shape[:2]), state.cache)
 
   tokens_ = spans.concatenate(und.tokens, gen.tokens)
-  count, copies = model.cfg.picture_tokens, 2 if model.vit is not None else 1
+  count, copies = model.cfg.picture_tokens_of(size), 2 if model.vit is not None else 1
   order, position = state.order + one * count, state.position + one * copies
   index = jnp.where(active, state.picture_count, state.pictures.shape[1])
   state = state.replace(
@@ -285,11 +283,12 @@ def picture_phase(
 
 def denoise(model: interleaved.Interleaved, state: State, sampler: flow.SamplerParams, spec: SamplerSpec) -> jax.Array:
   """The latents of the next picture, from the noise of each trajectory's own key: f32[B, Q, C]."""
+  rows, columns = model.cfg.latent_grid_of(spec.size or model.cfg.own_size)
 
   def noise(key: jax.Array, count: jax.Array) -> jax.Array:
     # Texts fold in 0, 1, 2, ...; pictures count down from the other end.
     key = jax.random.fold_in(key, jnp.uint32(0xFFFFFFFF) - count.astype(jnp.uint32))
-    return jax.random.normal(key, (model.cfg.latent_tokens, model.codec.channels))
+    return jax.random.normal(key, (rows * columns, model.codec.channels))
 
   z = jax.vmap(noise)(state.key, state.picture_count)
   return flow.euler(z, velocities(model, state, sampler, spec), sampler)
@@ -310,8 +309,9 @@ def velocities(
     state: of the loop; trajectories that do not wait for a picture get padding.
     sampler: scales and interval of guidance.
     spec: which branches there are.
-    grid: rows and columns of the pictures' latent patches; None: of the model's own.
+    grid: rows and columns of the pictures' latent patches; None: of `spec.size`.
   """
+  grid = grid or model.cfg.latent_grid_of(spec.size or model.cfg.own_size)
   active = state.status == WAITING
   branches = [spans.Branch(spans.FULL, state.order - 1, state.position)]
   if spec.text_branch:
@@ -340,9 +340,9 @@ def velocities(
   return velocity
 
 
-def max_tokens_per_round(cfg: config_lib.ModelConfig, sampling: config_lib.SamplingConfig) -> int:
+def max_tokens_per_round(cfg: config_lib.ModelConfig, sampling: config_lib.SamplingConfig, size: Size = None) -> int:
   """The most tokens that a trajectory takes until it has looked at its next picture: two texts, two picture copies."""
-  return 2 * (sampling.max_text_tokens + 2) + cfg.picture_tokens
+  return 2 * (sampling.max_text_tokens + 2) + cfg.picture_tokens_of(size or cfg.own_size)
 
 
 def choose_next(
@@ -374,7 +374,7 @@ def choose_next(
   # Caps end a trajectory only where it has just looked at a picture, so that it ends with a whole one, or may end.
   may_end, looked = state.grammar.may_end, state.grammar.may_end & state.grammar.painted_last
   room = state.cache.k.shape[2] // (1 + spec.image_branch) - state.slot
-  stop = jnp.where(may_end & (room < max_tokens_per_round(model.cfg, spec.sampling)), TOKEN_CAP, RUNNING)
+  stop = jnp.where(may_end & (room < max_tokens_per_round(model.cfg, spec.sampling, spec.size)), TOKEN_CAP, RUNNING)
   stop = jnp.where(looked & (state.picture_count >= state.picture_limit), PICTURE_CAP, stop)
   stop = jnp.where(token == spec.specials.endoftext, FINISHED, stop)
   goes_on = active & (stop == RUNNING)

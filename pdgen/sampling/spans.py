@@ -4,6 +4,7 @@ Spans are numbered by the order of their first token plus one: no two picture co
 those of a prefix included (it has more tokens than spans).
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -86,7 +87,7 @@ def noised_copies(
   active: jax.Array,
   branches: list[Branch],
   order: jax.Array,
-  grid: tuple[int, int] | None = None,
+  grid: tuple[int, int],
 ) -> tuple[packed.UndStream, packed.GenStream]:
   """A noised copy of the next picture for each branch of guidance, side by side in one forward.
 
@@ -97,9 +98,8 @@ def noised_copies(
     branches: of guidance.
     order: int32[B], order of the first copy's first token. The copies follow one another: nobody sees a noised copy by
       its order, but attention in blocks sorts by it.
-    grid: rows and columns of latent patches; None: of the model's own pictures.
+    grid: rows and columns of latent patches.
   """
-  grid = grid or (cfg.latent_grid, cfg.latent_grid)
   q = grid[0] * grid[1]
 
   def copies(offsets: Sequence[int]) -> packed.TokenMeta:
@@ -131,8 +131,9 @@ def context_copies(
   active: jax.Array,
   order: jax.Array,
   position: jax.Array,
+  size: tuple[int, int],
 ) -> tuple[packed.UndStream, packed.GenStream]:
-  """The clean copy of a painted picture and, where the model has a ViT, its ViT copy: `cfg.picture_tokens` in all.
+  """The clean copy of a painted picture and, where the model has a ViT, its ViT copy: `cfg.picture_tokens_of(size)`.
 
   Args:
     cfg: of the model.
@@ -140,8 +141,10 @@ def context_copies(
     active: bool[B], trajectories whose picture was painted; the others get padding.
     order: int32[B], order of the clean copy's first token.
     position: int32[B], RoPE position of the clean copy; the ViT copy has the next one.
+    size: (H, W) of the picture.
   """
-  q, n = cfg.latent_tokens, cfg.vit_tokens
+  grid = cfg.latent_grid_of(size)
+  q, n = math.prod(grid), math.prod(cfg.vit_grid_of(size))
 
   def tokens(offsets: Sequence[int], copy: Sequence[int]) -> packed.TokenMeta:
     """offsets: order minus that of the first token. copy: 0 in the clean copy, 1 in the ViT copy."""
@@ -163,7 +166,7 @@ def context_copies(
   row = lambda values: jnp.broadcast_to(jnp.array([values]), stream.token_id.shape)
   stream = stream._replace(patch=row(patch), picture=row(picture))
   latents = tokens(range(1, q + 1), [0] * q)
-  return stream, latent_tokens(cfg, latents, (cfg.latent_grid, cfg.latent_grid))
+  return stream, latent_tokens(cfg, latents, grid)
 
 
 def _side_by_side(parts: list[packed.TokenMeta]) -> packed.TokenMeta:
