@@ -75,12 +75,8 @@ def _parser() -> flags_lib.Parser:
     metavar='N',
     help="N prompts a task that the model's world kept from training",
   )
-  parser.add_argument(
-    '--mode',
-    choices=trajectory_lib.MODES,
-    default='process',
-    help='process: with words; direct: without; edit: of a picture; answer: words alone; think: a thought before; free',
-  )
+  words = 'process: with words; direct: without; edit: of a picture; answer; think: before it paints; free'
+  parser.add_argument('--mode', choices=trajectory_lib.MODES, default='process', help=words)
   parser.add_argument(
     '--seed',
     type=flags_lib.whole(0, 2**32 - 1),
