@@ -70,7 +70,8 @@ def make(
 
   Raises: ValueError for an unknown mode, no prompts, seeds that do not fit, or a trajectory with nothing left to paint.
   """
-  many: list[Any] = [prompts] if is_one(prompts) else list(prompts)  # pyright: ignore[reportArgumentType]
+  whole: Any = prompts
+  many: list[Any] = [whole] if is_one(whole) else list(whole)
   if not many:
     raise ValueError('There is nothing to sample: give at least one prompt.')
   modes = _of_each(mode, len(many), 'modes', one=(str, type(None)))
@@ -195,7 +196,7 @@ def sizes(start: trajectory_lib.Trajectory, model: config_lib.ModelConfig) -> li
 
 def any_size(start: trajectory_lib.Trajectory, model: config_lib.ModelConfig) -> bool:
   """Whether a trajectory has a picture that is not of the model's own size."""
-  return any(size != (model.image_size, model.image_size) for size in sizes(start, model))
+  return any(size != model.own_size for size in sizes(start, model))
 
 
 def prefix_shape(requests: Sequence[Request], *, config: config_lib.Config, tokenizer: base.Tokenizer) -> PrefixShape:

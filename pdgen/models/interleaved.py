@@ -92,7 +92,7 @@ class Interleaved(nnx.Module):
       return x
     if vit is None:
       features = self._encode_pictures(self.vit, pictures)
-      rows, columns = self.cfg.vit_grid_of(pictures.shape[2:4])
+      rows, columns = self.cfg.vit_grid_of((pictures.shape[2], pictures.shape[3]))
       index = jnp.maximum(und.picture, 0) * (rows * columns) + und.patch
     else:
       features, index = self.vit(codecs.to_pixels(vit.pixels), vit.position, vit.image), und.patch
@@ -101,7 +101,7 @@ class Interleaved(nnx.Module):
 
   def _encode_pictures(self, encoder: siglip.Siglip, pictures: jax.Array) -> jax.Array:
     """Features of pictures of one size, each in a row of its own: [B, P Q, D]."""
-    (rows, columns), vit = self.cfg.vit_grid_of(pictures.shape[2:4]), encoder.vit
+    (rows, columns), vit = self.cfg.vit_grid_of((pictures.shape[2], pictures.shape[3])), encoder.vit
     resized = codecs.resize(pictures, (rows * vit.patch, columns * vit.patch))
     patches = codecs.patchify(codecs.to_pixels(resized), vit.patch)
     b, p, q, c = patches.shape
