@@ -25,7 +25,7 @@ import jax
 from pdgen import benchmarks
 from pdgen import flags as flags_lib
 from pdgen.benchmarks import report, runner
-from pdgen.core import trajectory as trajectory_lib
+from pdgen.core import modes
 from pdgen.inference import timing
 
 
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None):
   parser.add_argument(
     '--batch_sizes', type=_sizes, default=[1, 8, 64], help='trajectories painted together, a row each'
   )
-  parser.add_argument('--mode', choices=trajectory_lib.MODES, default='process', help='direct: one picture, no words')
+  parser.add_argument('--mode', choices=modes.PAINTING, default='process', help='direct: one picture, no words')
   parser.add_argument(
     '--repeats', type=flags_lib.whole(1, 1000), default=3, help='timed calls, of which the fastest counts'
   )

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from pdgen import flags as flags_lib
-from pdgen.core import trajectory as trajectory_lib
+from pdgen.core import modes
 from pdgen.evals import by_name, process
 
 ABLATIONS = 'ablations'  # No evaluator of a checkpoint: it trains its own (`ablations`).
@@ -55,9 +55,7 @@ def _add_shared(name: str, command: flags_lib.Parser):
       '--prompts', type=flags_lib.path, required=name != 'geneval', help="the benchmark's file of prompts"
     )
   if name not in ('inspection', 'process'):
-    command.add_argument(
-      '--mode', choices=trajectory_lib.MODES, default='process', help='direct: one picture, no words'
-    )
+    command.add_argument('--mode', choices=modes.PAINTING, default='process', help='direct: one picture, no words')
   if name in ('geneval', 'compbench'):
     command.add_argument('--samples', type=_COUNT, default=1, help='pictures a prompt (official: 4; compbench 10)')
     command.add_argument('--detector', default='exact', help='exact (of the world), mask2former, opencv')

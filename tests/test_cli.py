@@ -148,7 +148,7 @@ def test_held_out_prompts_are_scored_and_the_flags_arrive(rings, capsys):
   asked = [f'--prompt={prompt}' for prompt in given]
   sample.main(['--heldout=1', *asked, '--mode=direct', '--seed=5', '--batch_size=7'])
   (prompts, settings), out = rings.calls[0], capsys.readouterr().out
-  assert settings == dict(mode='direct', seed=5, batch_size=7)
+  assert settings == dict(mode='direct', seed=5, batch_size=7, size=None)
   assert [p.prompt for p in prompts] == [*given, *(m['prompt'] for m in shapes.prompts('heldout', per_task=1))]
   assert '[picture 1: red ring at (15, 15)]' in out and f'✓ {KNOWN}' in out
   right = sum(geneval.evaluate(p.spec.to_row(p.prompt), shapes.detect(RING))[0] for p in prompts)

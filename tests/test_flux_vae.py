@@ -116,7 +116,7 @@ def test_the_vit_sees_pictures_at_its_own_size():
   smooth = np.add.outer(np.arange(64), np.arange(64))[..., None] * np.array([1, 0.5, 0.2])
   picture = np.asarray(smooth, np.uint8)
   want = np.asarray(Image.fromarray(picture).resize((28, 28), Image.Resampling.BICUBIC)).astype(int)
-  got = np.asarray(codecs.resize(jnp.asarray(picture)[None], 28))[0].astype(int)
+  got = np.asarray(codecs.resize(jnp.asarray(picture)[None], (28, 28)))[0].astype(int)
   assert np.abs(got - want).max() <= 1
   assert dataclasses.replace(MODEL, vit=dataclasses.replace(MODEL.vit, image_size=12)).vit_tokens == 9
 

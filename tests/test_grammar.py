@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,11 @@ def _rules(*, on=True, cap=CAP, inspection='free'):
   return grammar.Grammar(S, VOCABULARY, cap, on, inspection)
 
 
+def _rules_of(mode):
+  state = grammar.from_trajectories([toy.Trajectory(prompt='', steps=(), mode=mode)])
+  return dict(texts=state.texts[0], moves=state.moves[0])
+
+
 def _lane(**fields):
   start = dict(
     last_item=grammar.PROMPT,
@@ -30,8 +36,8 @@ def _lane(**fields):
     length=0,
     texts_since_picture=0,
     refining=False,
-    direct=False,
     edits=0,
+    **_rules_of('direct' if fields.pop('direct', False) else fields.pop('mode', 'process')),
   )
   return grammar.GrammarState(**{k: jnp.asarray([v]) for k, v in {**start, **fields}.items()})
 
@@ -99,7 +105,9 @@ def test_between_items(fields, want, want_off):
 
 
 def test_lanes_of_a_batch_are_apart():
-  lanes = [_lane(last_item=item, tag_state=place) for item in range(5) for place in range(9)]
+  lanes = [
+    _lane(last_item=i, tag_state=place, mode=m) for i in range(6) for place in range(10) for m in ('process', 'free')
+  ]
   together = _allowed(jax.tree.map(lambda *x: jnp.concatenate(x), *lanes), _rules())
   for row, lane in zip(np.asarray(together), lanes, strict=True):
     np.testing.assert_array_equal(row, _allowed(lane, _rules())[0])
@@ -122,8 +130,8 @@ def _step(lane, key, rules, max_edits):
   return token, after
 
 
-def _random_walks(rules, *, lanes=64, steps=160, direct=False, max_edits=999):
-  lane = jax.tree.map(lambda x: jnp.repeat(x, lanes), _lane(direct=direct))
+def _random_walks(rules, *, lanes=64, steps=160, mode='process', max_edits=999):
+  lane = jax.tree.map(lambda x: jnp.repeat(x, lanes), _lane(mode=mode))
   tokens = []
   for i in range(steps):
     token, lane = _step(lane, jax.random.key(i), rules, max_edits)
@@ -190,8 +198,27 @@ def test_random_writers_without_the_format_still_paint_and_end():
 
 
 def test_direct_writers_paint_once_and_end():
-  for walk in _random_walks(_rules(), lanes=4, steps=2, direct=True):
+  for walk in _random_walks(_rules(), lanes=4, steps=2, mode='direct'):
     assert walk.tolist() == [S.vision_start, S.endoftext]
+
+
+@pytest.mark.parametrize('on', [True, False])
+@pytest.mark.parametrize(
+  ('mode', 'order'), [('edit', 'pe'), ('answer', 'te'), ('think', 'tpe'), ('think_answer', 'te'), ('free', '[tp]*e?')]
+)
+def test_writers_of_other_modes_do_what_their_row_says(mode, order, on):
+  seen, tags = set(), set()
+  for walk in _random_walks(_rules(on=on), lanes=64, steps=40, mode=mode):
+    items = _items(walk)
+    kinds = ''.join(kind[0] for kind, *_ in items)
+    assert re.fullmatch(order, kinds)
+    texts = [ids[0] for kind, *ids in items if kind == 'text']
+    assert all(len(ids) + 1 <= CAP for ids in texts)
+    seen.add(kinds)
+    tags |= TAGS & set().union(*texts)
+  # Tags are words of who may do as they like, and of nobody else.
+  assert tags == (TAGS if mode == 'free' else set())
+  assert mode != 'free' or {kinds[0] for kinds in seen} == {'t', 'p'}
 
 
 @pytest.mark.parametrize('cap', [grammar.SHORTEST, 6, 9])

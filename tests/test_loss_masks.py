@@ -26,7 +26,17 @@ TRAJECTORY = letters.Trajectory(
     Step(plan='aaaa', draft=letters.picture(30)),
   ),
 )
-TEXTS = {'a': 'plan_weight', 'b': 'rejected_plan_weight', 'c': 'corrected_plan_weight', 'i': 'inspection_weight'}
+# What is written without a process.
+FREE = letters.Trajectory(
+  prompt='pp', mode='free', steps=(Step(text='tttt'), Step(text='ttt', draft=letters.picture(30)))
+)
+TEXTS = {
+  't': 'text_weight',
+  'a': 'plan_weight',
+  'b': 'rejected_plan_weight',
+  'c': 'corrected_plan_weight',
+  'i': 'inspection_weight',
+}
 PICTURES = {10: 'rejected_draft_weight', 20: 'refined_weight', 30: 'draft_weight'}
 # Every kind with a weight of its own.
 ON = dataclasses.replace(
@@ -36,6 +46,7 @@ ON = dataclasses.replace(
   corrected_plan_weight=3.0,
   rejected_plan_weight=5.0,
   inspection_weight=7.0,
+  text_weight=13.0,
   verdict_weight=11.0,
   decisive=('no', 'ok', '<refine>'),
   fault_weight=1.5,
@@ -55,8 +66,12 @@ def table():
 
 
 def learned(cfg, model=letters.WITH_VIT):
-  """(field of its kind, label or grey, weight) of every supervised token, in the order of the sequence."""
-  row = letters.build(TRAJECTORY, cfg, model=model)
+  """(field of its kind, label or grey, weight) of every supervised token, in the order of the sequences."""
+  rows = (letters.build(trajectory, cfg, model=model) for trajectory in (TRAJECTORY, FREE))
+  return [token for row in rows for token in learned_of(row)]
+
+
+def learned_of(row):
   und, gen, ids = row.und, row.gen, letters.WORDS.specials
   found, text = [], ''
   for token, label, weight in zip(und.token_id, und.label, und.weight, strict=True):

@@ -163,7 +163,7 @@ def test_a_partial_trajectory_is_continued_where_it_stands(script, start, state,
     int(asked.grammar.texts_since_picture[0]),
     bool(asked.grammar.refining[0]),
   ) == state
-  assert int(asked.grammar.tag_state[0]) == grammar.BOUNDARY and not bool(asked.grammar.direct[0])
+  assert int(asked.grammar.tag_state[0]) == grammar.BOUNDARY and bool(asked.grammar.is_process[0])
   assert int(asked.picture_limit[0]) == SAMPLING.max_pictures - len(start.pictures)
   old = {p.tobytes() for p in start.pictures}
   shapes = []
@@ -230,16 +230,16 @@ def test_lengths_of_prefixes_are_rounded_up(script):
 
 def test_modes(script):
   run = script(*[PAINT] * 6)
-  results = [PAINTER.sample(['p', _cut(steps=1)], mode=mode).trajectories for mode in trajectory.MODES]
+  results = [PAINTER.sample(['p', _cut(steps=1)], mode=mode).trajectories for mode in ('process', 'direct')]
   process, direct = (call.batch for call in run.calls)
-  assert process.grammar.direct.tolist() == [False, False]
+  assert process.grammar.is_process.tolist() == [True, True]
   # A trajectory that has begun keeps its mode.
-  assert direct.grammar.direct.tolist() == [True, False]
+  assert direct.grammar.is_process.tolist() == [False, True]
   assert direct.grammar.last_item.tolist() == [grammar.PROMPT, grammar.REFINED]
   assert _shapes(results[1][0].steps) == [(None, 1, None, None, None)]
   again = dataclasses.replace(results[1][0], steps=(), stop=None)
   PAINTER.sample(again)
-  assert run.calls[2].batch.grammar.direct.tolist() == [True]
+  assert run.calls[2].batch.grammar.is_process.tolist() == [False]
 
 
 def test_a_finished_trajectory_goes_on_where_something_is_left(script):

@@ -184,8 +184,8 @@ def test_the_content_hash_covers_texts_and_pictures():
     assert damaged != record
     with pytest.raises(ValueError, match='content hash'):
       record_codec.decode(damaged)
-  with pytest.raises(ValueError, match='schema is 2.*reads 1'):
-    record_codec.decode(repacked(header.replace(b'"schema":1', b'"schema":2'), files))
+  with pytest.raises(ValueError, match='schema is 3.*reads 1 and 2'):
+    record_codec.decode(repacked(header.replace(b'"schema":1', b'"schema":3'), files))
 
 
 def test_damaged_sets(tmp_path):

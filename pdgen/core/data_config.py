@@ -18,8 +18,9 @@ class SequenceConfig:
       picture: the prompt too), as the text-dropped branch of guidance does.
     drop_clean, drop_vit: probability, for each sample, that its clean (its ViT) copies are left out. Where a
       picture keeps neither, the texts after it carry no cross-entropy: they would teach to write unseen.
-    plan_weight, corrected_plan_weight, rejected_plan_weight, inspection_weight: cross-entropy weight of the tokens of
-      each kind of text. 0 leaves a kind out; docs/design.md#what-is-learned has a table of this and of the next two.
+    plan_weight, corrected_plan_weight, rejected_plan_weight, inspection_weight, text_weight: cross-entropy weight of
+      the tokens of each kind of text (`text`: thoughts, answers and all else that is written without a process). 0
+      leaves a kind out; docs/design.md#what-is-learned has a table of this and of the next two.
       A plan is rejected where a corrected one follows, a draft where its inspection asks for a refined picture.
     boundary_weight: of the boundary labels (what comes after a text or a picture).
     draft_weight, rejected_draft_weight, refined_weight: flow weight of each kind of picture. 0: without noised copies.
@@ -43,6 +44,7 @@ class SequenceConfig:
   corrected_plan_weight: float = 1.0
   rejected_plan_weight: float = 0.0  # (ours)
   inspection_weight: float = 1.0
+  text_weight: float = 1.0
   verdict_weight: float = 1.0
   decisive: tuple[str, ...] = ('<refine>',)
   fault_weight: float = 1.0
@@ -175,9 +177,14 @@ class DataConfig:
   @property
   def lacks_direct(self) -> bool:
     """Whether certainly no painting in one go is learned from: worlds alone make the data, with no share of it."""
-    made = [source for source in self.sources if source.kind != 'self_sampled']
-    shares = [dict(source.mixture) for source in made]
-    return bool(made) and all(mixture and not mixture.get('direct') for mixture in shares)
+    shares = [dict(source.mixture) for source in self.sources if source.kind == 'world']
+    return self.of_worlds_alone and all(mixture and not mixture.get('direct') for mixture in shares)
+
+  @property
+  def of_worlds_alone(self) -> bool:
+    """Whether worlds alone make what is learned from, which paint in steps or in one go and do nothing else."""
+    made = [source.kind for source in self.sources if source.kind != 'self_sampled']
+    return bool(made) and set(made) == {'world'}
 
   @property
   def mode(self) -> str:

@@ -7,6 +7,16 @@ from pdgen.core import dataclass_io
 DTYPES = ('bfloat16', 'float16', 'float32')  # To compute in.
 
 
+def _check_given(config: 'VitConfig | CodecConfig', path: str, *, table: int):
+  """Raises ValueError for sizes of given pictures that cannot be. table: pixels a side of the position table."""
+  dataclass_io.at_least(config, path, given_max=0, given_min=0)
+  if not config.given_min <= (config.given_max or table) <= table:
+    raise ValueError(
+      f'config.{path}.given_min={config.given_min} is at most given_max={config.given_max} (0: {table}), and that at '
+      f'most {table} pixels (the position table).'
+    )
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VitConfig:
   """The understanding encoder (SigLIP in BAGEL): pixels to tokens of the und stream.
@@ -16,6 +26,7 @@ class VitConfig:
     patch: pixels a side of a patch.
     max_patches: patches a side of the learned position table, and of the fixed one added after the connector.
     image_size: pixels a side at which it sees the model's pictures; 0: as large as they are (BAGEL: 980 of 1024).
+    given_max, given_min: of the pictures of a prompt, as of CodecConfig (BAGEL: 980, 224).
   """
 
   width: int = 96
@@ -25,10 +36,13 @@ class VitConfig:
   patch: int = 8
   max_patches: int = 4
   image_size: int = 0
+  given_max: int = 0
+  given_min: int = 0
 
   def __post_init__(self):
     one = dict.fromkeys(('width', 'depth', 'num_heads', 'mlp_dim', 'patch', 'max_patches'), 1)
     dataclass_io.at_least(self, 'model.vit', image_size=0, **one)
+    _check_given(self, 'model.vit', table=self.patch * self.max_patches)
     if self.width % self.num_heads:
       raise ValueError(f'config.model.vit.width={self.width} must be a multiple of {self.num_heads=}.')
 
@@ -74,11 +88,16 @@ class CodecConfig:
     kind: name in `models.codecs.CODECS`. `pixel`: patches of pixels scaled to [-1, 1], the small world's "VAE".
       `flux`: the autoencoder `vae`, frozen; patch / downsample latents a side make one gen token (BAGEL: 2).
     patch, vae: pixels a side that make one gen token; the autoencoder of `flux`.
+    given_max, given_min: pictures of a prompt are made smaller, and larger, until their longer side has at most and
+      their shorter one at least so many pixels (`data.images.given`); 0: as many as the position table holds, and any
+      (BAGEL: 1024, 512).
   """
 
   kind: str = 'pixel'
   patch: int = 8
   vae: VaeConfig | None = None
+  given_max: int = 0
+  given_min: int = 0
 
   @property
   def channels(self) -> int:
@@ -87,6 +106,7 @@ class CodecConfig:
 
   def __post_init__(self):
     dataclass_io.at_least(self, 'model.codec', patch=1)
+    dataclass_io.at_least(self, 'model.codec', given_max=0, given_min=0)
     if (self.kind == 'flux') != (self.vae is not None):
       raise ValueError(f'Codec {self.kind!r} with {self.vae=}: `flux`, and no other codec, needs a VaeConfig.')
     if self.vae is not None and self.patch % self.vae.downsample:
@@ -177,7 +197,32 @@ class ModelConfig:
   @property
   def picture_tokens(self) -> int:
     """Tokens of a picture in the context: its clean copy and, with a ViT, its ViT copy, each with two boundaries."""
-    return self.latent_tokens + 2 + (self.vit_tokens + 2 if self.vit else 0)
+    return self.picture_tokens_of(self.own_size)
+
+  @property
+  def own_size(self) -> tuple[int, int]:
+    """(height, width) in pixels of the pictures the model paints, if nothing else is asked for."""
+    return self.image_size, self.image_size
+
+  def latent_grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of gen tokens of a picture of (height, width) pixels."""
+    return size[0] // self.codec.patch, size[1] // self.codec.patch
+
+  def vit_grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of ViT tokens of a picture: scaled as one of the model's own size is, to whole patches.
+
+    (0, 0) without a ViT.
+    """
+    if self.vit is None:
+      return 0, 0
+    scale, patch = self.vit_size / self.image_size, self.vit.patch
+    rows, columns = (min(self.vit.max_patches, max(1, round(side * scale / patch))) for side in size)
+    return rows, columns
+
+  def picture_tokens_of(self, size: tuple[int, int]) -> int:
+    """As `picture_tokens`, of a picture of (height, width) pixels."""
+    (rows, columns), (vit_rows, vit_columns) = self.latent_grid_of(size), self.vit_grid_of(size)
+    return rows * columns + 2 + (vit_rows * vit_columns + 2 if self.vit else 0)
 
   @property
   def vit_size(self) -> int:
@@ -205,6 +250,7 @@ class ModelConfig:
       raise ValueError(f"Unknown prediction {self.prediction!r}. Known: ['velocity', 'x']")
     if self.image_size % self.codec.patch:
       raise ValueError(f'{self.image_size=} must be a multiple of {self.codec.patch=}.')
+    _check_given(self.codec, 'model.codec', table=self.codec.patch * self.max_latent_size)
     if self.latent_grid > self.max_latent_size:
       raise ValueError(f'{self.latent_grid} latent patches a side, but {self.max_latent_size=}.')
     if self.vit is not None:

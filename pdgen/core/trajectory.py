@@ -1,24 +1,33 @@
 """A painting process as data: a prompt and its steps of plan, draft, inspection, corrected plan and refined picture.
 
 "Draft" is the picture of a step before its inspection; the paper, the README and the gallery call it the sketch.
-The texts of plans and inspections are described in `core.tags`.
+The texts of plans and inspections are described in `core.tags`. In modes without a process (`core.modes`) a step is a
+text, a picture, or a text and the picture after it.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from pdgen.core import tags
+from pdgen.core import modes, tags
 
-PROCESS, DIRECT = MODES = ('process', 'direct')
+MODES = tuple(modes.TABLE)
+PROCESS, DIRECT, EDIT, ANSWER, THINK, FREE = 'process', 'direct', 'edit', 'answer', 'think', 'free'
 FINISHED = 'finished'
 CAPS = PICTURE_CAP, TOKEN_CAP = 'picture_cap', 'token_cap'
 STOPS = (FINISHED, *CAPS)
 
 # Parts of a step, in the order of the sequence: fields of `Step`, kinds of `Item`.
-PLAN, DRAFT, INSPECTION, CORRECTED_PLAN, REFINED = PARTS = ('plan', 'draft', 'inspection', 'corrected_plan', 'refined')
+TEXT, PLAN, DRAFT, INSPECTION, CORRECTED_PLAN, REFINED = PARTS = (
+  'text',
+  'plan',
+  'draft',
+  'inspection',
+  'corrected_plan',
+  'refined',
+)
 PICTURES = (DRAFT, REFINED)
 
 
@@ -26,6 +35,7 @@ PICTURES = (DRAFT, REFINED)
 class Step:
   """One cycle of the process. Pictures are uint8[H, W, 3]."""
 
+  text: str | None = None  # A thought, an answer, ..: what the model wrote in a mode without a process.
   plan: str | None = None  # None in direct mode, and where a model painted without a plan.
   # None in the last step of a partial trajectory, which a sampler continues; elsewhere only where a model without the
   # grammar wrote two plans.
@@ -174,27 +184,36 @@ class Content(NamedTuple):
 class Trajectory:
   """A prompt and the steps that paint it.
 
-  Raises: ValueError for an unknown mode or stop, and for a step whose parts are out of order.
+  Raises: ValueError for an unknown mode or stop, for parts that are not those of the prompt, and for a step whose parts
+    are out of order or not those of its mode.
   """
 
-  prompt: str
+  prompt: str  # Its texts alone, joined by a space: what identifies it.
   steps: tuple[Step, ...]
-  mode: str = PROCESS  # `process` (plan, draft, inspect, refine) or `direct` (one picture, no words).
+  mode: str = PROCESS  # Name of a row of `core.modes`: `process` (plan, draft, inspect, refine), `direct`, `edit`, ..
   stop: str | None = FINISHED  # `finished`: the painter ended by itself; one of CAPS: a limit did; None: it is partial.
   spec: PromptSpec | None = None  # What the prompt asks for; None where that is not known.
   provenance: Provenance | None = None
   expected: tuple[Content, ...] | None = None  # What the last picture (of a partial one: the next) should show.
   metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # JSON of the user's; pdgen never reads it.
+  # Texts and pictures (uint8[H, W, 3], any size) of the prompt, in order; (): it is one text.
+  parts: tuple[str | np.ndarray, ...] = ()
 
   def __post_init__(self):
-    if self.mode not in MODES:
-      raise ValueError(f'Unknown mode {self.mode!r}. Known: {list(MODES)}')
+    mode = modes.of(self.mode)
+    if self.parts and joined(self.parts) != self.prompt:
+      raise ValueError(f'The prompt {self.prompt!r} has other texts than its parts: {joined(self.parts)!r}.')
     if self.stop is not None and self.stop not in STOPS:
       raise ValueError(f'Unknown stop {self.stop!r}. Known: {[*STOPS, None]}')
     for number, step in enumerate(self.steps):
       where = f'Step {number} of the trajectory of {self.prompt!r}'
-      if self.mode == DIRECT and any(getattr(step, part) is not None for part in PARTS if part != DRAFT):
-        raise ValueError(f'{where} has words or a refined picture, but mode {DIRECT!r} has one picture alone.')
+      have = {part for part in PARTS if getattr(step, part) is not None}
+      if mode.texts == modes.STEPS:
+        may = set(PARTS) - {TEXT}
+      else:
+        may = {part for part, has in ((TEXT, mode.writes), (DRAFT, mode.paints)) if has}
+      if have - may:
+        raise ValueError(f'{where} has a {sorted(have - may)[0]}, but those of mode {self.mode!r} have: {sorted(may)}.')
       if step.draft is None and (step.inspection is not None or step.refined is not None):
         raise ValueError(f'{where} has an inspection or a refined picture, but no draft that it could be about.')
       if step.inspection is None and (step.refined is not None or step.corrected_plan is not None):
@@ -208,8 +227,23 @@ class Trajectory:
           yield Item(kind, number, step)
 
   @property
+  def given(self) -> tuple[str | np.ndarray, ...]:
+    """Texts and pictures of the prompt, in order."""
+    return self.parts or (self.prompt,)
+
+  @property
+  def given_pictures(self) -> list[np.ndarray]:
+    """Every picture of the prompt: uint8[H, W, 3], of any size."""
+    return [part for part in self.parts if not isinstance(part, str)]
+
+  @property
+  def texts(self) -> list[str]:
+    """Every text that the model wrote, in order."""
+    return [item.text for item in self.items() if not item.is_picture]
+
+  @property
   def pictures(self) -> list[np.ndarray]:
-    """Every picture in the order of painting."""
+    """Every picture in the order of painting; none of the prompt."""
     return [item.picture for item in self.items() if item.is_picture]
 
   @property
@@ -226,8 +260,11 @@ class Trajectory:
   def with_text(self, text: str) -> 'Trajectory':
     """The trajectory with one more text: the inspection of a draft, the corrected plan of a rejected one, or a plan.
 
-    A plan right after a draft (`SamplingConfig.inspection` is `off`) begins a step.
+    A plan right after a draft (`SamplingConfig.inspection` is `off`) begins a step; so does every text of a mode
+    without a process.
     """
+    if modes.of(self.mode).texts != modes.STEPS:
+      return dataclasses.replace(self, steps=(*self.steps, Step(text=text)))
     last = self.steps[-1] if self.steps else None
     if last and last.draft is not None and last.inspection is None and not tags.is_plan(text):
       return self._with_last(inspection=text)
@@ -250,3 +287,12 @@ class Trajectory:
   def _with_last(self, **parts: Any) -> 'Trajectory':
     *before, last = self.steps
     return dataclasses.replace(self, steps=(*before, dataclasses.replace(last, **parts)))
+
+
+def joined(parts: Iterable[str | np.ndarray]) -> str:
+  """The prompt that identifies texts and pictures: its texts, joined by a space.
+
+  >>> joined(['make it night', np.zeros((2, 2, 3), np.uint8), 'and add a moon'])
+  'make it night and add a moon'
+  """
+  return ' '.join(part for part in parts if isinstance(part, str))

@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 from pdgen.core import config as config_lib
 from pdgen.core import mesh as mesh_lib
 from pdgen.core import packed, trees
+from pdgen.core import trajectory as trajectory_lib
 from pdgen.cost import accelerators, hlo, roofline
 from pdgen.models import interleaved, partition
 from pdgen.models import params as params_lib
@@ -239,12 +240,16 @@ def _abstract_prompts(cfg: config_lib.ModelConfig, batch_size: int) -> cycle.Sam
   """A batch of prompts as ShapeDtypeStructs."""
 
   def prompts() -> cycle.SampleBatch:
-    zeros, no = jnp.zeros((batch_size,), jnp.int32), jnp.zeros((batch_size,), jnp.bool_)
-    state = grammar.GrammarState(
-      last_item=zeros, tag_state=zeros, length=zeros, texts_since_picture=zeros, refining=no, direct=no, edits=zeros
+    zeros = jnp.zeros((batch_size,), jnp.int32)
+    state = grammar.from_trajectories([trajectory_lib.Trajectory(prompt='', steps=())] * batch_size)
+    return cycle.SampleBatch(
+      prefix=_prefix(cfg, batch_size),
+      grammar=state,
+      key=jax.random.split(jax.random.key(0), batch_size),
+      picture_limit=zeros,
+      kept_order=zeros,
+      texts_until=zeros,
     )
-    keys = jax.random.split(jax.random.key(0), batch_size)
-    return cycle.SampleBatch(prefix=_prefix(cfg, batch_size), grammar=state, key=keys, picture_limit=zeros)
 
   return jax.eval_shape(prompts)
 

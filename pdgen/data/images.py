@@ -108,6 +108,50 @@ VAE = ImageTransform(max_size=1024, min_size=512, stride=16)  # of the released 
 VIT = ImageTransform(max_size=980, min_size=224, stride=14)
 
 
+def read_size(text: str) -> tuple[int, int]:
+  """(height, width) of `WIDTHxHEIGHT`. Raises: ValueError for anything else.
+
+  >>> read_size('768x1024')
+  (1024, 768)
+  """
+  width, height = map(int, text.lower().split('x'))
+  return height, width
+
+
+def read_aspect(text: str) -> float:
+  """Width by height of `16:9`. Raises: ValueError for anything else."""
+  width, height = map(int, text.split(':'))
+  if not 0 < width <= 100 * height <= 10_000 * width:
+    raise ValueError(f'{text} is no aspect of a picture.')
+  return width / height
+
+
+def size_of_aspect(aspect: float, model: config_lib.ModelConfig) -> tuple[int, int]:
+  """(height, width) of whole patches with about the area of the model's own pictures, within its position table.
+
+  >>> size_of_aspect(16 / 9, config_lib.ModelConfig(image_size=1024, codec=config_lib.CodecConfig(patch=16),
+  ...   max_latent_size=64))
+  (576, 1024)
+  """
+  rows, columns = model.latent_grid / aspect**0.5, model.latent_grid * aspect**0.5
+  fits = min(1.0, model.max_latent_size / max(rows, columns))
+  rows, columns = (max(1, round(side * fits)) * model.codec.patch for side in (rows, columns))
+  return rows, columns
+
+
+def given(model: config_lib.ModelConfig) -> ImageTransform:
+  """The resize of pictures of a prompt, whatever the mode (BAGEL, QUIRKS 32); it leaves those that fit as they are."""
+  codec = model.codec
+  most = codec.given_max or codec.patch * model.max_latent_size
+  return ImageTransform(max_size=most, min_size=max(codec.given_min, 1), stride=codec.patch)
+
+
+def given_for_vit(vit: config_lib.VitConfig) -> ImageTransform:
+  """The resize after that, to what the ViT sees of pictures that are not of the model's own size."""
+  most = vit.given_max or vit.patch * vit.max_patches
+  return ImageTransform(max_size=most, min_size=max(vit.given_min, 1), stride=vit.patch)
+
+
 def for_vit(picture: np.ndarray, model: config_lib.ModelConfig) -> np.ndarray:
   """A picture of any size as the model's ViT sees it: scaled as one of the model's own size is, to whole patches.
 
@@ -117,9 +161,8 @@ def for_vit(picture: np.ndarray, model: config_lib.ModelConfig) -> np.ndarray:
   """
   if model.vit is None:
     raise ValueError('The model has no ViT (config.model.vit).')
-  patch, scale = model.vit.patch, model.vit_size / model.image_size
-  sides = (min(model.vit.max_patches, max(1, round(side * scale / patch))) * patch for side in picture.shape[:2])
-  height, width = sides
+  rows, columns = model.vit_grid_of((picture.shape[0], picture.shape[1]))
+  height, width = rows * model.vit.patch, columns * model.vit.patch
   if (height, width) == picture.shape[:2]:
     return picture
   return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC))
@@ -186,11 +229,40 @@ def open_picture(source: bytes | str | os.PathLike, *, max_pixels: int = MOST_PI
     raise ValueError(f'{name} cannot be decoded: {reason}.') from None
 
 
+def as_picture(source: 'PictureSource') -> np.ndarray:
+  """A picture as users have it, as it is meant to be seen: uint8[H, W, 3].
+
+  Args:
+    source: a file (path, or its content), an image of Pillow, or an array: uint8[H, W, 3], or what Pillow makes an
+      image of (greys, alpha, 16 bits).
+
+  Raises: as `open_picture`; ValueError for an array that is no picture.
+  """
+  if isinstance(source, bytes | str | os.PathLike):
+    return open_picture(source)
+  if isinstance(source, Image.Image):
+    return _rgb(ImageOps.exif_transpose(source))
+  array = np.asarray(source)
+  if array.dtype == np.uint8 and array.ndim == 3 and array.shape[-1] == 3 and array.size:
+    return array
+  try:
+    if not array.size or array.dtype not in (np.uint8, np.uint16):
+      raise TypeError
+    return _rgb(Image.fromarray(array))
+  except TypeError:
+    raise ValueError(
+      f'A picture {array.dtype}{list(array.shape)} is given; pictures are uint8[H, W, 3], images of Pillow, or files.'
+    ) from None
+
+
 def is_plain(content: bytes) -> bool:
   """Whether a picture file shows the same to whoever decodes it to RGB: nothing to turn, no transparency, 8 bits."""
   with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
     turned = image.getexif().get(_ORIENTATION, 1) != 1
     return image.mode in ('RGB', 'L') and 'transparency' not in image.info and not turned
+
+
+PictureSource = np.ndarray | Image.Image | bytes | str | os.PathLike
 
 
 class _Refused(ValueError):

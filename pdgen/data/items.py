@@ -37,6 +37,7 @@ class Text:
   end_label: int | None = None  # What `<|im_end|>` must predict; None: nothing.
   end_weight: float | None = None  # Of that label; None: SequenceConfig.boundary_weight.
   droppable: bool = False  # May be left out, with probability `SequenceConfig.drop_text`.
+  kept: bool = False  # Blind copies see it, and all before it: guidance by texts drops what comes after.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,7 +58,7 @@ class Latents:
   pixels: np.ndarray  # uint8, or float32 in [-1, 1]; [H, W, 3], sides multiples of `CodecConfig.patch`.
   learned: bool = False  # It is noised and carries the flow loss; otherwise it is clean.
   weight: float = 1.0  # In the flow loss, where it is learned.
-  blind: bool = False  # A noised copy that does not see the texts since the picture before, and is placed as if first.
+  blind: bool = False  # A noised copy that sees nothing after the last picture or kept text, and is placed there.
   end_label: int | None = None  # What `<|vision_end|>` must predict; None: nothing.
   end_weight: float | None = None  # Of that label; None: SequenceConfig.boundary_weight.
   droppable: bool = False  # May be left out, with probability `SequenceConfig.drop_clean`.
@@ -160,7 +161,8 @@ class _Builder:
     self._order = 0  # Of the next token.
     self._position = 0  # The counter of RoPE positions.
     self._spans, self._copies, self._hidden = 0, 0, False
-    self._after_picture = (-1, 0)  # Last order and counter right after the last picture: what a blind copy knows.
+    # Last order and counter right after the last picture, or kept text: what a blind copy knows.
+    self._after_picture = (-1, 0)
     self._runs: list[_Run] = []
     self._token_id: list[int] = []
     self._label: list[int] = []
@@ -196,6 +198,8 @@ class _Builder:
     self._weight += [*(scale * weight for weight in weights), self._end_weight(item)]
     self._run(count + 1, position=self._position, position_step=1)
     self._position += count + 1
+    if item.kept:
+      self._after_picture = (self._order - 1, self._position)
 
   def _patches(self, item: Patches):
     vit = self._model.vit

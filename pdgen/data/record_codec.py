@@ -19,7 +19,10 @@ from PIL import Image
 
 from pdgen.core import trajectory as trajectory_lib
 
-SCHEMA = 1
+# Records that an earlier version would read wrongly (it knows two modes, no pictures of a prompt, no texts without a
+# process) are of the second schema. All others keep the bytes that they had.
+SCHEMA, _SECOND = 1, 2
+_FIRST_MODES = ('process', 'direct')
 
 # A small file may inflate to any size.
 MOST_BYTES = 2**29  # Of a record.
@@ -37,8 +40,9 @@ def encode(
   Args:
     trajectory: to encode. Tuples in its metadata come back as lists.
     name: of the trajectory in errors.
-    picture_files: file contents (JPEG, PNG, ...) of `trajectory.pictures`, in order, to store as they are; they must
-      decode to exactly these pictures. A picture whose file is None, or all without any, are stored as PNG.
+    picture_files: file contents (JPEG, PNG, ...) of the pictures of the prompt, then of `trajectory.pictures`, to store
+      as they are; they must decode to exactly these pictures. A picture whose file is None, or all without any, are
+      stored as PNG.
 
   Returns: the record, and its content hash.
 
@@ -46,9 +50,17 @@ def encode(
     what is too large to be read again.
   """
   pictures: list[np.ndarray] = []
+  parts: list[str | int] = []
+  for part in trajectory.parts:
+    if not isinstance(part, str):
+      _check_picture(part, name)
+      pictures.append(part)
+    parts.append(part if isinstance(part, str) else len(pictures) - 1)
   rows = []
   for step in trajectory.steps:
     row = {field.name: getattr(step, field.name) for field in dataclasses.fields(step)}
+    if step.text is None:
+      del row['text']
     for part in trajectory_lib.PICTURES:
       if row[part] is not None:
         _check_picture(row[part], name)
@@ -67,13 +79,17 @@ def encode(
     expected=trajectory.expected,
     metadata=_checked(trajectory.metadata, f'Metadata of {name}'),
   )
+  if parts:
+    content['parts'] = parts
+  new = parts or any('text' in row for row in rows) or trajectory.mode not in _FIRST_MODES
+  schema = _SECOND if new else SCHEMA
   try:
     fields = canonical_json(content)
   except (TypeError, ValueError, RecursionError) as error:
     raise ValueError(f'A field of {name} is not JSON: {error}. Use texts and numbers of Python.') from error
   files = _files(pictures, picture_files, name)
   digest = _content_hash(fields, pictures, files)
-  header = canonical_json(dict(schema=SCHEMA, sha256=digest, lengths=[len(file) for file in files], content=content))
+  header = canonical_json(dict(schema=schema, sha256=digest, lengths=[len(file) for file in files], content=content))
   size = 4 + len(header) + sum(map(len, files))
   if len(header) > _MOST_HEADER or size > MOST_BYTES:
     raise ValueError(
@@ -86,8 +102,7 @@ def encode(
 def decode(record: bytes) -> trajectory_lib.Trajectory:
   """Decodes a record. Raises: ValueError for another schema or content hash, any exception for a damaged record."""
   header = header_of(record)
-  if header['schema'] != SCHEMA:
-    raise ValueError(f'its schema is {header["schema"]}, this version of pdgen reads {SCHEMA}')
+  _check_schema(header)
   ends = itertools.accumulate(header['lengths'], initial=4 + struct.unpack_from('<I', record)[0])
   files = [record[a:b] for a, b in itertools.pairwise(ends)]
   if (pixels := sum(map(_pixels, files))) > _MOST_PIXELS:
@@ -104,9 +119,13 @@ def decode_texts(record: bytes) -> trajectory_lib.Trajectory:
   Raises: ValueError for another schema, any exception for a damaged header.
   """
   header = header_of(record)
-  if header['schema'] != SCHEMA:
-    raise ValueError(f'its schema is {header["schema"]}, this version of pdgen reads {SCHEMA}')
+  _check_schema(header)
   return _trajectory(header['content'], [np.zeros([0, 0, 3], np.uint8)] * len(header['lengths']))
+
+
+def _check_schema(header: Mapping[str, Any]):
+  if header['schema'] not in (SCHEMA, _SECOND):
+    raise ValueError(f'its schema is {header["schema"]}, this version of pdgen reads {SCHEMA} and {_SECOND}')
 
 
 def _trajectory(content: Mapping[str, Any], pictures: Sequence[np.ndarray]) -> trajectory_lib.Trajectory:
@@ -120,6 +139,7 @@ def _trajectory(content: Mapping[str, Any], pictures: Sequence[np.ndarray]) -> t
     provenance=provenance and provenance_of(provenance),
     expected=None if expected is None else tuple(trajectory_lib.Content(*row) for row in expected),
     metadata=content['metadata'],
+    parts=tuple(pictures[part] if isinstance(part, int) else part for part in content.get('parts', ())),
   )
 
 

@@ -40,7 +40,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from pdgen.core import config as config_lib
-from pdgen.core import packed
+from pdgen.core import modes, packed
 from pdgen.core import trajectory as trajectory_lib
 from pdgen.data import images, token_table
 from pdgen.data import items as items_lib
@@ -95,7 +95,7 @@ def to_items(
   that keeps no copy.
   """
   for number, step in enumerate(trajectory.steps[:-1]):
-    if step.draft is None:
+    if step.draft is None and step.text is None:
       raise ValueError(
         f'Step {number} of the trajectory of {trajectory.prompt!r} has no draft. Only the last step of a partial '
         'trajectory may lack one.'
@@ -106,10 +106,11 @@ def to_items(
   u_clean, u_vit = (1.0, 1.0) if rng is None else rng.random(2)
   keep_clean = u_clean >= sequence.drop_clean
   keep_vit = model.vit is not None and u_vit >= sequence.drop_vit
-  opening = sequence.direct_opening if trajectory.mode == trajectory_lib.DIRECT else sequence.opening
-  ids = tuple(tokenizer.encode(opening + trajectory.prompt))
-  out: list[items_lib.Item] = [items_lib.Text(ids=ids, end_label=successors[0], end_weight=0.0)]
-  seen_nothing = False  # A text after a picture that left no copy would be written unseen.
+  out = _given_items(
+    trajectory, tokenizer, model, sequence, keep_clean=keep_clean, keep_vit=keep_vit, end=successors[0], canvas=canvas
+  )
+  # A text after a picture that left no copy would be written unseen.
+  seen_nothing = bool(trajectory.given_pictures) and not any(_is_copy(item) for item in out)
   for part, successor in zip(parts, successors[1:], strict=True):
     if part.is_picture:
       blind = rng.random(sequence.noised_copies) < sequence.drop_text if rng and _flow_weight(part, sequence) else ()
@@ -144,8 +145,58 @@ def _successors(
   ids: list[int | None] = [specials.vision_start if part.is_picture else specials.im_start for part in parts]
   last = parts[-1] if parts else None
   approves = last is not None and last.kind == trajectory_lib.INSPECTION and not last.step.rejected
-  ends = last is not None and (last.is_picture or approves)
+  ends = last is not None and (last.is_picture or approves or last.kind == trajectory_lib.TEXT)
   return [*ids, specials.endoftext if ends and trajectory.stop == trajectory_lib.FINISHED else None]
+
+
+def _given_items(
+  trajectory: trajectory_lib.Trajectory,
+  tokenizer: base.Tokenizer,
+  model: config_lib.ModelConfig,
+  sequence: config_lib.SequenceConfig,
+  *,
+  keep_clean: bool,
+  keep_vit: bool,
+  end: int | None,
+  canvas: tuple[int, int] | None,
+) -> list[items_lib.Item]:
+  """The prompt: its mode's system prompt, its texts, and the copies of its pictures; nothing of it is learned.
+
+  Pictures are resized by the model's rules (`images.given`). end: id that follows the prompt.
+  """
+  mode, given = modes.of(trajectory.mode), list(trajectory.given)
+  opening = getattr(sequence, mode.opening) if mode.opening else ''
+  copies = (modes.CLEAN,) if model.vit is None else mode.copies
+  keep = {modes.CLEAN: keep_clean, modes.VIT: keep_vit}
+  texts = [mode.system] if mode.system else []
+  texts += [part for part in given if isinstance(part, str)]
+  given = [mode.system, *given] if mode.system else given
+  out: list[items_lib.Item] = []
+  read = 0  # Texts so far.
+  for number, part in enumerate(given):
+    label = end if number == len(given) - 1 else None
+    if isinstance(part, str):
+      read += 1
+      first = read == 1 + bool(mode.system)
+      ids = tuple(tokenizer.encode((opening if first else '') + part))
+      kept = mode.text_guidance_drops == modes.LAST_TEXT and read < len(texts)
+      out.append(items_lib.Text(ids=ids, end_label=label, end_weight=0.0, kept=kept))
+      continue
+    pixels = images.given(model).resize(part)
+    for copy in copies:
+      if not keep[copy]:
+        out.append(items_lib.Gap())
+      elif copy == modes.CLEAN:
+        out.append(items_lib.Latents(pixels=pixels))
+      else:
+        assert model.vit is not None
+        seen = pixels if canvas is None else images.given_for_vit(model.vit).resize(pixels)
+        out.append(items_lib.Patches(pixels=seen))
+  return out
+
+
+def _is_copy(item: items_lib.Item) -> bool:
+  return isinstance(item, items_lib.Latents | items_lib.Patches)
 
 
 def _flow_weight(part: trajectory_lib.Item, sequence: config_lib.SequenceConfig) -> float:

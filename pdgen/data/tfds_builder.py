@@ -42,6 +42,7 @@ def _features() -> dict[str, Any]:
     'items': tfds.features.Sequence(
       {'kind': text(), 'step': np.int32, 'text': text(), 'picture': np.int32, 'is_target': np.bool_}
     ),
+    # Those of the prompt first, which `parts` (in `fields`) names by number.
     'pictures': tfds.features.Sequence(tfds.features.Image(shape=(None, None, 3))),
     'fields': text(),  # JSON of spec, provenance, expected and metadata, as a record holds them.
   }
@@ -69,7 +70,8 @@ class TrajectoryFeatures(tfds.features.FeaturesDict):
 
 def example(record: bytes) -> dict[str, Any]:
   """A record as the dict that TFDS hands out."""
-  trajectory, pictures = record_codec.decode(record), []
+  trajectory = record_codec.decode(record)
+  pictures = trajectory.given_pictures
   rows: dict[str, list] = {name: [] for name in ('kind', 'step', 'text', 'picture', 'is_target')}
   for item in trajectory.items():
     values = (
@@ -96,7 +98,7 @@ def example(record: bytes) -> dict[str, Any]:
     },
     'pictures': pictures,
     'fields': record_codec.canonical_json(
-      {name: content[name] for name in ('spec', 'provenance', 'expected', 'metadata')}
+      {name: content[name] for name in ('spec', 'provenance', 'expected', 'metadata', 'parts') if name in content}
     ),
   }
 

@@ -89,7 +89,7 @@ def _written(state: cycle.State) -> dict[str, Any]:
 
 def _is_due(trajectory: trajectory_lib.Trajectory) -> bool:
   *_, last = (None, *trajectory.items())
-  return last is not None and last.kind == trajectory_lib.DRAFT
+  return trajectory.mode == trajectory_lib.PROCESS and last is not None and last.kind == trajectory_lib.DRAFT
 
 
 def _tokens(text: str, tokenizer: base.Tokenizer, cap: int) -> list[int]:

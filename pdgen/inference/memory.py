@@ -1,5 +1,6 @@
 """Memory of a sampling batch: bytes on a device, reckoned from the config before anything starts, and what it has."""
 
+import math
 import os
 import pathlib
 from typing import Any
@@ -22,6 +23,7 @@ def required(
   prefix: packed.RowBudget,
   rows: int,
   heads_split: int = 1,
+  size: tuple[int, int] | None = None,
 ) -> dict[str, int]:
   """Bytes of the large arrays of a batch on a device, by what they are: a lower bound of what the program takes.
 
@@ -35,6 +37,7 @@ def required(
     prefix: tokens of a prompt and the steps so far.
     rows: trajectories on a device.
     heads_split: devices that share the heads (the mesh axis `tensor`).
+    size: (H, W) of the pictures that are painted; None: the model's own.
   """
   split = heads_split if model.num_kv_heads % heads_split == 0 else 1
   heads = model.num_heads // split
@@ -43,13 +46,14 @@ def required(
   slots = (1 + (sampling.image_guidance != 1.0)) * (tokens + sampling.max_tokens)
   of_token = 2 * model.depth * (model.num_kv_heads // split) * model.head_dim * jnp.dtype(model.dtype).itemsize
   metadata = 4 * len(packed.TokenMeta._fields)
-  scores = 0
+  size = size or model.own_size
+  latents, scores = math.prod(model.latent_grid_of(size)), 0
   if model.attention == 'reference':  # Holds the scores of every query and key.
-    scores = 4 * max(tokens**2, branches * model.latent_tokens * (slots + branches * model.latent_tokens))
+    scores = 4 * max(tokens**2, branches * latents * (slots + branches * latents))
   return {
     'KV cache': rows * slots * (of_token + metadata),
     'attention scores': rows * heads * scores,
-    'pictures': rows * sampling.max_pictures * 3 * model.image_size**2,
+    'pictures': rows * sampling.max_pictures * 3 * math.prod(size),
     'output tokens': rows * sampling.max_tokens * 4,
   }
 

@@ -12,7 +12,6 @@ import functools
 import math
 import os
 import time
-import warnings
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
@@ -29,14 +28,15 @@ from pdgen.core import packed, trees
 from pdgen.core import trajectory as trajectory_lib
 from pdgen.data import tokenizers
 from pdgen.data.tokenizers import base
-from pdgen.inference import dictation, memory, results, streaming
+from pdgen.inference import dictation, encoding, learned_modes, memory, results, streaming
 from pdgen.inference import phases as phases_lib
 from pdgen.inference import requests as requests_lib
 from pdgen.inference.requests import Prompt as Prompt
+from pdgen.inference.requests import Size as Size
 from pdgen.inference.results import Result as Result
 from pdgen.models import interleaved, partition
 from pdgen.models import params as params_lib
-from pdgen.sampling import cycle, flow, grammar
+from pdgen.sampling import cycle, grammar
 from pdgen.weights import loading
 
 # Trajectories of a batch when the caller does not say: enough to use the machine, small enough for any of them.
@@ -89,26 +89,37 @@ class Painter:
     self,
     prompts: Prompt | Sequence[Prompt],
     *,
-    mode: str | None = None,
+    mode: str | Sequence[str] | None = None,
     seed: int | np.integer | Sequence[int] = 0,
     sampling: config_lib.SamplingConfig | None = None,
     batch_size: int | None = None,
     pictures: int | None = None,
+    text_guidance: float | Sequence[float] | None = None,
+    image_guidance: float | Sequence[float] | None = None,
+    size: Size | Sequence[Size | None] | None = None,
     inspector: dictation.Inspector | None = None,
   ) -> Result:
-    """Paints every prompt.
+    """Paints, or answers, every prompt.
 
     Args:
-      prompts: texts, or partial trajectories to go on from: a person may have edited a plan, a picture or a `<refine>`.
-        Their pictures may have other sizes than the model's own; the model paints its own.
-      mode: `process` (plan, sketch, inspect, refine) or `direct` (one picture, no words). Partial trajectories that
-        have steps keep their own. None: `process` for texts, their own for trajectories.
+      prompts: one or many. A prompt is a text, a picture (uint8[H, W, 3], an image of Pillow, a `pathlib.Path`), a
+        sequence of both in any order, or a partial trajectory to go on from: a person may have edited a plan, a picture
+        or a `<refine>`. A sequence that holds a picture is one prompt, any other is many. Pictures may have any size;
+        the model paints its own.
+      mode: a row of `core.modes`, of all or one for each prompt: `process` (plan, sketch, inspect, refine), `direct`
+        (one picture, no words), `edit`, `answer`, `think`, `think_answer`, `free`. Partial trajectories that have steps
+        keep their own. None: `process`, their own for trajectories.
       seed: of the first prompt; the next ones take the next numbers, so that any of them can be had again alone. Or
         one for each prompt.
       sampling: the config's own by default.
       batch_size: trajectories a compiled call; by default all, at most 32. The last batch is filled up with idle rows,
         and with a mesh every batch to a multiple of its rows of devices.
       pictures: at most so many more pictures for each; by default sampling.max_pictures in all.
+      text_guidance: scale of all, or one for each prompt; by default sampling.text_guidance.
+      image_guidance: the same for the guidance by pictures.
+      size: (height, width) of the pictures that are painted, of all or one for each prompt: multiples of the codec's
+        patch within the position table. None: the model's own, in `edit` and `think` that of the last given picture.
+        Each size is a batch and a program of its own.
       inspector: writes the inspections where sampling.inspection is `dictated` (`inference.dictation`).
 
     Raises: ValueError for an unknown mode, no prompts, seeds that do not fit, caps that leave no room, or pictures that
@@ -121,19 +132,52 @@ class Painter:
       sampling=sampling,
       batch_size=batch_size,
       pictures=pictures,
+      text_guidance=text_guidance,
+      image_guidance=image_guidance,
+      size=size,
       inspector=inspector,
     )
     return results.join(parts)
+
+  def answer(
+    self,
+    prompts: Prompt | Sequence[Prompt],
+    *,
+    think: bool = False,
+    seed: int | np.integer | Sequence[int] = 0,
+    sampling: config_lib.SamplingConfig | None = None,
+    batch_size: int | None = None,
+  ) -> str | list[str]:
+    """Answers questions about pictures: `painter.answer([picture, 'how many dogs?'])`.
+
+    Args:
+      prompts: one or many, as of `sample`.
+      think: reason in `<think>` tags first, which are part of the answer (BAGEL).
+      seed: as of `sample`; it counts where sampling.temperature is above 0.
+      sampling: as of `sample`.
+      batch_size: as of `sample`.
+
+    Returns: the answer of one prompt, or a list with that of each of many.
+
+    Raises: as `sample`.
+    """
+    mode = 'think_answer' if think else trajectory_lib.ANSWER
+    result = self.sample(prompts, mode=mode, seed=seed, sampling=sampling, batch_size=batch_size)
+    answers = [' '.join(trajectory.texts) for trajectory in result.trajectories]
+    return answers[0] if requests_lib.is_one(prompts) else answers
 
   def sample_batches(
     self,
     prompts: Prompt | Sequence[Prompt],
     *,
-    mode: str | None = None,
+    mode: str | Sequence[str] | None = None,
     seed: int | np.integer | Sequence[int] = 0,
     sampling: config_lib.SamplingConfig | None = None,
     batch_size: int | None = None,
     pictures: int | None = None,
+    text_guidance: float | Sequence[float] | None = None,
+    image_guidance: float | Sequence[float] | None = None,
+    size: Size | Sequence[Size | None] | None = None,
     inspector: dictation.Inspector | None = None,
   ) -> Iterator[tuple[list[int], Result]]:
     """As `sample`, a batch at a time, so that what is painted can be kept: numbers of the prompts, and their results.
@@ -143,22 +187,26 @@ class Painter:
     sampling = sampling or self.config.sampling
     self.check(sampling)
     dictation.check(sampling, inspector)
-    requests = requests_lib.make(prompts, sampling=sampling, mode=mode, seed=seed, pictures=pictures)
-    self._warn_of_modes(requests)
+    scales = dict(text_guidance=text_guidance, image_guidance=image_guidance)
+    requests = requests_lib.make(prompts, sampling=sampling, mode=mode, seed=seed, pictures=pictures, **scales)
+    requests = requests_lib.sized(requests, size, self.config.model)
+    sampling = requests_lib.widest(sampling, requests)
+    learned_modes.warn(self.config.data, {request.start.mode for request in requests})
     batches = list(self._batches(requests, batch_size))
     requests_lib.check(requests)
-    for _, size, shape in batches:
-      self._check_memory(sampling, prefix=shape.row_budget, size=size)
+    for numbers, rows, shape in batches:
+      self._check_fits(sampling, prefix=shape.row_budget, rows=rows, size=requests[numbers[0]].size)
 
     def paint() -> Iterator[tuple[list[int], Result]]:
-      for numbers, size, shape in batches:
+      for numbers, rows, shape in batches:
         began, compiled = time.perf_counter(), _compiled_programs()
         chosen = [requests[i] for i in numbers]
         if inspector is None:
-          state = self.run(chosen, sampling=sampling, batch_size=size, shape=shape)
+          state = self.run(chosen, sampling=sampling, batch_size=rows, shape=shape)
         else:
-          batch = self.sample_batch(chosen, batch_size=size, shape=shape)
-          state = dictation.run(self.phases(sampling), batch, chosen, self.tokenizer, inspector)
+          batch = self.sample_batch(chosen, batch_size=rows, shape=shape)
+          phases = self.phases(sampling, chosen, rows)
+          state = dictation.run(phases, batch, chosen, self.tokenizer, inspector)
         host = jax.device_get({name: getattr(state, name) for name in results.FETCHED})
         more = {'seconds': time.perf_counter() - began, 'compile_calls': int(_compiled_programs() > compiled)}
         yield numbers, results.of_batch([r.start for r in chosen], host, self.tokenizer, timings=more)
@@ -169,36 +217,47 @@ class Painter:
     self,
     prompts: Prompt | Sequence[Prompt],
     *,
-    mode: str | None = None,
+    mode: str | Sequence[str] | None = None,
     seed: int | np.integer | Sequence[int] = 0,
     sampling: config_lib.SamplingConfig | None = None,
     batch_size: int | None = None,
     pictures: int | None = None,
+    text_guidance: float | Sequence[float] | None = None,
+    image_guidance: float | Sequence[float] | None = None,
+    size: Size | Sequence[Size | None] | None = None,
   ) -> Generator[streaming.Event, None, None]:
     """Paints all prompts as one batch and tells what happens as it happens (`inference.streaming`).
 
     Texts and pictures are those of `sample` with the same arguments. It may be closed at any time.
 
     Args:
-      prompts: as of `sample`; all with pictures of sizes that share a canvas (`requests.canvas`).
+      prompts: as of `sample`.
       mode: as of `sample`.
       seed: as of `sample`.
       sampling: as of `sample`.
       batch_size: rows of the batch; a program is compiled for each size. None: one for each prompt.
       pictures: as of `sample`.
+      text_guidance: as of `sample`.
+      image_guidance: as of `sample`.
+      size: as of `sample`; one for all.
 
     Raises: as `sample`, at the call.
     """
     sampling = sampling or self.config.sampling
     self.check(sampling)
     dictation.check(sampling, None)
-    requests = requests_lib.make(prompts, sampling=sampling, mode=mode, seed=seed, pictures=pictures)
-    self._warn_of_modes(requests)
+    scales = dict(text_guidance=text_guidance, image_guidance=image_guidance)
+    requests = requests_lib.make(prompts, sampling=sampling, mode=mode, seed=seed, pictures=pictures, **scales)
+    requests = requests_lib.sized(requests, size, self.config.model)
+    sampling = requests_lib.widest(sampling, requests)
+    learned_modes.warn(self.config.data, {request.start.mode for request in requests})
     shape = requests_lib.prefix_shape(requests, config=self.config, tokenizer=self.tokenizer)
     requests_lib.check(requests)
-    self._check_memory(sampling, prefix=shape.row_budget, size=self._rows(batch_size, len(requests)))
-    batch = self.sample_batch(requests, batch_size=batch_size, shape=shape)
-    return streaming.events(self.phases(sampling), batch, requests, self.tokenizer)
+    rows = self._rows(batch_size, len(requests))
+    painted = requests_lib.painted_size(requests)
+    self._check_fits(sampling, prefix=shape.row_budget, rows=rows, size=painted)
+    batch = self.sample_batch(requests, batch_size=rows, shape=shape)
+    return streaming.events(self.phases(sampling, requests, rows), batch, requests, self.tokenizer)
 
   def run(
     self,
@@ -210,16 +269,19 @@ class Painter:
   ) -> cycle.State:
     """One compiled call; the final state of the loop, still on the device. Arguments as of `sample_batch`."""
     batch = self.sample_batch(requests, batch_size=batch_size, shape=shape)
+    sampler = requests_lib.sampler_params(sampling, requests, batch.key.shape[0])
     with phases_lib.on_mesh(self.mesh):
-      return cycle.run(self.graphdef, self.params, batch, flow.SamplerParams.of(sampling), self.spec(sampling))
+      return cycle.run(self.graphdef, self.params, batch, sampler, self.spec(sampling, requests))
 
-  def phases(self, sampling: config_lib.SamplingConfig) -> phases_lib.Phases:
-    """The parts of that call, compiled one by one."""
+  def phases(
+    self, sampling: config_lib.SamplingConfig, requests: Sequence[requests_lib.Request] = (), rows: int = 0
+  ) -> phases_lib.Phases:
+    """The parts of that call for a batch of `rows`, compiled one by one. Without requests: as the config says alone."""
     return phases_lib.Phases(
       graphdef=self.graphdef,
       params=self.params,
-      sampler=flow.SamplerParams.of(sampling),
-      spec=self.spec(sampling),
+      sampler=requests_lib.sampler_params(sampling, requests, rows),
+      spec=self.spec(sampling, requests),
       mesh=self.mesh,
     )
 
@@ -227,14 +289,14 @@ class Painter:
     """Raises ValueError when the caps leave no room for one round, or do not fit the memory of the device."""
     if sampling.max_text_tokens < grammar.SHORTEST:
       raise ValueError(f'{sampling.max_text_tokens=} leaves no room: the tags of a plan alone take {grammar.SHORTEST}.')
-    worst = cycle.max_tokens_per_round(self.config.model, sampling)
-    if sampling.max_tokens < worst:
-      raise ValueError(f'{sampling.max_tokens=} leaves no room: a plan, an inspection and a picture may take {worst}.')
-    self._check_memory(sampling, prefix=packed.RowBudget(1, 0, 0), size=1)
+    self._check_fits(sampling, prefix=packed.RowBudget(1, 0, 0), rows=1)
 
-  def spec(self, sampling: config_lib.SamplingConfig) -> cycle.SamplerSpec:
-    """What of the sampling config shapes the compiled program, with this painter's tokens."""
-    return cycle.SamplerSpec.of(sampling, self.tokenizer.specials, self.tokenizer.vocab_size)
+  def spec(
+    self, sampling: config_lib.SamplingConfig, requests: Sequence[requests_lib.Request] = ()
+  ) -> cycle.SamplerSpec:
+    """What of the sampling config shapes the compiled program, with this painter's tokens and the size of requests."""
+    size = requests_lib.painted_size(requests) if requests else None
+    return cycle.SamplerSpec.of(sampling, self.tokenizer.specials, self.tokenizer.vocab_size, size)
 
   def sample_batch(
     self,
@@ -245,9 +307,10 @@ class Painter:
   ) -> cycle.SampleBatch:
     """Requests as one batch on the device or the mesh. Arguments as of `requests.sample_batch`."""
     size = self._rows(batch_size, len(requests))
-    batch = requests_lib.sample_batch(
-      requests, config=self.config, tokenizer=self.tokenizer, batch_size=size, shape=shape
-    )
+    with phases_lib.on_mesh(self.mesh):
+      batch = requests_lib.sample_batch(
+        requests, config=self.config, tokenizer=self.tokenizer, encode=self._encode, batch_size=size, shape=shape
+      )
     if self.mesh is None:
       return batch
     return jax.device_put(batch, NamedSharding(self.mesh, P(mesh_lib.ROWS)))
@@ -255,15 +318,21 @@ class Painter:
   def _batches(
     self, requests: Sequence[requests_lib.Request], batch_size: int | None
   ) -> Iterator[tuple[list[int], int, requests_lib.PrefixShape]]:
-    """(numbers of the requests, rows, shape) of each batch. Those of one canvas share a shape, and so a program."""
+    """(numbers of the requests, rows, shape) of each batch: of those that paint one size, and of these of those whose
+    prefixes have pictures of the model's own size, and of the others. All of a kind share a shape, and so a program.
+    """
     groups: dict[Any, list[int]] = {}
     for i, request in enumerate(requests):
-      groups.setdefault(requests_lib.canvas(request.start, self.config.model), []).append(i)
+      kind = request.size, requests_lib.any_size(request.start, self.config.model)
+      groups.setdefault(kind, []).append(i)
     for group in groups.values():
       shape = requests_lib.prefix_shape([requests[i] for i in group], config=self.config, tokenizer=self.tokenizer)
       size = self._rows(batch_size, min(len(group), DEFAULT_BATCH))
       for first in range(0, len(group), size):
         yield group[first : first + size], size, shape
+
+  def _encode(self, picture: np.ndarray) -> np.ndarray:
+    return np.asarray(encoding.encode(self.graphdef, self.params, picture))
 
   def _rows(self, batch_size: int | None, default: int) -> int:
     """The batch size, rounded up to what the mesh divides. Raises: ValueError for a size below 1."""
@@ -283,33 +352,19 @@ class Painter:
     """Bytes on a device: of the weights, and of all that it has (None: not known)."""
     return memory.of_weights(self.params), memory.limit(self.params)
 
-  def _check_memory(self, sampling: config_lib.SamplingConfig, *, prefix: packed.RowBudget, size: int):
-    """Raises ValueError for a batch that does not fit the device. size: rows of the batch."""
+  def _check_fits(
+    self, sampling: config_lib.SamplingConfig, *, prefix: packed.RowBudget, rows: int, size: Size | None = None
+  ):
+    """Raises ValueError for a batch of so many rows with caps that leave no room, or that does not fit the device."""
+    worst = cycle.max_tokens_per_round(self.config.model, sampling, size)
+    if sampling.max_tokens < worst:
+      raise ValueError(f'{sampling.max_tokens=} leaves no room: a plan, an inspection and a picture may take {worst}.')
     weights, limit = self._memory
-    rows = -(-size // self._row_ways)
+    rows = -(-rows // self._row_ways)
     split = 1 if self.mesh is None else self.mesh.shape['tensor']
-    needed = memory.required(self.config.model, sampling, prefix=prefix, rows=rows, heads_split=split)
-    limit = 2**63 if limit is None else limit
+    model, limit = self.config.model, 2**63 if limit is None else limit
+    needed = memory.required(model, sampling, prefix=prefix, rows=rows, heads_split=split, size=size)
     memory.check(needed, weights=weights, rows=rows, prefix=prefix, max_tokens=sampling.max_tokens, limit=limit)
-
-  def _warn_of_modes(self, requests: Sequence[requests_lib.Request]):
-    """Warns, once a process, of words asked of a model that has learned none, and of a picture without words of one
-    that has learned no such.
-    """
-    data, asked = self.config.data, {r.start.mode for r in requests}
-    knows = bool(data.sources) and data.mode == trajectory_lib.PROCESS
-    if not knows and trajectory_lib.PROCESS in asked:
-      warnings.warn(
-        'The model was not trained to paint in steps (config.data.sources of its checkpoint has no trajectories with '
-        "words): plans and inspections will mean little. Use mode='direct' (--mode=direct), or fine-tune it first.",
-        stacklevel=3,
-      )
-    if data.lacks_direct and trajectory_lib.DIRECT in asked:
-      warnings.warn(
-        'The model was not trained to paint in one go (config.data.sources of its checkpoint has no direct '
-        "trajectories): its picture will mean little. Use mode='process' (--mode=process), or fine-tune it first.",
-        stacklevel=3,
-      )
 
 
 def _compiled_programs() -> int:

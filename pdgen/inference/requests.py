@@ -1,30 +1,39 @@
 """Sampling requests: from prompts and partial trajectories to the batch that the compiled program continues.
 
+A prompt is a text, a picture, or texts and pictures in any order; a sequence that holds a picture is one prompt, any
+other is many. What its mode (`core.modes`) allows is data of its row: a batch may hold requests of all modes.
 Prefixes are padded to a few lengths, so that prompts of other lengths share a compiled program. Pictures of the model's
-own size are read as in training on one size. A trajectory that holds a picture of another size is read on a canvas, a
-larger array with every picture in its corner: a program of its own for each size of the canvas.
+own size are read as in training on one size. Trajectories that hold a picture of another size have a program of their
+own, which takes pictures of all sizes: each is encoded alone before (`inference.encoding`).
 """
 
 import dataclasses
+import pathlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
 from pdgen.core import config as config_lib
+from pdgen.core import modes as modes_lib
 from pdgen.core import packed
 from pdgen.core import trajectory as trajectory_lib
-from pdgen.data import packing, sequence
+from pdgen.data import images, packing, sequence
 from pdgen.data.tokenizers import base
-from pdgen.sampling import cycle, grammar
+from pdgen.inference import encoding
+from pdgen.sampling import cycle, flow, grammar
 
-Prompt = str | trajectory_lib.Trajectory
+# A file of a picture is a `pathlib.Path` (a str is a text), or its content.
+Picture = np.ndarray | Image.Image | pathlib.Path | bytes
+Size = tuple[int, int]
+Prompt = str | Picture | Sequence[str | Picture] | trajectory_lib.Trajectory
 
 _UND_BUCKET = 32  # Lengths of prefixes are multiples of it.
 _PICTURE_BUCKET = 2  # The same for the number of pictures.
-_CANVAS_SIZES = 4  # Different heights, and widths, that a canvas may have.
+_PICTURES = 'arrays uint8[H, W, 3], images of Pillow, or files as pathlib.Path'
 _MAX_TEXT = 4096  # Tokens of a prompt or another text; more where a row of the training data has room for more.
 
 
@@ -36,43 +45,97 @@ class Request:
   seed: int  # Of its PRNG key.
   pictures: int  # At most so many more.
   has_ended: bool = False  # The trajectory was given as a finished one.
+  size: tuple[int, int] | None = None  # (H, W) of the pictures to paint; None: the model's own.
+  guidance: tuple[float, float] | None = None  # Scales by texts and by pictures; None: those of the sampling config.
 
 
 class PrefixShape(NamedTuple):
   """What of a batch of prefixes shapes the compiled program."""
 
   row_budget: packed.RowBudget
-  canvas: tuple[int, int] | None = None  # (H, W) that holds every picture; None: all are of the model's own size.
+  any_size: bool = False  # Pictures may have any size, and are encoded apart.
 
 
 def make(
   prompts: Prompt | Sequence[Prompt],
   *,
   sampling: config_lib.SamplingConfig,
-  mode: str | None = None,
+  mode: str | Sequence[str] | None = None,
   seed: int | np.integer | Sequence[int] = 0,
   pictures: int | None = None,
+  text_guidance: float | Sequence[float] | None = None,
+  image_guidance: float | Sequence[float] | None = None,
 ) -> list[Request]:
   """A request for each prompt. Arguments as of `painter.Painter.sample`, whose errors these are.
 
   Raises: ValueError for an unknown mode, no prompts, seeds that do not fit, or a trajectory with nothing left to paint.
   """
-  prompts = [prompts] if isinstance(prompts, (str, trajectory_lib.Trajectory)) else list(prompts)
-  if not prompts:
+  whole: Any = prompts
+  many: list[Any] = [whole] if is_one(whole) else list(whole)
+  if not many:
     raise ValueError('There is nothing to sample: give at least one prompt.')
-  if mode is not None and mode not in trajectory_lib.MODES:
-    raise ValueError(f'Unknown mode {mode!r}. Known: {list(trajectory_lib.MODES)}')
-  seeds = [int(seed) + i for i in range(len(prompts))] if isinstance(seed, (int, np.integer)) else list(seed)
-  if len(seeds) != len(prompts):
-    raise ValueError(f'{len(seeds)} seeds for {len(prompts)} prompts.')
+  modes = _of_each(mode, len(many), 'modes', one=(str, type(None)))
+  for name in modes:
+    if name is not None:
+      modes_lib.of(name)
+  seeds = [int(seed) + i for i in range(len(many))] if isinstance(seed, (int, np.integer)) else list(seed)
+  if len(seeds) != len(many):
+    raise ValueError(f'{len(seeds)} seeds for {len(many)} prompts.')
   for s in seeds:
     if not isinstance(s, (int, np.integer)) or not 0 <= s < 2**32:
       raise ValueError(f'Seeds are from 0 to 2**32 - 1, and a prompt takes the one after that of the last: not {s}.')
-  starts = [start(prompt, mode) for prompt in prompts]
+  starts = [start(prompt, name) for prompt, name in zip(many, modes, strict=True)]
+  scales = _guidance(len(many), sampling, text_guidance, image_guidance)
   return [
-    Request(start=s, seed=own_seed, pictures=_pictures_left(s, sampling, pictures), has_ended=_has_ended(prompt))
-    for prompt, s, own_seed in zip(prompts, starts, seeds, strict=True)
+    Request(
+      start=s,
+      seed=own_seed,
+      pictures=_pictures_left(s, sampling, pictures),
+      has_ended=_has_ended(prompt),
+      guidance=scale,
+    )
+    for prompt, s, own_seed, scale in zip(many, starts, seeds, scales, strict=True)
   ]
+
+
+def is_one(prompts: Any) -> bool:
+  """Whether these are one prompt and not many: a text, a picture, a trajectory, or a sequence that holds a picture."""
+  if isinstance(prompts, (str, trajectory_lib.Trajectory)) or _is_picture(prompts):
+    return True
+  return isinstance(prompts, Sequence) and any(map(_is_picture, prompts))
+
+
+def sized(
+  requests: Sequence[Request], size: Size | Sequence[Size | None] | None, model: config_lib.ModelConfig
+) -> list[Request]:
+  """The requests with the sizes of what they paint. size: (H, W) of all, or one for each; None: as the mode says.
+
+  Raises: ValueError for a size that is not whole patches or does not fit the position table.
+  """
+  one = size is None or len(size) == 2 and all(isinstance(side, int) for side in size)
+  sizes_: list[Any] = [size] * len(requests) if one else _of_each(size, len(requests), 'sizes', one=())
+  patch, most = model.codec.patch, model.codec.patch * model.max_latent_size
+  out = []
+  for request, own in zip(requests, sizes_, strict=True):
+    if own is None and modes_lib.of(request.start.mode).size_of_given and request.start.given_pictures:
+      own = sizes(request.start, model)[len(request.start.given_pictures) - 1]
+    if own is not None and any(side % patch or not 0 < side <= most for side in own):
+      raise ValueError(
+        f'Pictures of {own[0]} x {own[1]} pixels (height x width) cannot be painted: sides are multiples of {patch} '
+        f'pixels, at most {most}.'
+      )
+    out.append(dataclasses.replace(request, size=None if own is None or own == model.own_size else tuple(own)))
+  return out
+
+
+def painted_size(requests: Sequence[Request]) -> Size | None:
+  """(H, W) that a batch paints; None: the model's own. Raises: ValueError where they differ."""
+  found = {request.size for request in requests}
+  if len(found) > 1:
+    raise ValueError(
+      'Pictures of different sizes are painted in different batches: `Painter.sample` does so by itself.'
+    )
+  return found.pop()
 
 
 def check(requests: Sequence[Request]):
@@ -86,59 +149,72 @@ def check(requests: Sequence[Request]):
 
 
 def start(prompt: Prompt, mode: str | None) -> trajectory_lib.Trajectory:
-  """What to continue from. mode: of a trajectory that has no steps yet; None: its own, `process` for a text."""
-  if isinstance(prompt, str):
-    return trajectory_lib.Trajectory(prompt=prompt, steps=(), stop=None, mode=mode or trajectory_lib.PROCESS)
-  if mode is None or prompt.steps:
-    mode = prompt.mode
-  return dataclasses.replace(prompt, stop=None, mode=mode)
+  """What to continue from. mode: of a trajectory that has no steps yet; None: its own, `process` for other prompts.
 
-
-def canvas(start: trajectory_lib.Trajectory, model: config_lib.ModelConfig) -> tuple[int, int] | None:
-  """(H, W) of the array for the pictures of a trajectory; None where all are of the model's own size.
-
-  The largest sides of its own pictures, rounded up to a quarter of the position table. Not of its batch: a convolution
-  at the edge of a picture sees the rest of the canvas, and a result must not depend on the neighbours.
+  Raises: ValueError for a picture that cannot be read, something that is neither text nor picture, and where the mode
+    needs a picture and none is given.
   """
-  own = (model.image_size, model.image_size, 3)
-  pictures = start.pictures
-  for picture in pictures:
+  if isinstance(prompt, trajectory_lib.Trajectory):
+    if mode is None or prompt.steps:
+      mode = prompt.mode
+    made = dataclasses.replace(prompt, stop=None, mode=mode)
+  else:
+    whole: Any = prompt
+    given: list[Any] = [whole] if isinstance(whole, str) or _is_picture(whole) else list(whole)
+    if not given:
+      raise ValueError('A prompt is a sequence of nothing: give a text or a picture.')
+    for part in given:
+      if not isinstance(part, str) and not _is_picture(part):
+        raise ValueError(f'A prompt is texts and pictures, not {type(part).__name__}; pictures: {_PICTURES}.')
+    parts = tuple(part if isinstance(part, str) else images.as_picture(part) for part in given)
+    words, mode = trajectory_lib.joined(parts), mode or trajectory_lib.PROCESS
+    parts = () if len(parts) == 1 and isinstance(parts[0], str) else parts
+    made = trajectory_lib.Trajectory(prompt=words, steps=(), stop=None, mode=mode, parts=parts)
+  if modes_lib.of(made.mode).needs_picture and not made.given_pictures:
+    raise ValueError(
+      f'Mode {made.mode!r} needs a picture, and the prompt {made.prompt[:80]!r} has none: give [picture, text].'
+    )
+  return made
+
+
+def sizes(start: trajectory_lib.Trajectory, model: config_lib.ModelConfig) -> list[tuple[int, int]]:
+  """(H, W) of the pictures of a trajectory as the model reads them, those of its prompt first.
+
+  Raises: ValueError for what is no picture.
+  """
+  for picture in [*start.given_pictures, *start.pictures]:
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3:
       raise ValueError(
         f'The trajectory of {start.prompt!r} has a picture {picture.dtype}{list(picture.shape)}; '
         'pictures are uint8[H, W, 3].'
       )
-  if all(picture.shape == own for picture in pictures):
-    return None
-  patch, table = model.codec.patch, model.max_latent_size
-  bucket = -(-table // _CANVAS_SIZES)
-  height, width = (max(picture.shape[axis] for picture in pictures) for axis in (0, 1))
-  height, width = (patch * min(table, _round_up(-(-side // patch), bucket)) for side in (height, width))
-  return height, width
+  rule = images.given(model)
+  found = [rule.size(picture.shape[1], picture.shape[0]) for picture in start.given_pictures]
+  own = [(picture.shape[0], picture.shape[1]) for picture in start.pictures]
+  return [*((height, width) for width, height in found), *own]
+
+
+def any_size(start: trajectory_lib.Trajectory, model: config_lib.ModelConfig) -> bool:
+  """Whether a trajectory has a picture that is not of the model's own size."""
+  return any(size != model.own_size for size in sizes(start, model))
 
 
 def prefix_shape(requests: Sequence[Request], *, config: config_lib.Config, tokenizer: base.Tokenizer) -> PrefixShape:
   """The shape that holds the prefix of each of them, rounded up so that few different ones are ever compiled.
 
-  Raises: ValueError for a text that is too long, where they do not share a canvas, or for a picture that does not fit.
+  Raises: ValueError for a text that is too long, or for a picture that does not fit.
   """
   for request in requests:
     _check_texts(request.start, config, tokenizer)
-  canvases = {canvas(request.start, config.model) for request in requests}
-  if len(canvases) > 1:
-    raise ValueError(
-      f"Trajectories with pictures of different sizes need canvases {sorted(canvases, key=str)} (None: the model's own "
-      'size) and do not share a batch. Give them one at a time; `Painter.sample` does so by itself.'
-    )
-  shared = canvases.pop()
-  sizes = [packing.sizes(_prefix(r.start, config, tokenizer, shared)) for r in requests]
-  und, gen, pictures, vit = (max(column) for column in zip(*sizes, strict=True))
+  apart = any(any_size(request.start, config.model) for request in requests)
+  taken = [packing.sizes(_prefix(r.start, config, tokenizer, any_size=apart)) for r in requests]
+  und, gen, pictures, vit = (max(column) for column in zip(*taken, strict=True))
   und, pictures = _round_up(und, _UND_BUCKET), _round_up(pictures, _PICTURE_BUCKET)
   cells = config.model.latent_tokens
-  if shared is None:
+  if not apart:
     return PrefixShape(packed.RowBudget(und, pictures * cells, pictures))
   gen, vit = _round_up(gen, _PICTURE_BUCKET * cells), _round_up(vit, _PICTURE_BUCKET * config.model.vit_tokens)
-  return PrefixShape(packed.RowBudget(und, gen, pictures, vit), shared)
+  return PrefixShape(packed.RowBudget(und, gen, 0, vit), any_size=True)
 
 
 def sample_batch(
@@ -146,6 +222,7 @@ def sample_batch(
   *,
   config: config_lib.Config,
   tokenizer: base.Tokenizer,
+  encode: encoding.Encode,
   batch_size: int | None = None,
   shape: PrefixShape | None = None,
 ) -> cycle.SampleBatch:
@@ -155,6 +232,7 @@ def sample_batch(
     requests: at least one, at most `batch_size`.
     config: of the model and its sequence.
     tokenizer: of the prompts and texts.
+    encode: of pictures that are not of the model's own size.
     batch_size: rows; those beyond `requests` are idle copies of the first. None: one for each request.
     shape: what the prefixes are padded to; None: what these need.
 
@@ -166,23 +244,77 @@ def sample_batch(
   idle = dataclasses.replace(requests[0], seed=0, pictures=0)
   requests = [*requests, *[idle] * (batch_size - len(requests))]
   shape = shape or prefix_shape(requests, config=config, tokenizer=tokenizer)
-  rows = [packing.pack_row([_prefix(r.start, config, tokenizer, shape.canvas)], shape.row_budget) for r in requests]
+  samples = [_prefix(r.start, config, tokenizer, any_size=shape.any_size) for r in requests]
+  clean = None
+  if shape.any_size:
+    tokens = shape.row_budget.gen_tokens
+    clean = jnp.asarray(encoding.clean_latents(samples, encode, tokens=tokens, codec=config.model.codec))
+    samples = list(map(encoding.without_pictures, samples))
+  rows = [packing.pack_row([sample], shape.row_budget) for sample in samples]
   prefix = jax.tree.map(lambda *x: jnp.asarray(np.stack(x)), *rows)
+  seen = [_branches(row, r.start, tokenizer.specials) for row, r in zip(rows, requests, strict=True)]
   return cycle.SampleBatch(
     prefix=packed.check(prefix),
     grammar=grammar.from_trajectories([r.start for r in requests]),
     key=jax.vmap(jax.random.key)(jnp.asarray([r.seed for r in requests], jnp.uint32)),
     picture_limit=jnp.asarray([r.pictures for r in requests], jnp.int32),
+    kept_order=jnp.asarray([kept for kept, _ in seen], jnp.int32),
+    texts_until=jnp.asarray([until for _, until in seen], jnp.int32),
+    clean=clean,
   )
+
+
+def widest(sampling: config_lib.SamplingConfig, requests: Sequence[Request]) -> config_lib.SamplingConfig:
+  """The config with scales of guidance that are 1 only where those of all requests are: which branches there are."""
+  scales = [r.guidance for r in requests if r.guidance is not None]
+  if not scales:
+    return sampling
+  text, image = (max(column, key=lambda scale: abs(scale - 1)) for column in zip(*scales, strict=True))
+  return dataclasses.replace(sampling, text_guidance=text, image_guidance=image)
+
+
+def sampler_params(
+  sampling: config_lib.SamplingConfig, requests: Sequence[Request], batch_size: int
+) -> flow.SamplerParams:
+  """The numbers of the sampler for a batch of requests and idle rows, with scales of each row where they have any."""
+  params = flow.SamplerParams.of(sampling)
+  if all(request.guidance is None for request in requests):
+    return params
+  own = sampling.text_guidance, sampling.image_guidance
+  rows = [r.guidance or own for r in requests] + [own] * (batch_size - len(requests))
+  text, image = (jnp.asarray(column, jnp.float32) for column in zip(*rows, strict=True))
+  return params.replace(text_guidance=text, image_guidance=image)
+
+
+def _branches(
+  row: packed.PackedBatch, start: trajectory_lib.Trajectory, specials: config_lib.Specials
+) -> tuple[int, int]:
+  """(kept_order, texts_until) of a prefix, as of `cycle.SampleBatch`."""
+  mode = modes_lib.of(start.mode)
+  given = sum(isinstance(part, str) for part in start.given) + bool(mode.system)
+  tokens = row.und.tokens
+  begins = tokens.order[(row.und.token_id == specials.im_start) & (tokens.segment > 0) & (tokens.span == 0)]
+  drops_last = mode.text_guidance_drops == modes_lib.LAST_TEXT and given > 0
+  kept = int(begins[given - 1]) - 1 if drops_last else -1
+  if mode.image_guidance_keeps_written:
+    return kept, config_lib.MOST
+  if len(begins) > given:
+    return kept, int(begins[given])
+  return kept, int(max(row.und.tokens.order.max(initial=-1), row.gen.tokens.order.max(initial=-1))) + 1
 
 
 def _prefix(
   start: trajectory_lib.Trajectory,
   config: config_lib.Config,
   tokenizer: base.Tokenizer,
-  canvas: tuple[int, int] | None,
+  *,
+  any_size: bool,
 ) -> packed.PackedBatch:
   """The sequence of a partial trajectory, unpadded, without the batch axis."""
+  canvas = None
+  if any_size:  # Holds the pictures until they are encoded, and no longer.
+    patch = config.model.codec.patch
+    canvas = tuple(map(max, zip((patch, patch), *sizes(start, config.model), strict=True)))
   return sequence.build(
     start, tokenizer=tokenizer, model=config.model, sequence=config.data.sequence, rng=None, canvas=canvas
   )
@@ -190,17 +322,51 @@ def _prefix(
 
 def _has_ended(prompt: Prompt) -> bool:
   """Whether a process says that it is finished, and ends as finished ones do: with a picture, or words of approval."""
-  if isinstance(prompt, str) or prompt.mode != trajectory_lib.PROCESS or prompt.stop != trajectory_lib.FINISHED:
+  if not isinstance(prompt, trajectory_lib.Trajectory) or prompt.stop != trajectory_lib.FINISHED:
     return False
   *_, last = (None, *prompt.items())
+  if modes_lib.of(prompt.mode).texts != modes_lib.STEPS:
+    return last is not None and prompt.mode != trajectory_lib.DIRECT  # Of that `_pictures_left` has told.
   approves = last is not None and last.kind == trajectory_lib.INSPECTION and not last.step.rejected
   return last is not None and (last.is_picture or approves)
+
+
+def _is_picture(value: Any) -> bool:
+  return isinstance(value, np.ndarray | Image.Image | pathlib.Path | bytes)
+
+
+def _of_each(value: Any, count: int, what: str, *, one: Any) -> list[Any]:
+  """A value for each of the prompts. one: type of a value that is that of all."""
+  if isinstance(value, one):
+    return [value] * count
+  values = list(value)
+  if len(values) != count:
+    raise ValueError(f'{len(values)} {what} for {count} prompts.')
+  return values
+
+
+def _guidance(
+  count: int,
+  sampling: config_lib.SamplingConfig,
+  text: float | Sequence[float] | None,
+  image: float | Sequence[float] | None,
+) -> list[tuple[float, float] | None]:
+  """Scales of each prompt; all None where the config's own are meant."""
+  if text is None and image is None:
+    return [None] * count
+  columns = []
+  for name, value in (('text_guidance', text), ('image_guidance', image)):
+    value = getattr(sampling, name) if value is None else value
+    columns.append(_of_each(value, count, f'scales ({name})', one=(int, float)))
+    if not all(np.isfinite(scale) for scale in columns[-1]):
+      raise ValueError(f'{name}={value} is not finite.')
+  return list(zip(*columns, strict=True))
 
 
 def _check_texts(start: trajectory_lib.Trajectory, config: config_lib.Config, tokenizer: base.Tokenizer):
   """Raises ValueError for a prompt, or another text, of more tokens than a model could have seen in training."""
   most = max(_MAX_TEXT, config.data.und_tokens)
-  texts = [('prompt', len(tokenizer.encode(start.prompt)))]
+  texts = [('prompt', len(tokenizer.encode(part))) for part in start.given if isinstance(part, str)]
   texts += [(i.kind, len(tokenizer.encode_with_tags(i.text))) for i in start.items() if not i.is_picture]
   for kind, tokens in texts:
     if tokens > most:
@@ -209,10 +375,13 @@ def _check_texts(start: trajectory_lib.Trajectory, config: config_lib.Config, to
 
 def _pictures_left(start: trajectory_lib.Trajectory, sampling: config_lib.SamplingConfig, pictures: int | None) -> int:
   """How many pictures the trajectory may still paint. pictures: the caller's own limit."""
-  painted = len(start.pictures)
-  if start.mode == trajectory_lib.DIRECT and painted:
+  painted, mode = len(start.pictures), modes_lib.of(start.mode)
+  if not mode.paints:
+    return 1  # None of it is used, but a row without any is an idle one.
+  if mode.paints_once and painted:
     raise ValueError(
-      f'The direct trajectory of {start.prompt!r} has its picture: nothing is left to paint. Give the prompt alone.'
+      f'The {start.mode} trajectory of {start.prompt!r} has its picture: nothing is left to paint. Give the prompt '
+      'alone.'
     )
   left = min(sampling.max_pictures - painted, sampling.max_pictures if pictures is None else pictures)
   if left < 1:

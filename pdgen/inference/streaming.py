@@ -36,7 +36,7 @@ class Text:
 
   row: int  # Number of the prompt.
   step: int  # Number of the trajectory step, from 0.
-  kind: str  # `plan`, `inspection` or `corrected_plan`.
+  kind: str  # `plan`, `inspection` or `corrected_plan`; `text` in modes without a process.
   text: str
 
 

@@ -45,15 +45,15 @@ def to_uint8(pixels: jax.Array) -> jax.Array:
   return jnp.round((jnp.clip(pixels, -1.0, 1.0) + 1.0) * 127.5).astype(jnp.uint8)
 
 
-def resize(pictures: jax.Array, side: int) -> jax.Array:
-  """uint8[..., H, W, 3] to uint8[..., side, side, 3], bicubic with antialiasing as PIL's (a = -1/2).
+def resize(pictures: jax.Array, size: tuple[int, int]) -> jax.Array:
+  """uint8[..., H, W, 3] to uint8[..., *size, 3], bicubic with antialiasing as PIL's (a = -1/2).
 
   PIL rounds between its two passes, so that single levels may differ by 1.
   """
   *lead, height, width, channels = pictures.shape
-  if (height, width) == (side, side):
+  if (height, width) == size:
     return pictures
-  resized = jax.image.resize(pictures.astype(jnp.float32), (*lead, side, side, channels), 'cubic', antialias=True)
+  resized = jax.image.resize(pictures.astype(jnp.float32), (*lead, *size, channels), 'cubic', antialias=True)
   return jnp.clip(jnp.round(resized), 0, 255).astype(jnp.uint8)
 
 

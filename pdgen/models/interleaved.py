@@ -85,26 +85,28 @@ class Interleaved(nnx.Module):
     Args:
       und: tokens.
       pictures: [B, P, H, W, 3], uint8 or f32 in [-1, 1].
-      vit: the pictures as the ViT sees them; None: it sees `pictures`, all of one size, at `cfg.vit_size`.
+      vit: the pictures as the ViT sees them; None: it sees `pictures`, all of one size, at `cfg.vit_grid_of` that.
     """
     x = self.embed(und.token_id)
     if self.vit is None or not (pictures if vit is None else vit.pixels).shape[1]:
       return x
     if vit is None:
       features = self._encode_pictures(self.vit, pictures)
-      index = jnp.maximum(und.picture, 0) * self.cfg.vit_tokens + und.patch
+      rows, columns = self.cfg.vit_grid_of((pictures.shape[2], pictures.shape[3]))
+      index = jnp.maximum(und.picture, 0) * (rows * columns) + und.patch
     else:
       features, index = self.vit(codecs.to_pixels(vit.pixels), vit.position, vit.image), und.patch
     seen = jnp.take_along_axis(features, index[..., None], axis=1)
     return jnp.where((und.picture >= 0)[..., None], seen, x)
 
   def _encode_pictures(self, encoder: siglip.Siglip, pictures: jax.Array) -> jax.Array:
-    """Features of pictures of the model's size, each in a row of its own: [B, P Q, D]."""
-    side, vit = self.cfg.vit_grid, encoder.vit
-    patches = codecs.patchify(codecs.to_pixels(codecs.resize(pictures, self.cfg.vit_size)), vit.patch)
+    """Features of pictures of one size, each in a row of its own: [B, P Q, D]."""
+    (rows, columns), vit = self.cfg.vit_grid_of((pictures.shape[2], pictures.shape[3])), encoder.vit
+    resized = codecs.resize(pictures, (rows * vit.patch, columns * vit.patch))
+    patches = codecs.patchify(codecs.to_pixels(resized), vit.patch)
     b, p, q, c = patches.shape
     spread = self.cfg.interpolate_positions
-    position = jnp.asarray(packed.position_ids(side, side, vit.max_patches, interpolate=spread))
+    position = jnp.asarray(packed.position_ids(rows, columns, vit.max_patches, interpolate=spread))
     position = jnp.broadcast_to(position, (b * p, q))
     return encoder(patches.reshape(b * p, q, c), position, jnp.ones_like(position)).reshape(b, p * q, -1)
 

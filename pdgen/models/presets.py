@@ -5,6 +5,7 @@ import dataclasses
 from pdgen.core import config
 
 LATENT_PATCH, MAX_LATENT_SIZE, MAX_VIT_PATCHES = 2, 64, 70  # BagelConfig's values for the released weights
+GIVEN_MIN, GIVEN_MIN_VIT = 512, 224  # Of the shorter side of a given picture, in the released inference code (BAGEL).
 
 
 def bagel_7b() -> config.ModelConfig:
@@ -20,9 +21,16 @@ def bagel_7b() -> config.ModelConfig:
     rope_theta=1e6,
     max_latent_size=MAX_LATENT_SIZE,
     image_size=1024,
-    codec=config.CodecConfig(kind='flux', patch=16, vae=config.VaeConfig()),
+    codec=config.CodecConfig(kind='flux', patch=16, vae=config.VaeConfig(), given_min=GIVEN_MIN),
     vit=config.VitConfig(
-      width=1152, depth=26, num_heads=16, mlp_dim=4304, patch=14, max_patches=MAX_VIT_PATCHES, image_size=980
+      width=1152,
+      depth=26,
+      num_heads=16,
+      mlp_dim=4304,
+      patch=14,
+      max_patches=MAX_VIT_PATCHES,
+      image_size=980,
+      given_min=GIVEN_MIN_VIT,
     ),
     attention='auto',
     remat='full',

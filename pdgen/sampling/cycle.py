@@ -6,10 +6,8 @@ at). Nothing returns to Python in between. Trajectories share the steps, never t
 its own cache slots and its own positions.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,42 +18,11 @@ from pdgen.core import packed
 from pdgen.models import attention, codecs, interleaved
 from pdgen.sampling import flow, kv_cache, next_token, spans
 from pdgen.sampling import grammar as grammar_lib
+from pdgen.sampling.sampler_spec import SamplerSpec as SamplerSpec
+from pdgen.sampling.sampler_spec import Size
 
 WRITING, WAITING, ENDED = range(3)  # `State.status`
 RUNNING, FINISHED, PICTURE_CAP, TOKEN_CAP = range(4)  # `State.stop`
-
-
-class SamplerSpec(NamedTuple):
-  """What shapes the compiled program. Hashable, a static argument."""
-
-  sampling: config_lib.SamplingConfig  # Static options; the dynamic ones (`flow.SamplerParams`) are at their defaults.
-  specials: config_lib.Specials  # Ids of the structure tokens and tags.
-  vocab_size: int  # Ids of the tokenizer; the language head may have more rows, which are never chosen.
-  text_branch: bool  # Guidance by texts is on: one more branch of a denoising step.
-  image_branch: bool  # Guidance by pictures is on: one more branch, and a text-only cache.
-  ranks: bool  # Only the likeliest tokens are drawn: top-k or top-p is on.
-  penalises: bool  # The repetition penalty is on.
-
-  @classmethod
-  def of(cls, sampling: config_lib.SamplingConfig, specials: config_lib.Specials, vocab_size: int) -> 'SamplerSpec':
-    """The static part of a config."""
-    defaults = config_lib.SamplingConfig()
-    return cls(
-      sampling=dataclasses.replace(sampling, **{name: getattr(defaults, name) for name in flow.DYNAMIC_FIELDS}),
-      specials=specials,
-      vocab_size=vocab_size,
-      text_branch=sampling.text_guidance != 1.0,
-      image_branch=sampling.image_guidance != 1.0,
-      ranks=sampling.top_k > 0 or sampling.top_p < 1.0,
-      penalises=sampling.repetition_penalty != 1.0,
-    )
-
-  @property
-  def grammar(self) -> grammar_lib.Grammar:
-    sampling = self.sampling
-    return grammar_lib.Grammar(
-      self.specials, self.vocab_size, sampling.max_text_tokens, sampling.grammar, sampling.inspection
-    )
 
 
 class SampleBatch(struct.PyTreeNode):
@@ -65,6 +32,9 @@ class SampleBatch(struct.PyTreeNode):
   grammar: grammar_lib.GrammarState  # where each prefix stands.
   key: jax.Array  # [B] PRNG keys.
   picture_limit: jax.Array  # int32[B]; pictures it may still paint; 0 for rows that only fill the batch.
+  kept_order: jax.Array  # int32[B]; guidance by texts leaves in what comes up to this order, or to the last picture.
+  texts_until: jax.Array  # int32[B]; the branch without pictures has the texts before this order.
+  clean: jax.Array | None = None  # f32[B, G, C]; latents of `prefix`, whose pictures are encoded apart; None: here.
 
 
 class State(struct.PyTreeNode):
@@ -81,8 +51,9 @@ class State(struct.PyTreeNode):
   order: jax.Array  # int32[B]; order of the next token.
   position: jax.Array  # int32[B]; RoPE position of the next token.
   text_position: jax.Array  # int32[B]; the same in the text-only branch.
-  picture_order: jax.Array  # int32[B]; order of the last picture's last token, -1 before the first picture.
-  picture_position: jax.Array  # int32[B]; RoPE position right after that picture, 0 before the first.
+  texts_until: jax.Array  # int32[B]; as of `SampleBatch`.
+  picture_order: jax.Array  # int32[B]; last order that guidance by texts leaves in: of a picture, or of kept texts.
+  picture_position: jax.Array  # int32[B]; RoPE position right after that.
   output_tokens: jax.Array  # int32[B, E]; every token chosen, `<|vision_start|>` standing for a whole picture.
   output_logprobs: jax.Array  # f32[B, E]; `next_token.Choice.logprob` of each; of dictated ones too, as if chosen.
   output_count: jax.Array  # int32[B]
@@ -97,16 +68,9 @@ class State(struct.PyTreeNode):
 def run(
   graphdef: nnx.GraphDef, params: nnx.State, batch_in: SampleBatch, sampler: flow.SamplerParams, spec: SamplerSpec
 ) -> State:
-  """Samples a batch of trajectories to their ends. One call, one program, no host in the loop.
+  """Samples a batch of trajectories to their ends: the final state, on the device. One program, no host in the loop.
 
-  Args:
-    graphdef: structure of the model (`interleaved.graphdef`).
-    params: its parameters.
-    batch_in: what to continue from.
-    sampler: numbers that may change without a new compilation.
-    spec: what the program is compiled for.
-
-  Returns: the final state, on the device.
+  graphdef: structure of the model (`interleaved.graphdef`). params: its parameters.
   """
   model = nnx.merge(graphdef, params)
 
@@ -131,12 +95,14 @@ def prefill(
   cache, nothing = (kv_cache.empty(cfg, batch=batch, slots=n) for n in (slots, 0))
   both = spans.concatenate(prefix.und.tokens, prefix.gen.tokens)
   slot = jnp.broadcast_to(jnp.arange(u + g), (batch, u + g))
-  clean = model.clean_latents(prefix) if g else jnp.zeros((batch, 0, model.codec.channels))
+  if (clean := batch_in.clean) is None:
+    clean = model.clean_latents(prefix) if g else jnp.zeros((batch, 0, model.codec.channels))
   hidden, kv = model.extend(prefix, clean, jnp.zeros((batch, g)), nothing)
   cache = kv_cache.write(cache, kv, both, slot, after=hidden.und)
+  in_texts = lambda tokens: (tokens.span == 0) & (tokens.order < batch_in.texts_until[:, None])
+  is_text = (prefix.und.tokens.segment > 0) & in_texts(prefix.und.tokens)
   if spec.image_branch:
     # The same texts once more, as they are without the pictures between them.
-    is_text = (prefix.und.tokens.segment > 0) & (prefix.und.tokens.span == 0)
     text = prefix.und.tokens._replace(segment=jnp.where(is_text, spans.TEXT_ONLY, 0))
     if sampling.contiguous_positions:
       text = text._replace(position=jnp.cumsum(is_text, axis=1) - 1)
@@ -147,8 +113,9 @@ def prefill(
   in_picture = real & (both.span > 0)
   last = jnp.argmax(jnp.where(prefix.und.tokens.segment > 0, prefix.und.tokens.order, -1), axis=1)
   ready = batch_in.picture_limit > 0
-  position = jnp.max(jnp.where(real, both.position, -1), axis=1) + 1
-  texts = jnp.sum((prefix.und.tokens.segment > 0) & (prefix.und.tokens.span == 0), axis=1)
+  picture_order = jnp.maximum(jnp.max(jnp.where(in_picture, both.order, -1), axis=1), batch_in.kept_order)
+  position_after = lambda these: jnp.max(jnp.where(real & these, both.position, -1), axis=1) + 1
+  text_position = position_after(in_picture | in_texts(both))
   state = State(
     cache=cache,
     grammar=batch_in.grammar,
@@ -159,14 +126,15 @@ def prefill(
     next_input=jnp.zeros((batch,), jnp.int32),
     slot=jnp.full((batch,), u + g, jnp.int32),
     order=jnp.max(jnp.where(real, both.order, -1), axis=1) + 1,
-    position=position,
-    text_position=texts if sampling.contiguous_positions else position,
-    picture_order=jnp.max(jnp.where(in_picture, both.order, -1), axis=1),
-    picture_position=jnp.max(jnp.where(in_picture, both.position, -1), axis=1) + 1,
+    position=position_after(real),
+    text_position=jnp.sum(is_text, axis=1) if sampling.contiguous_positions else text_position,
+    texts_until=batch_in.texts_until,
+    picture_order=picture_order,
+    picture_position=position_after(both.order <= picture_order[:, None]),
     output_tokens=jnp.zeros((batch, sampling.max_tokens), jnp.int32),
     output_logprobs=jnp.zeros((batch, sampling.max_tokens)),
     output_count=jnp.zeros((batch,), jnp.int32),
-    pictures=jnp.zeros((batch, sampling.max_pictures, cfg.image_size, cfg.image_size, 3), jnp.uint8),
+    pictures=jnp.zeros((batch, sampling.max_pictures, *(spec.size or cfg.own_size), 3), jnp.uint8),
     picture_count=jnp.zeros((batch,), jnp.int32),
     finite=jnp.ones((batch,), bool),
     text_steps=jnp.zeros((), jnp.int32),
@@ -225,8 +193,9 @@ def append_token(model: interleaved.Interleaved, state: State, spec: SamplerSpec
   """Every writing trajectory reads its next_input token. Also returns the final hidden states, [B, D]."""
   active = state.status == WRITING
   one = active.astype(jnp.int32)
-  text_position = state.text_position if spec.image_branch else None
-  und = spans.text_tokens(state.next_input, active, state.order, state.position, text_position)
+  in_texts = active & (state.order < state.texts_until)
+  without_pictures = (in_texts, state.text_position) if spec.image_branch else None
+  und = spans.text_tokens(state.next_input, active, state.order, state.position, without_pictures)
   slots = state.slot[:, None]
   if spec.image_branch:
     slots = slots + jnp.array([[0, state.cache.k.shape[2] // 2]])
@@ -238,7 +207,7 @@ def append_token(model: interleaved.Interleaved, state: State, spec: SamplerSpec
     slot=state.slot + one,
     order=state.order + one,
     position=state.position + one,
-    text_position=state.text_position + one,
+    text_position=state.text_position + in_texts.astype(jnp.int32),
     text_steps=state.text_steps + 1,
   )
   return state, hidden.und[:, 0]
@@ -250,17 +219,17 @@ def picture_phase(
   """The picture phase: those who wait are given a picture, look at it, and decide whether to go on."""
   active = state.status == WAITING
   one = active.astype(jnp.int32)
-  z = denoise(model, state, sampler, spec)
+  z, size = denoise(model, state, sampler, spec), spec.size or model.cfg.own_size
   # What is looked at is the picture as it is given out, so that a trajectory can be continued from its pictures.
-  pixels = model.codec.decode(z)
+  pixels = model.codec.decode(z, rows=model.cfg.latent_grid_of(size)[0])
   picture = model.codec.to_uint8(pixels)
-  und, gen = spans.context_copies(model.cfg, spec.specials, active, state.order, state.position)
+  und, gen = spans.context_copies(model.cfg, spec.specials, active, state.order, state.position, size)
   seen = packed.PackedBatch(und, gen, picture[:, None])
   z = model.codec.encode(codecs.to_pixels(picture)[:, None])[:, 0]
   hidden, kv = model.extend(seen, z, jnp.zeros(z.shape[:2]), state.cache)
 
   tokens_ = spans.concatenate(und.tokens, gen.tokens)
-  count, copies = model.cfg.picture_tokens, 2 if model.vit is not None else 1
+  count, copies = model.cfg.picture_tokens_of(size), 2 if model.vit is not None else 1
   order, position = state.order + one * count, state.position + one * copies
   index = jnp.where(active, state.picture_count, state.pictures.shape[1])
   state = state.replace(
@@ -282,11 +251,12 @@ def picture_phase(
 
 def denoise(model: interleaved.Interleaved, state: State, sampler: flow.SamplerParams, spec: SamplerSpec) -> jax.Array:
   """The latents of the next picture, from the noise of each trajectory's own key: f32[B, Q, C]."""
+  rows, columns = model.cfg.latent_grid_of(spec.size or model.cfg.own_size)
 
   def noise(key: jax.Array, count: jax.Array) -> jax.Array:
     # Texts fold in 0, 1, 2, ...; pictures count down from the other end.
     key = jax.random.fold_in(key, jnp.uint32(0xFFFFFFFF) - count.astype(jnp.uint32))
-    return jax.random.normal(key, (model.cfg.latent_tokens, model.codec.channels))
+    return jax.random.normal(key, (rows * columns, model.codec.channels))
 
   z = jax.vmap(noise)(state.key, state.picture_count)
   return flow.euler(z, velocities(model, state, sampler, spec), sampler)
@@ -300,17 +270,16 @@ def velocities(
   *,
   grid: tuple[int, int] | None = None,
 ) -> Callable[[jax.Array, jax.Array], jax.Array]:
-  """The guided velocity of the next pictures, as a function of z: f32[B, Q, C] and t: f32[].
-
-  One forward a call for all branches of guidance.
+  """The guided velocity of the next pictures, of z: f32[B, Q, C] and t: f32[]; one forward for all branches.
 
   Args:
     model: with its parameters.
     state: of the loop; trajectories that do not wait for a picture get padding.
     sampler: scales and interval of guidance.
     spec: which branches there are.
-    grid: rows and columns of the pictures' latent patches; None: of the model's own.
+    grid: rows and columns of the pictures' latent patches; None: of `spec.size`.
   """
+  grid = grid or model.cfg.latent_grid_of(spec.size or model.cfg.own_size)
   active = state.status == WAITING
   branches = [spans.Branch(spans.FULL, state.order - 1, state.position)]
   if spec.text_branch:
@@ -328,12 +297,10 @@ def velocities(
 
   def guided(z: jax.Array, t: jax.Array) -> jax.Array:
     v, *others = forward(z, t, len(branches))
-    v_text = others[0] if spec.text_branch else None
-    v_image = others[-1] if spec.image_branch else None
+    v_text, v_image = others[0] if spec.text_branch else None, others[-1] if spec.image_branch else None
     return flow.guide(v, v_text, v_image, sampler, renorm=spec.sampling.renorm)
 
-  def plain(z: jax.Array, t: jax.Array) -> jax.Array:
-    return forward(z, t, 1)[0]
+  plain = lambda z, t: forward(z, t, 1)[0]
 
   def velocity(z: jax.Array, t: jax.Array) -> jax.Array:
     return jax.lax.cond(flow.is_guided(t, sampler), guided, plain, z, t) if len(branches) > 1 else plain(z, t)
@@ -341,9 +308,9 @@ def velocities(
   return velocity
 
 
-def max_tokens_per_round(cfg: config_lib.ModelConfig, sampling: config_lib.SamplingConfig) -> int:
+def max_tokens_per_round(cfg: config_lib.ModelConfig, sampling: config_lib.SamplingConfig, size: Size = None) -> int:
   """The most tokens that a trajectory takes until it has looked at its next picture: two texts, two picture copies."""
-  return 2 * (sampling.max_text_tokens + 2) + cfg.picture_tokens
+  return 2 * (sampling.max_text_tokens + 2) + cfg.picture_tokens_of(size or cfg.own_size)
 
 
 def choose_next(
@@ -378,10 +345,10 @@ def choose_next(
   )
   if dictated is not None:
     token = jnp.where(dictated >= 0, dictated, token)
-  # Caps end a trajectory only where it has just looked at a picture, so that it ends with a whole one.
-  looked = (state.grammar.tag_state == grammar_lib.BOUNDARY) & (state.grammar.last_item >= grammar_lib.DRAFT)
+  # Caps end a trajectory only where it has just looked at a picture, so that it ends with a whole one, or may end.
+  may_end, looked = state.grammar.may_end, state.grammar.may_end & state.grammar.painted_last
   room = state.cache.k.shape[2] // (1 + spec.image_branch) - state.slot
-  stop = jnp.where(looked & (room < max_tokens_per_round(model.cfg, spec.sampling)), TOKEN_CAP, RUNNING)
+  stop = jnp.where(may_end & (room < max_tokens_per_round(model.cfg, spec.sampling, spec.size)), TOKEN_CAP, RUNNING)
   stop = jnp.where(looked & (state.picture_count >= state.picture_limit), PICTURE_CAP, stop)
   stop = jnp.where(token == spec.specials.endoftext, FINISHED, stop)
   goes_on = active & (stop == RUNNING)

@@ -21,8 +21,8 @@ class SamplerParams(struct.PyTreeNode):
   top_k: jax.Array  # int32[]; 0 = all tokens.
   top_p: jax.Array  # f32[]; 1 = all tokens.
   repetition_penalty: jax.Array  # f32[]; 1 = none.
-  text_guidance: jax.Array  # f32[]; 1 = none.
-  image_guidance: jax.Array  # f32[]; 1 = none.
+  text_guidance: jax.Array  # f32[], or f32[B] with a scale of each trajectory; 1 = none.
+  image_guidance: jax.Array  # The same.
   guidance_interval: jax.Array  # f32[2]; guidance is on for low < t <= high.
   renorm_min: jax.Array  # f32[]; lower clamp of the renormalisation.
   timestep_shift: jax.Array  # f32[]; s in t <- s t / (1 + (s - 1) t).
@@ -89,11 +89,12 @@ def guide(
       and at least `params.renorm_min`; `text_channel` does it after the text step and leaves the picture step as it is;
       `none`.
   """
-  guided = v if v_text is None else v_text + params.text_guidance * (v - v_text)
+  text, image = (jnp.reshape(scale, (-1, 1, 1)) for scale in (params.text_guidance, params.image_guidance))
+  guided = v if v_text is None else v_text + text * (v - v_text)
   if renorm == 'text_channel':
     guided = _renormalise(guided, v, params, axes=(-1,))
   if v_image is not None:
-    guided = v_image + params.image_guidance * (guided - v_image)
+    guided = v_image + image * (guided - v_image)
   if renorm in ('global', 'channel'):
     guided = _renormalise(guided, v, params, axes=(-2, -1) if renorm == 'global' else (-1,))
   return guided

@@ -2,12 +2,14 @@
 
 Structure always holds: a text ends with `<|im_end|>` within its cap; after it comes a text or a picture; after a
 picture or an inspection a text or the end. The format (`SamplingConfig.grammar`) can be switched off for studies.
+The rules of a mode (`core.modes`) are data of its rows, so that a batch may hold any of them. This is the process:
 
     plan        <ins> words </ins> <des> words </des> <|im_end|>       then a picture
     inspection  words [<refine> words </refine> words] <|im_end|>      without <refine>: a plan, or the end;
                                                                        with it: a picture, or a corrected plan
     after a draft: an inspection, or the end; after a refined picture: a plan, or the end
 
+The other modes say for each place what may follow, and write words, or words and tags, as they like.
 Studies change what follows a draft (`SamplingConfig.inspection`), and how often `<refine>` may come (`max_edits`).
 """
 
@@ -19,12 +21,13 @@ import jax.numpy as jnp
 from flax import struct
 
 from pdgen.core import config as config_lib
+from pdgen.core import modes
 from pdgen.core import trajectory as trajectory_lib
 
-# Items of the sequence; `GrammarState.last_item` is the last one that is complete.
-PROMPT, PLAN, INSPECTION, DRAFT, REFINED = range(5)
-# Places inside a text.
-BOUNDARY, START, INS, INS_CLOSED, DES, DES_CLOSED, TEXT, REFINE, REFINE_CLOSED = range(9)
+# Items of the sequence; `GrammarState.last_item` is the last one that is complete. WORDS: a text without a process.
+PROMPT, PLAN, INSPECTION, WORDS, DRAFT, REFINED = range(6)
+# Places inside a text; PLAIN: in one without a process.
+BOUNDARY, START, INS, INS_CLOSED, DES, DES_CLOSED, TEXT, REFINE, REFINE_CLOSED, PLAIN = range(10)
 # Tokens that closing an open plan takes: </ins> <des> </des> <|im_end|>.
 _CLOSING = 4
 SHORTEST = _CLOSING + 1  # tokens of the shortest plan, so that `max_text_tokens` is at least that
@@ -39,8 +42,23 @@ class GrammarState(struct.PyTreeNode):
   length: jax.Array  # int32; tokens of that text so far.
   texts_since_picture: jax.Array  # int32; texts written since the last picture.
   refining: jax.Array  # bool; an inspection asked for the next picture, so it will be a refined one.
-  direct: jax.Array  # bool; direct mode: one picture, no words.
   edits: jax.Array  # int32; refined pictures so far.
+  texts: jax.Array  # int32; format of its texts: index in `modes.TEXTS`.
+  moves: jax.Array  # int32; what may come where in a mode without a process: bits, as of `_moves`.
+
+  @property
+  def is_process(self) -> jax.Array:
+    return self.texts == modes.TEXTS.index(modes.STEPS)
+
+  @property
+  def painted_last(self) -> jax.Array:
+    return (self.last_item == DRAFT) | (self.last_item == REFINED)
+
+  @property
+  def may_end(self) -> jax.Array:
+    """Where a cap may end a trajectory: it has just looked at a picture, or it may end after its words."""
+    ends = _may(self.moves, modes.PLACES.index('text'), modes.MOVES.index(modes.END))
+    return (self.tag_state == BOUNDARY) & (self.painted_last | (self.last_item == WORDS) & ends)
 
 
 class Grammar(NamedTuple):
@@ -58,14 +76,16 @@ def from_trajectories(trajectories: Sequence[trajectory_lib.Trajectory]) -> Gram
   rows = [_between_items(trajectory) for trajectory in trajectories]
   last_item, texts, refining = (jnp.asarray(column) for column in zip(*rows, strict=True))
   zeros = jnp.zeros_like(last_item)
+  rules = [modes.of(trajectory.mode) for trajectory in trajectories]
   return GrammarState(
     last_item=last_item,
     tag_state=jnp.full_like(last_item, BOUNDARY),
     length=zeros,
     texts_since_picture=texts,
     refining=refining,
-    direct=jnp.asarray([trajectory.mode == trajectory_lib.DIRECT for trajectory in trajectories]),
     edits=jnp.asarray([sum(step.refined is not None for step in t.steps) for t in trajectories], jnp.int32),
+    texts=jnp.asarray([modes.TEXTS.index(mode.texts) for mode in rules], jnp.int32),
+    moves=jnp.asarray([_moves(mode) for mode in rules], jnp.int32),
   )
 
 
@@ -83,12 +103,23 @@ def _between_items(trajectory: trajectory_lib.Trajectory) -> tuple[int, int, boo
 
 
 _ITEMS = {
+  trajectory_lib.TEXT: WORDS,
   trajectory_lib.PLAN: PLAN,
   trajectory_lib.CORRECTED_PLAN: PLAN,
   trajectory_lib.INSPECTION: INSPECTION,
   trajectory_lib.DRAFT: DRAFT,
   trajectory_lib.REFINED: REFINED,
 }
+
+
+def _moves(mode: modes.Mode) -> int:
+  """Bit 3 p + m: at place p of `modes.PLACES` comes move m of `modes.MOVES`."""
+  bits = [move in moves for moves in mode.moves for move in modes.MOVES]
+  return sum(bit << number for number, bit in enumerate(bits))
+
+
+def _may(moves: jax.Array, place: jax.Array | int, move: int) -> jax.Array:
+  return (moves >> (len(modes.MOVES) * place + move)) & 1 == 1
 
 
 def after_token(state: GrammarState, token: jax.Array, rules: Grammar) -> GrammarState:
@@ -99,6 +130,7 @@ def after_token(state: GrammarState, token: jax.Array, rules: Grammar) -> Gramma
     plan_next = jnp.ones_like(plan_next)
   writing = state.tag_state != BOUNDARY
   opened = jnp.where(plan_next, START, TEXT) if rules.enforced else jnp.full_like(state.tag_state, TEXT)
+  opened = jnp.where(state.is_process, opened, PLAIN)
   place = state.tag_state
   for tag, to in (
     (s.ins, INS),
@@ -108,12 +140,13 @@ def after_token(state: GrammarState, token: jax.Array, rules: Grammar) -> Gramma
     (s.refine, REFINE),
     (s.refine_end, REFINE_CLOSED),
   ):
-    place = jnp.where(writing & (token == tag), to, place)
-  refining = state.refining | (writing & (token == s.refine) & ~plan_next)
+    place = jnp.where(writing & state.is_process & (token == tag), to, place)
+  refining = state.refining | (writing & state.is_process & (token == s.refine) & ~plan_next)
+  text = jnp.where(state.is_process, jnp.where(plan_next, PLAN, INSPECTION), WORDS)
   closes = writing & (token == s.im_end)
   opens = token == s.im_start
   return state.replace(
-    last_item=jnp.where(closes, jnp.where(plan_next, PLAN, INSPECTION), state.last_item),
+    last_item=jnp.where(closes, text, state.last_item),
     tag_state=jnp.where(opens, opened, jnp.where(closes, BOUNDARY, place)),
     length=jnp.where(opens, 0, state.length + 1),
     texts_since_picture=state.texts_since_picture + closes.astype(jnp.int32),
@@ -165,16 +198,19 @@ def allowed_tokens(state: GrammarState, rules: Grammar, *, max_edits: jax.Array 
   if not rules.enforced:
     free = (words | only(*tags, s.im_end), only(s.im_end))
     inside = {place: free for place in inside}
+  inside[PLAIN] = words | only(s.im_end), only(s.im_end)
   near_cap = state.length >= rules.max_text_tokens - _CLOSING
   result = _boundary(state, rules, only, max_edits)
   for place, (may, must) in inside.items():
     here = (state.tag_state == place)[:, None]
     result = jnp.where(here, jnp.where(near_cap[:, None], must[None], may[None]), result)
+  writes_tags = (state.tag_state == PLAIN) & (state.texts == modes.TEXTS.index(modes.ANY)) & ~near_cap
+  result |= writes_tags[:, None] & only(*tags)[None]
   left = state.edits < max_edits
   if rules.inspection == config_lib.FORCED:
     asks = jnp.where(near_cap[:, None], only(s.refine)[None], (words | only(s.refine))[None])
     result = jnp.where(((state.tag_state == TEXT) & left)[:, None], asks, result)
-  spent = ~left & (state.last_item == DRAFT)
+  spent = ~left & (state.last_item == DRAFT) & state.is_process
   return result & ~(spent[:, None] & only(s.refine)[None])
 
 
@@ -190,15 +226,16 @@ def _boundary(state: GrammarState, rules: Grammar, only, max_edits: jax.Array | 
     after_inspection = after_plan | end[None]
   after_text = jnp.where((state.last_item == PLAN)[:, None], after_plan, after_inspection)
   after_text = jnp.where((state.texts_since_picture >= _MAX_TEXTS)[:, None], paint[None], after_text)
-  after_prompt = jnp.where(state.direct[:, None], paint[None], write[None])
   after_picture = (write | end)[None]
   if rules.inspection in (config_lib.FORCED, config_lib.DICTATED):
     is_due = state.last_item == DRAFT
     if rules.inspection == config_lib.FORCED:
       is_due &= state.edits < max_edits
     after_picture = jnp.where(is_due[:, None], write[None], after_picture)
-  after_picture = jnp.where(state.direct[:, None], end[None], after_picture)
-  picture = (state.last_item == DRAFT) | (state.last_item == REFINED)
-  return jnp.where(
-    picture[:, None], after_picture, jnp.where((state.last_item == PROMPT)[:, None], after_prompt, after_text)
-  )
+  at_prompt, painted = (state.last_item == PROMPT)[:, None], state.painted_last[:, None]
+  of_process = jnp.where(painted, after_picture, jnp.where(at_prompt, write[None], after_text))
+  place = jnp.where(at_prompt[:, 0], 0, jnp.where(painted[:, 0], 2, 1))  # Of `modes.PLACES`.
+  declared = jnp.zeros_like(of_process)
+  for move, token in enumerate((paint, write, end)):  # In the order of `modes.MOVES`.
+    declared |= _may(state.moves, place, move)[:, None] & token[None]
+  return jnp.where(state.is_process[:, None], of_process, declared)

@@ -4,6 +4,7 @@ Spans are numbered by the order of their first token plus one: no two picture co
 those of a prefix included (it has more tokens than spans).
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -30,7 +31,11 @@ def concatenate(und: packed.TokenMeta, gen: packed.TokenMeta) -> packed.TokenMet
 
 
 def text_tokens(
-  token: jax.Array, active: jax.Array, order: jax.Array, position: jax.Array, text_position: jax.Array | None
+  token: jax.Array,
+  active: jax.Array,
+  order: jax.Array,
+  position: jax.Array,
+  without_pictures: tuple[jax.Array, jax.Array] | None,
 ) -> packed.UndStream:
   """One text token a trajectory: [B, 1]; with the text-only branch [B, 2], the token once in each segment.
 
@@ -39,15 +44,17 @@ def text_tokens(
     active: bool[B], trajectories that read their token; the others get padding.
     order: int32[B].
     position: int32[B], RoPE position.
-    text_position: int32[B], RoPE position in the text-only branch; None without that branch.
+    without_pictures: bool[B], trajectories whose text-only branch reads the token too, and int32[B], its RoPE position
+      there; None without that branch.
   """
   zeros = jnp.zeros_like(order)
   tokens = packed.TokenMeta(jnp.where(active, FULL, 0), order, order, zeros, zeros, position)
   und = packed.UndStream(tokens, token, token, jnp.zeros(token.shape), zeros - 1, zeros)
   und = jax.tree.map(lambda x: x[:, None], und)
-  if text_position is not None:
+  if without_pictures is not None:
+    enters, text_position = without_pictures
     und = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=1), und)
-    segment = und.tokens.segment * jnp.array([[1, TEXT_ONLY]])
+    segment = jnp.stack([und.tokens.segment[:, 0], jnp.where(enters, TEXT_ONLY, 0)], axis=1)
     positions = jnp.stack([position, text_position], axis=1)
     und = und._replace(tokens=und.tokens._replace(segment=segment, position=positions))
   return und
@@ -80,7 +87,7 @@ def noised_copies(
   active: jax.Array,
   branches: list[Branch],
   order: jax.Array,
-  grid: tuple[int, int] | None = None,
+  grid: tuple[int, int],
 ) -> tuple[packed.UndStream, packed.GenStream]:
   """A noised copy of the next picture for each branch of guidance, side by side in one forward.
 
@@ -91,9 +98,8 @@ def noised_copies(
     branches: of guidance.
     order: int32[B], order of the first copy's first token. The copies follow one another: nobody sees a noised copy by
       its order, but attention in blocks sorts by it.
-    grid: rows and columns of latent patches; None: of the model's own pictures.
+    grid: rows and columns of latent patches.
   """
-  grid = grid or (cfg.latent_grid, cfg.latent_grid)
   q = grid[0] * grid[1]
 
   def copies(offsets: Sequence[int]) -> packed.TokenMeta:
@@ -125,8 +131,9 @@ def context_copies(
   active: jax.Array,
   order: jax.Array,
   position: jax.Array,
+  size: tuple[int, int],
 ) -> tuple[packed.UndStream, packed.GenStream]:
-  """The clean copy of a painted picture and, where the model has a ViT, its ViT copy: `cfg.picture_tokens` in all.
+  """The clean copy of a painted picture and, where the model has a ViT, its ViT copy: `cfg.picture_tokens_of(size)`.
 
   Args:
     cfg: of the model.
@@ -134,8 +141,10 @@ def context_copies(
     active: bool[B], trajectories whose picture was painted; the others get padding.
     order: int32[B], order of the clean copy's first token.
     position: int32[B], RoPE position of the clean copy; the ViT copy has the next one.
+    size: (H, W) of the picture.
   """
-  q, n = cfg.latent_tokens, cfg.vit_tokens
+  grid = cfg.latent_grid_of(size)
+  q, n = math.prod(grid), math.prod(cfg.vit_grid_of(size))
 
   def tokens(offsets: Sequence[int], copy: Sequence[int]) -> packed.TokenMeta:
     """offsets: order minus that of the first token. copy: 0 in the clean copy, 1 in the ViT copy."""
@@ -157,7 +166,7 @@ def context_copies(
   row = lambda values: jnp.broadcast_to(jnp.array([values]), stream.token_id.shape)
   stream = stream._replace(patch=row(patch), picture=row(picture))
   latents = tokens(range(1, q + 1), [0] * q)
-  return stream, latent_tokens(cfg, latents, (cfg.latent_grid, cfg.latent_grid))
+  return stream, latent_tokens(cfg, latents, grid)
 
 
 def _side_by_side(parts: list[packed.TokenMeta]) -> packed.TokenMeta:

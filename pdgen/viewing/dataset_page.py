@@ -301,7 +301,8 @@ def _shrunk(trajectory: trajectory_lib.Trajectory) -> trajectory_lib.Trajectory:
   for step in trajectory.steps:
     parts = {name: getattr(step, name) for name in trajectory_lib.PICTURES if getattr(step, name) is not None}
     steps.append(dataclasses.replace(step, **{name: _small(picture) for name, picture in parts.items()}))
-  return dataclasses.replace(trajectory, steps=tuple(steps))
+  given = tuple(part if isinstance(part, str) else _small(part) for part in trajectory.parts)
+  return dataclasses.replace(trajectory, steps=tuple(steps), parts=given)
 
 
 def _small(picture: np.ndarray) -> np.ndarray:

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from pdgen.core import tags
+from pdgen.core import modes, tags
 from pdgen.core import trajectory as trajectory_lib
 from pdgen.viewing import transcript
 
 # Pictures up to this many pixels a side are enlarged without smoothing.
 _PIXEL_ART = 64
+_GIVEN = 512  # Pixels a side that are shown of a given picture.
 STYLE = (pathlib.Path(__file__).parent / 'gallery.css').read_text()
 # Bars under the pictures of a filmstrip.
 _ACCEPTED, _REJECTED, _REFINED, _LAST = (43, 138, 62), (214, 51, 40), (59, 91, 219), (160, 160, 160)
@@ -57,10 +58,10 @@ def fragment(
 
 
 def steps(trajectory: trajectory_lib.Trajectory) -> str:
-  """The steps as a list, in HTML; '' for direct mode, whose one picture has no words."""
-  shown = trajectory.steps if trajectory.mode == trajectory_lib.PROCESS else ()
-  parts = ''.join(_step(number, step) for number, step in enumerate(shown, 1))
-  if parts and trajectory.stop == trajectory_lib.FINISHED:
+  """The steps as a list, in HTML; '' for modes of one picture without words."""
+  mode = modes.of(trajectory.mode)
+  parts = ''.join(_step(number, step) for number, step in enumerate(trajectory.steps if mode.writes else (), 1))
+  if parts and mode.texts == modes.STEPS and trajectory.stop == trajectory_lib.FINISHED:
     parts += '<li class="end">It looked at the last picture once more, and found it finished.</li>'
   return parts and f'<ol>{parts}</ol>'
 
@@ -146,16 +147,32 @@ def _article(trajectory: trajectory_lib.Trajectory, verdict: Verdict | None) -> 
   chips.append(f'<li>{text(transcript.stop(trajectory))}</li>')
   final = image(trajectory.final, f'Final picture of: {trajectory.prompt}') if trajectory.pictures else ''
   return (
-    f'<article><div class="head">{final}<div><h2>{text(trajectory.prompt)}</h2>'
+    f'<article><div class="head">{final}<div><h2>{text(trajectory.prompt)}</h2>{_given(trajectory)}'
     f'<ul class="tags">{"".join(chips)}</ul></div></div>\n{steps(trajectory)}</article>'
   )
 
 
+def _given(trajectory: trajectory_lib.Trajectory) -> str:
+  """Pictures and texts of the prompt in their order, where it is more than one text; pictures at most _GIVEN a side."""
+  cells = []
+  for number, part in enumerate(trajectory.parts, 1):
+    if isinstance(part, str):
+      cells.append(f'<p>{text(part)}</p>')
+      continue
+    small = Image.fromarray(part)
+    small.thumbnail((_GIVEN, _GIVEN))
+    cells.append(image(np.asarray(small), f'Given picture, part {number} of the prompt'))
+  return f'<div class="given">{"".join(cells)}</div>' if cells else ''
+
+
 def _step(number: int, step: trajectory_lib.Step) -> str:
   cells = [] if step.plan is None else [f'<div class="plan">{_plan(f"Plan {number}", step.plan)}</div>']
+  if step.text is not None:
+    words = f'<p class="name">Text {number}</p><p class="does">{text(step.text)}</p>'
+    cells.append(f'<div class="plan">{words}</div>')
   if step.draft is not None:
-    state = ' rejected' if step.rejected else ''
-    cells.append(_figure(f'sketch{state}', step.draft, f'Sketch {number}'))
+    state, name = ' rejected' if step.rejected else '', 'Sketch' if step.text is None else 'Picture'
+    cells.append(_figure(f'sketch{state}', step.draft, f'{name} {number}'))
   if step.inspection is not None or step.corrected_plan is not None:
     again = f'<div class="again">{_plan("New plan", step.corrected_plan)}</div>' if step.corrected_plan else ''
     cells.append(f'<div class="inspect">{_inspection(step)}{again}</div>')

@@ -17,7 +17,7 @@ from pdgen.viewing import gallery, transcript
 # Objects that a detector finds in a picture: each has `name`, `color` and `box` (left, top, right, bottom) in pixels.
 Detect = Callable[[np.ndarray], Sequence[Any]]
 
-_PICTURE = re.compile(r'\d{5,}_\d+_(draft|refined)\.png(\.partial)?')  # Names that `Folder` gives.
+_PICTURE = re.compile(r'\d{5,}_\d+_(draft|refined|given)\.png(\.partial)?')  # Names that `Folder` gives.
 _SIGNS = {True: '✓', False: '✗', None: '·'}
 _NOTES = (
   'The model plans a step, sketches it, looks at its sketch, and paints it again where it finds something wrong.'
@@ -85,7 +85,8 @@ class Folder:
         if stale.parent != pictures or _PICTURE.fullmatch(stale.name):
           stale.unlink(missing_ok=True)
     for trajectory, verdict in zip(trajectories, verdicts, strict=True):
-      record = dataclasses.asdict(trajectory)
+      record = dataclasses.asdict(dataclasses.replace(trajectory, parts=()))
+      record['parts'] = self._given(trajectory)
       for item in trajectory.items():
         if item.is_picture:
           file = f'pictures/{len(self._records):05d}_{item.number + 1}_{item.kind}.png'
@@ -98,6 +99,18 @@ class Folder:
     shown, judged = zip(*self._shown, strict=True)
     _write(self.page, gallery.page(shown, title=self._title, notes=_NOTES, verdicts=judged).encode())
     return self.page
+
+  def _given(self, trajectory: trajectory_lib.Trajectory) -> list[dict[str, str]]:
+    """Writes the pictures of a prompt. Returns its parts, each a text or the file of a picture."""
+    parts = []
+    for number, part in enumerate(trajectory.parts, 1):
+      if isinstance(part, str):
+        parts.append({'text': part})
+        continue
+      file = f'pictures/{len(self._records):05d}_{number}_given.png'
+      _write(self._out / file, gallery.png(part))
+      parts.append({'picture': file})
+    return parts
 
 
 def _write(path: pathlib.Path, content: bytes):

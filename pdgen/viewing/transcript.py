@@ -6,13 +6,14 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pdgen.core import tags
+from pdgen.core import modes, tags
 from pdgen.core import trajectory as trajectory_lib
 
 _WIDTH = 110
 # C0, DEL and C1; line and paragraph separators; what changes the direction of text; halves of surrogate pairs.
 _CONTROLS = re.compile('[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]')
 _NAMES = {
+  trajectory_lib.TEXT: 'text',
   trajectory_lib.PLAN: 'plan',
   trajectory_lib.DRAFT: 'sketch',
   trajectory_lib.INSPECTION: 'inspect',
@@ -38,14 +39,18 @@ def text(trajectory: trajectory_lib.Trajectory, *, describe: Callable[[np.ndarra
   sketch   [picture 1: all black]
   (finished by itself after 1 picture)
   """
-  lines = [_paragraph('prompt', trajectory.prompt)]
-  count = 0
+  lines, given, count = [], 0, 0
+  for part in trajectory.given:
+    if not isinstance(part, str):
+      given += 1
+      part = f'[given picture {given}: {part.shape[1]} x {part.shape[0]}]'
+    lines.append(_paragraph('' if lines else 'prompt', part))
   for item in trajectory.items():
     name = _NAMES[item.kind]
     if item.is_picture:
       count += 1
       lines.append(_paragraph(name, f'[picture {count}{": " + describe(item.picture) if describe else ""}]'))
-    elif item.kind == trajectory_lib.INSPECTION:
+    elif item.kind in (trajectory_lib.INSPECTION, trajectory_lib.TEXT):
       lines.append(_paragraph(name, item.text))
     else:
       lines.extend(_plan(name, item.text))
@@ -71,7 +76,8 @@ def printable(words: str, *, keep: str = '') -> str:
 def stop(trajectory: trajectory_lib.Trajectory) -> str:
   """Describes how the trajectory ended."""
   count = len(trajectory.pictures)
-  return f'{STOPS[trajectory.stop]} after {count} picture{"s" * (count != 1)}'
+  what = f'{count} picture{"s" * (count != 1)}' if modes.of(trajectory.mode).paints else 'its answer'
+  return f'{STOPS[trajectory.stop]} after {what}'
 
 
 def _plan(name: str, plan: str) -> list[str]:

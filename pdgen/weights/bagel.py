@@ -264,7 +264,10 @@ def from_released(
     max_latent_size=side,
     image_size=size,
     interpolate_positions=spread,
-    codec=config.CodecConfig(kind='flux', patch=patch, vae=autoencoder),
+    # Those of the released model, or the same share of smaller tables.
+    codec=config.CodecConfig(
+      kind='flux', patch=patch, vae=autoencoder, given_min=min(presets.GIVEN_MIN, patch * side // 2)
+    ),
     vit=encoder,
     attention='auto',
     remat='full',
@@ -279,6 +282,7 @@ def _vit(vit: Mapping[str, Any], bagel: Mapping[str, Any]) -> config.VitConfig:
   depth_of = functools.partial(_number, kind=int, at_least=1, at_most=1000)
   patch = depth_of(vit, 'patch_size', of='vit_config.json')
   select = _number(bagel, 'vit_select_layer', of='config.json', kind=int, at_least=-1000, at_most=-1, default=-2)
+  table = depth_of(bagel, 'vit_max_num_patch_per_side', of='config.json', default=presets.MAX_VIT_PATCHES)
   encoder = config.VitConfig(
     width=size_of(vit, 'hidden_size', of='vit_config.json'),
     # (BAGEL) vit_select_layer -2: the last layer of the file's count is neither built nor stored.
@@ -286,8 +290,9 @@ def _vit(vit: Mapping[str, Any], bagel: Mapping[str, Any]) -> config.VitConfig:
     num_heads=depth_of(vit, 'num_attention_heads', of='vit_config.json'),
     mlp_dim=size_of(vit, 'intermediate_size', of='vit_config.json'),
     patch=patch,
-    max_patches=depth_of(bagel, 'vit_max_num_patch_per_side', of='config.json', default=presets.MAX_VIT_PATCHES),
+    max_patches=table,
     image_size=patch,
+    given_min=min(presets.GIVEN_MIN_VIT, patch * table // 4),
   )
   if encoder.width % encoder.num_heads or encoder.depth < 1:
     sizes = f'width={encoder.width}, heads={encoder.num_heads}, depth={encoder.depth}'

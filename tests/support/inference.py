@@ -61,18 +61,23 @@ def knobs(**changes):
 
 
 @functools.partial(jax.jit, static_argnames=('cfg', 'shape'), compiler_options=toy.QUICK)
-def _start(params, prefix, knobs_, *, cfg, shape):
-  model, rows = nnx.merge(interleaved.graphdef(cfg), params), prefix.und.token_id.shape[0]
+def begin(params, batch, knobs_, *, cfg, shape):
+  """The sampler's state after it has read a `cycle.SampleBatch`."""
+  return cycle.prefill(nnx.merge(interleaved.graphdef(cfg), params), batch, knobs_, shape)
+
+
+def _contexts(prefix):
+  """A batch of contexts, each about to be given a picture."""
+  rows = prefix.und.token_id.shape[0]
   zeros = jnp.zeros(rows, jnp.int32)
-  place = dict(last_item=zeros + grammar.PROMPT, tag_state=zeros + grammar.BOUNDARY, length=zeros, edits=zeros)
-  lane = grammar.GrammarState(**place, texts_since_picture=zeros, refining=zeros > 0, direct=zeros == 0)
+  lane = grammar.from_trajectories([toy.Trajectory(prompt='', steps=(), mode='direct')] * rows)
   keys = jax.vmap(jax.random.key)(jnp.arange(rows))
-  return cycle.prefill(model, cycle.SampleBatch(prefix, lane, keys, zeros + 1), knobs_, shape)
+  return cycle.SampleBatch(prefix, lane, keys, zeros + 1, zeros - 1, zeros + config.MOST)
 
 
 def start(prefix, *, cfg, shape=None):
   """The sampler's state after it has read a batch of contexts, each about to be given a picture."""
-  state = _start(golden_folder.params(), prefix, knobs(), cfg=cfg, shape=shape or program())
+  state = begin(golden_folder.params(), _contexts(prefix), knobs(), cfg=cfg, shape=shape or program())
   assert state.status.tolist() == [cycle.WAITING] * len(state.status)
   return state
 

@@ -44,8 +44,11 @@ def assert_same(got, want):
   for a, b in zip(got, want, strict=True):
     assert isinstance(a, Trajectory) and isinstance(a.steps, tuple)
     for field in dataclasses.fields(Trajectory):
-      if field.name != 'steps':
+      if field.name not in ('steps', 'parts'):
         assert getattr(a, field.name) == getattr(b, field.name), field.name
+    assert [type(part) for part in a.parts] == [type(part) for part in b.parts]
+    for x, y in zip(a.parts, b.parts, strict=True):
+      np.testing.assert_array_equal(x, y)
     assert len(a.steps) == len(b.steps)
     for s, t in zip(a.steps, b.steps, strict=True):
       for field in dataclasses.fields(Step):

@@ -22,6 +22,7 @@ from pdgen.data import record_codec, splits
 
 _LONGEST_LINE = 2**24
 _FIELDS = ('prompt', 'steps', 'mode', 'id', 'split', 'provenance', 'spec', 'metadata')
+_MODES = (trajectory_lib.PROCESS, trajectory_lib.DIRECT)
 _STEP = ('plan', 'draft', 'inspection', 'corrected_plan', 'refined', 'draft_is_target')
 # Types of the fields of the provenance in JSON.
 _PROVENANCE: dict[str, type | tuple[type, ...]] = {
@@ -60,8 +61,8 @@ def trajectory(row: Any, pictures: base.Pictures) -> trajectory_lib.Trajectory:
   base.only(line, _FIELDS, what='the trajectory')
   prompt = base.text(line.get('prompt'), what='prompt')
   mode = line.get('mode', trajectory_lib.PROCESS)
-  if mode not in trajectory_lib.MODES:
-    raise ValueError(f'mode is {mode!r}; known: {list(trajectory_lib.MODES)}')
+  if mode not in _MODES:
+    raise ValueError(f'mode is {mode!r}; known: {list(_MODES)}')
   split = line.get('split')
   if split is not None and split != row.assigned.get(_key(prompt)):
     if split not in splits.SPLITS:
