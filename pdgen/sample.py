@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pdgen import flags as flags_lib
+from pdgen import prompt_flags
 from pdgen.core import modes
 from pdgen.core import trajectory as trajectory_lib
 from pdgen.data import images
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None):
       flags_lib.enable_compilation_cache()
     painter, world = flags_lib.load(parser, flags, needs_world=bool(flags.heldout))
     detect = world.detect if world else None
-    wanted = [_asked(_row(p, world)) if isinstance(p, str) else p for p in flags_lib.prompts(flags.asked)]
+    wanted = [_asked(_row(p, world)) if isinstance(p, str) else p for p in prompt_flags.read(flags.asked)]
     wanted += map(_asked, world.prompts('heldout', per_task=flags.heldout) if world and flags.heldout else [])
     folder = report.Folder(out, title=f'Painted by {pathlib.Path(flags.checkpoint).name}') if out else None
 
@@ -67,7 +68,7 @@ def main(arguments: Sequence[str] | None = None):
 
 def _parser() -> flags_lib.Parser:
   parser = flags_lib.Parser(prog='python -m pdgen.sample', description=__doc__)
-  flags_lib.add_prompts(parser)
+  prompt_flags.add(parser)
   parser.add_argument(
     '--heldout',
     type=flags_lib.whole(0, flags_lib.MANY),

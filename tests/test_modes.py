@@ -10,8 +10,7 @@ import pytest
 from PIL import Image
 from support import letters, scripted, stored, toy
 
-from pdgen import flags as flags_lib
-from pdgen import sample
+from pdgen import prompt_flags, sample
 from pdgen.core import config, modes, trajectory
 from pdgen.data import record_codec
 from pdgen.inference import requests, results, streaming
@@ -268,7 +267,7 @@ def test_the_command_line_gives_pictures_to_the_next_prompt(together, tmp_path):
     ['--prompt=a', '--picture=x.png', '--picture=y.png', '--prompt=b', '--picture=z.png']
   )
   x, y, z = (pathlib.Path(f'{name}.png') for name in 'xyz')
-  assert flags_lib.prompts(flags.asked) == ['a', [x, y, 'b'], [z]]
+  assert prompt_flags.read(flags.asked) == ['a', [x, y, 'b'], [z]]
   page = report.Folder(tmp_path, title='t').add(together.trajectories, [None] * len(ASKED))
   told = json.loads((tmp_path / 'trajectories.json').read_text())
   assert told[1]['parts'] == [{'picture': 'pictures/00001_1_given.png'}, {'text': 'night'}] and not told[0]['parts']
