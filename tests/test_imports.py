@@ -41,6 +41,7 @@ COMMANDS = {
 }
 SHARED = {
   'flags',
+  'prompt_flags',
   'startup',
   'testing',
   'dataset_page',

@@ -32,7 +32,7 @@ class SamplerParams(struct.PyTreeNode):
   @classmethod
   def of(cls, sampling: config_lib.SamplingConfig) -> 'SamplerParams':
     """The numbers of a config. Raises: ValueError naming one that is not finite."""
-    kinds = dict.fromkeys(('top_k', 'flow_steps', 'max_edits'), jnp.int32)
+    kinds = {'top_k': jnp.int32, 'flow_steps': jnp.int32, 'max_edits': jnp.int32}
     for name in DYNAMIC_FIELDS:
       if not np.isfinite(np.asarray(getattr(sampling, name), np.float64)).all():
         raise ValueError(f'sampling.{name}={getattr(sampling, name)} is not finite.')
