@@ -102,7 +102,8 @@ def test_the_prompts_are_lowered_with_the_dtypes_that_they_are_sampled_with(smal
   und, gen = batch.prefix.und, batch.prefix.gen
   assert und.weight.dtype == gen.weight.dtype == jnp.float32
   assert {x.dtype for x in (*und.tokens, und.token_id, und.picture, *gen.tokens, gen.patch)} == {jnp.dtype('int32')}
-  assert batch.grammar.direct.dtype == batch.grammar.refining.dtype == jnp.bool_
+  assert batch.grammar.refining.dtype == jnp.bool_
+  assert batch.grammar.moves.dtype == batch.kept_order.dtype == batch.texts_until.dtype == jnp.int32
   assert und.label.shape == (8, aot.PREFIX) and gen.patch.shape == (8, 0)
 
 
