@@ -30,7 +30,7 @@ class Painted:
 
   trajectories: list[Trajectory]
   timings: dict[str, float]
-  tokens: list[int]
+  chosen: list[range]
 
 
 def scene(prompt, *, wrong=False):
@@ -61,7 +61,7 @@ class Paints:
     self.calls.append((sampling, list(seed)))
     painted = [self.paint(p, s % 6, sampling, inspector) for p, s in zip(prompts, seed, strict=True)]
     timings = {'seconds': len(prompts) * 0.5, 'compile_calls': 0}
-    return Painted(painted, timings, [10 + s for s in seed])
+    return Painted(painted, timings, [range(10 + s) for s in seed])
 
   def paint(self, prompt, case, sampling, inspector):
     right, wrong = (renderer.render(scene(prompt, wrong=w)) for w in (False, True))

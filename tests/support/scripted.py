@@ -38,6 +38,7 @@ class Script:
       pictures[i] = np.arange(1, 5, dtype=np.uint8)[:, None, None, None] + 10 * i
     return types.SimpleNamespace(
       output_tokens=written,
+      output_logprobs=np.full(written.shape, -0.5),
       output_count=counts,
       pictures=pictures,
       picture_count=painted,
