@@ -235,7 +235,7 @@ def _end(sampling):
 def _requests(prompts, *, seeds, pictures):
   starts = [requests_lib.start(p, 'process') for p in prompts]
   return [
-    requests_lib.Request(start=start, seed=seed, pictures=most)
+    requests_lib.Request(start=start, seed=seed, pictures=most, sampling=GREEDY)
     for start, seed, most in zip(starts, seeds, pictures, strict=True)
   ]
 

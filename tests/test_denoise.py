@@ -61,7 +61,8 @@ def sampler(cfg):
   painter = toy.painter(cfg, SAMPLING)
   starts = [_without_last_picture(t) for t in _painted_last()]
   requests = [
-    requests_lib.Request(start=start, seed=seed, pictures=1) for start, seed in zip(starts, (5, 6, 5), strict=True)
+    requests_lib.Request(start=start, seed=seed, pictures=1, sampling=SAMPLING)
+    for start, seed in zip(starts, (5, 6, 5), strict=True)
   ]
   request = painter.sample_batch(requests, batch_size=4)
   # Scales of 1 must not take the branches out of the program.

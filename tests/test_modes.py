@@ -31,6 +31,14 @@ ASKED = [
 
 
 @pytest.fixture(scope='module', autouse=True)
+def quick_to_compile():
+  before = jax.config.read('jax_disable_most_optimizations')
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', before)
+
+
+@pytest.fixture(scope='module', autouse=True)
 def short_system_prompts():
   """A program for 200 tokens of prompt takes seconds longer to compile."""
   before = dict(modes.TABLE)
@@ -50,8 +58,13 @@ def painter():
 
 def _arguments(asked):
   names, prompts, scales = zip(*asked, strict=True)
-  text, image = zip(*scales, strict=True)
-  return list(prompts), dict(mode=names, seed=list(range(len(asked))), text_guidance=text, image_guidance=image)
+  # Words are chosen in two ways, too.
+  ways = [dict(temperature=0.8, top_k=9, repetition_penalty=1.2) if mode == 'free' else {} for mode in names]
+  own = [
+    dataclasses.replace(SAMPLING, text_guidance=text, image_guidance=image, **way)
+    for (text, image), way in zip(scales, ways, strict=True)
+  ]
+  return list(prompts), dict(mode=names, seed=list(range(len(asked))), sampling=own)
 
 
 @pytest.fixture(scope='module')
@@ -63,12 +76,13 @@ def together(painter):
 def _alone(painter, asked, seed):
   """The trajectory, sampled in the program of all of ASKED with idle rows beside it."""
   prompts, options = _arguments(ASKED)
-  everything = requests.make(prompts, sampling=SAMPLING, **options)
+  everything = requests.make(prompts, **options)
   shape = requests.prefix_shape(everything, config=painter.config, tokenizer=toy.WORDS)
   prompts, options = _arguments([asked])
-  chosen = requests.make(prompts, sampling=SAMPLING, **{**options, 'seed': seed})
-  sampling = requests.widest(SAMPLING, everything)
-  state = painter.run(chosen, sampling=sampling, batch_size=len(ASKED), shape=shape)
+  chosen = requests.make(prompts, **{**options, 'seed': seed})
+  batch = painter.sample_batch(chosen, batch_size=len(ASKED), shape=shape)
+  sampler = requests.sampler_params([*chosen, *everything[1:]], len(ASKED))
+  state = cycle.run(painter.graphdef, painter.params, batch, sampler, painter.spec(requests.joint(everything)))
   host = jax.device_get({name: getattr(state, name) for name in results.FETCHED})
   return results.parse_output(chosen[0].start, host, 0, toy.WORDS)
 
@@ -198,8 +212,8 @@ def test_one_prompt_or_many():
   assert count(['a', 'b']) == count([[PICTURE, 'a'], 'b']) == 2
   with pytest.raises(ValueError, match='3 modes for 2 prompts'):
     count(['a', 'b'], mode=('direct',) * 3)
-  with pytest.raises(ValueError, match=r'1 scales \(image_guidance\) for 2 prompts'):
-    count(['a', 'b'], image_guidance=(2.0,))
+  with pytest.raises(ValueError, match='1 sampling configs for 2 prompts'):
+    requests.make(['a', 'b'], sampling=[SAMPLING])
 
 
 def test_parts_are_those_of_the_prompt_and_steps_those_of_the_mode():

@@ -67,22 +67,24 @@ def test_the_cache_of_a_request_is_reckoned_as_it_is_made(monkeypatch):
   sampling = dataclasses.replace(SAMPLING, image_guidance=2.0)
   shape = requests.prefix_shape(requests.make('p', sampling=sampling), config=PAINTER.config, tokenizer=toy.WORDS)
   needed = memory.required(toy.MODEL, sampling, prefix=shape.row_budget, rows=3)
-  batch = PAINTER.sample_batch(requests.make(['p'] * 3, sampling=sampling))
+  asked = requests.make(['p'] * 3, sampling=sampling)
+  batch = PAINTER.sample_batch(asked)
   params, program = flow.SamplerParams.of(sampling), PAINTER.spec(sampling)
   state = jax.eval_shape(lambda: cycle.run(PAINTER.graphdef, PAINTER.params, batch, params, program))
   size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
   assert needed['KV cache'] == size(state.cache)
-  assert needed['pictures'] == size(state.pictures) and needed['output tokens'] == size(state.output_tokens)
+  chosen = state.output_tokens, state.output_logprobs
+  assert needed['pictures'] == size(state.pictures) and needed['output tokens'] == size(chosen)
   # A device that has a byte less refuses it, one that has just enough does not.
   total = sum(needed.values()) + memory.of_weights(PAINTER.params)
   for limit, fits in ((total, True), (total - 1, False)):
     monkeypatch.setattr(memory, 'limit', lambda params, limit=limit: limit)
     painter = dataclasses.replace(PAINTER)
     if fits:
-      painter._check_fits(sampling, prefix=shape.row_budget, rows=3)
+      painter._check_fits(asked, prefix=shape.row_budget, rows=3)
     else:
       with pytest.raises(ValueError, match='the device has'):
-        painter._check_fits(sampling, prefix=shape.row_budget, rows=3)
+        painter._check_fits(asked, prefix=shape.row_budget, rows=3)
 
 
 def test_a_container_may_have_less_than_the_machine(monkeypatch, tmp_path):

@@ -50,7 +50,7 @@ def _seen(picture, **parts):
 
 
 def _request(start):
-  return requests.Request(start=start, seed=3, pictures=1)
+  return requests.Request(start=start, seed=3, pictures=1, sampling=SAMPLING)
 
 
 @pytest.fixture(scope='module')

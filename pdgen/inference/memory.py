@@ -54,7 +54,7 @@ def required(
     'KV cache': rows * slots * (of_token + metadata),
     'attention scores': rows * heads * scores,
     'pictures': rows * sampling.max_pictures * 3 * math.prod(size),
-    'output tokens': rows * sampling.max_tokens * 4,
+    'output tokens': rows * sampling.max_tokens * 8,  # And their log-probabilities.
   }
 
 

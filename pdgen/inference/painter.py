@@ -36,9 +36,10 @@ from pdgen.inference.requests import Size as Size
 from pdgen.inference.results import Result as Result
 from pdgen.models import interleaved, partition
 from pdgen.models import params as params_lib
-from pdgen.sampling import cycle, grammar
+from pdgen.sampling import cycle, flow, grammar
 from pdgen.weights import loading
 
+Sampling = config_lib.SamplingConfig | Sequence[config_lib.SamplingConfig]  # Of all prompts, or one for each.
 # Trajectories of a batch when the caller does not say: enough to use the machine, small enough for any of them.
 DEFAULT_BATCH = 32
 
@@ -91,11 +92,9 @@ class Painter:
     *,
     mode: str | Sequence[str] | None = None,
     seed: int | np.integer | Sequence[int] = 0,
-    sampling: config_lib.SamplingConfig | None = None,
+    sampling: Sampling | None = None,
     batch_size: int | None = None,
     pictures: int | None = None,
-    text_guidance: float | Sequence[float] | None = None,
-    image_guidance: float | Sequence[float] | None = None,
     size: Size | Sequence[Size | None] | None = None,
     inspector: dictation.Inspector | None = None,
   ) -> Result:
@@ -111,12 +110,11 @@ class Painter:
         keep their own. None: `process`, their own for trajectories.
       seed: of the first prompt; the next ones take the next numbers, so that any of them can be had again alone. Or
         one for each prompt.
-      sampling: the config's own by default.
+      sampling: of all, or one for each prompt; by default the config's own. What may differ within a batch is
+        `flow.PER_TRAJECTORY`; prompts that differ in more are painted in batches of their own.
       batch_size: trajectories a compiled call; by default all, at most 32. The last batch is filled up with idle rows,
         and with a mesh every batch to a multiple of its rows of devices.
       pictures: at most so many more pictures for each; by default sampling.max_pictures in all.
-      text_guidance: scale of all, or one for each prompt; by default sampling.text_guidance.
-      image_guidance: the same for the guidance by pictures.
       size: (height, width) of the pictures that are painted, of all or one for each prompt: multiples of the codec's
         patch within the position table. None: the model's own, in `edit` and `think` that of the last given picture.
         Each size is a batch and a program of its own.
@@ -132,8 +130,6 @@ class Painter:
       sampling=sampling,
       batch_size=batch_size,
       pictures=pictures,
-      text_guidance=text_guidance,
-      image_guidance=image_guidance,
       size=size,
       inspector=inspector,
     )
@@ -145,7 +141,7 @@ class Painter:
     *,
     think: bool = False,
     seed: int | np.integer | Sequence[int] = 0,
-    sampling: config_lib.SamplingConfig | None = None,
+    sampling: Sampling | None = None,
     batch_size: int | None = None,
   ) -> str | list[str]:
     """Answers questions about pictures: `painter.answer([picture, 'how many dogs?'])`.
@@ -172,11 +168,9 @@ class Painter:
     *,
     mode: str | Sequence[str] | None = None,
     seed: int | np.integer | Sequence[int] = 0,
-    sampling: config_lib.SamplingConfig | None = None,
+    sampling: Sampling | None = None,
     batch_size: int | None = None,
     pictures: int | None = None,
-    text_guidance: float | Sequence[float] | None = None,
-    image_guidance: float | Sequence[float] | None = None,
     size: Size | Sequence[Size | None] | None = None,
     inspector: dictation.Inspector | None = None,
   ) -> Iterator[tuple[list[int], Result]]:
@@ -184,29 +178,21 @@ class Painter:
 
     Arguments and errors as of `sample`, at the call.
     """
-    sampling = sampling or self.config.sampling
-    self.check(sampling)
-    dictation.check(sampling, inspector)
-    scales = dict(text_guidance=text_guidance, image_guidance=image_guidance)
-    requests = requests_lib.make(prompts, sampling=sampling, mode=mode, seed=seed, pictures=pictures, **scales)
-    requests = requests_lib.sized(requests, size, self.config.model)
-    sampling = requests_lib.widest(sampling, requests)
-    learned_modes.warn(self.config.data, {request.start.mode for request in requests})
+    requests = self._requests(prompts, sampling, inspector, size, mode=mode, seed=seed, pictures=pictures)
     batches = list(self._batches(requests, batch_size))
     requests_lib.check(requests)
     for numbers, rows, shape in batches:
-      self._check_fits(sampling, prefix=shape.row_budget, rows=rows, size=requests[numbers[0]].size)
+      self._check_fits([requests[i] for i in numbers], prefix=shape.row_budget, rows=rows)
 
     def paint() -> Iterator[tuple[list[int], Result]]:
       for numbers, rows, shape in batches:
         began, compiled = time.perf_counter(), _compiled_programs()
         chosen = [requests[i] for i in numbers]
         if inspector is None:
-          state = self.run(chosen, sampling=sampling, batch_size=rows, shape=shape)
+          state = self.run(chosen, batch_size=rows, shape=shape)
         else:
           batch = self.sample_batch(chosen, batch_size=rows, shape=shape)
-          phases = self.phases(sampling, chosen, rows)
-          state = dictation.run(phases, batch, chosen, self.tokenizer, inspector)
+          state = dictation.run(self._phases(chosen, rows), batch, chosen, self.tokenizer, inspector)
         host = jax.device_get({name: getattr(state, name) for name in results.FETCHED})
         more = {'seconds': time.perf_counter() - began, 'compile_calls': int(_compiled_programs() > compiled)}
         yield numbers, results.of_batch([r.start for r in chosen], host, self.tokenizer, timings=more)
@@ -219,11 +205,9 @@ class Painter:
     *,
     mode: str | Sequence[str] | None = None,
     seed: int | np.integer | Sequence[int] = 0,
-    sampling: config_lib.SamplingConfig | None = None,
+    sampling: Sampling | None = None,
     batch_size: int | None = None,
     pictures: int | None = None,
-    text_guidance: float | Sequence[float] | None = None,
-    image_guidance: float | Sequence[float] | None = None,
     size: Size | Sequence[Size | None] | None = None,
   ) -> Generator[streaming.Event, None, None]:
     """Paints all prompts as one batch and tells what happens as it happens (`inference.streaming`).
@@ -237,66 +221,68 @@ class Painter:
       sampling: as of `sample`.
       batch_size: rows of the batch; a program is compiled for each size. None: one for each prompt.
       pictures: as of `sample`.
-      text_guidance: as of `sample`.
-      image_guidance: as of `sample`.
       size: as of `sample`; one for all.
 
     Raises: as `sample`, at the call.
     """
-    sampling = sampling or self.config.sampling
-    self.check(sampling)
-    dictation.check(sampling, None)
-    scales = dict(text_guidance=text_guidance, image_guidance=image_guidance)
-    requests = requests_lib.make(prompts, sampling=sampling, mode=mode, seed=seed, pictures=pictures, **scales)
-    requests = requests_lib.sized(requests, size, self.config.model)
-    sampling = requests_lib.widest(sampling, requests)
-    learned_modes.warn(self.config.data, {request.start.mode for request in requests})
+    requests = self._requests(prompts, sampling, None, size, mode=mode, seed=seed, pictures=pictures)
     shape = requests_lib.prefix_shape(requests, config=self.config, tokenizer=self.tokenizer)
     requests_lib.check(requests)
     rows = self._rows(batch_size, len(requests))
-    painted = requests_lib.painted_size(requests)
-    self._check_fits(sampling, prefix=shape.row_budget, rows=rows, size=painted)
+    self._check_fits(requests, prefix=shape.row_budget, rows=rows)
     batch = self.sample_batch(requests, batch_size=rows, shape=shape)
-    return streaming.events(self.phases(sampling, requests, rows), batch, requests, self.tokenizer)
+    return streaming.events(self._phases(requests, rows), batch, requests, self.tokenizer)
 
   def run(
     self,
     requests: Sequence[requests_lib.Request],
     *,
-    sampling: config_lib.SamplingConfig,
     batch_size: int | None = None,
     shape: requests_lib.PrefixShape | None = None,
   ) -> cycle.State:
     """One compiled call; the final state of the loop, still on the device. Arguments as of `sample_batch`."""
     batch = self.sample_batch(requests, batch_size=batch_size, shape=shape)
-    sampler = requests_lib.sampler_params(sampling, requests, batch.key.shape[0])
+    phases = self._phases(requests, batch.key.shape[0])
     with phases_lib.on_mesh(self.mesh):
-      return cycle.run(self.graphdef, self.params, batch, sampler, self.spec(sampling, requests))
+      return cycle.run(self.graphdef, self.params, batch, phases.sampler, phases.spec)
 
-  def phases(
-    self, sampling: config_lib.SamplingConfig, requests: Sequence[requests_lib.Request] = (), rows: int = 0
-  ) -> phases_lib.Phases:
-    """The parts of that call for a batch of `rows`, compiled one by one. Without requests: as the config says alone."""
-    return phases_lib.Phases(
-      graphdef=self.graphdef,
-      params=self.params,
-      sampler=requests_lib.sampler_params(sampling, requests, rows),
-      spec=self.spec(sampling, requests),
-      mesh=self.mesh,
-    )
+  def phases(self, sampling: config_lib.SamplingConfig) -> phases_lib.Phases:
+    """The parts of that call, compiled one by one."""
+    return self._phases_of(flow.SamplerParams.of(sampling), self.spec(sampling))
+
+  def _phases(self, requests: Sequence[requests_lib.Request], rows: int) -> phases_lib.Phases:
+    """The same for a batch of requests."""
+    spec = self.spec(requests_lib.joint(requests), requests_lib.painted_size(requests))
+    return self._phases_of(requests_lib.sampler_params(requests, rows), spec)
+
+  def _phases_of(self, sampler: flow.SamplerParams, spec: cycle.SamplerSpec) -> phases_lib.Phases:
+    return phases_lib.Phases(graphdef=self.graphdef, params=self.params, sampler=sampler, spec=spec, mesh=self.mesh)
 
   def check(self, sampling: config_lib.SamplingConfig):
     """Raises ValueError when the caps leave no room for one round, or do not fit the memory of the device."""
     if sampling.max_text_tokens < grammar.SHORTEST:
       raise ValueError(f'{sampling.max_text_tokens=} leaves no room: the tags of a plan alone take {grammar.SHORTEST}.')
-    self._check_fits(sampling, prefix=packed.RowBudget(1, 0, 0), rows=1)
+    self._check_room(sampling, prefix=packed.RowBudget(1, 0, 0), rows=1)
 
-  def spec(
-    self, sampling: config_lib.SamplingConfig, requests: Sequence[requests_lib.Request] = ()
-  ) -> cycle.SamplerSpec:
-    """What of the sampling config shapes the compiled program, with this painter's tokens and the size of requests."""
-    size = requests_lib.painted_size(requests) if requests else None
+  def spec(self, sampling: config_lib.SamplingConfig, size: Size | None = None) -> cycle.SamplerSpec:
+    """What of the sampling config and the size of pictures shapes the compiled program, with this painter's tokens."""
     return cycle.SamplerSpec.of(sampling, self.tokenizer.specials, self.tokenizer.vocab_size, size)
+
+  def _requests(
+    self,
+    prompts: Prompt | Sequence[Prompt],
+    sampling: Sampling | None,
+    inspector: dictation.Inspector | None,
+    size: Size | Sequence[Size | None] | None,
+    **options: Any,
+  ) -> list[requests_lib.Request]:
+    """Checked requests; warns of modes that the model has not learned."""
+    made = requests_lib.make(prompts, sampling=sampling or self.config.sampling, **options)
+    for own in {request.sampling for request in made}:
+      self.check(own)
+      dictation.check(own, inspector)
+    learned_modes.warn(self.config.data, {request.start.mode for request in made})
+    return requests_lib.sized(made, size, self.config.model)
 
   def sample_batch(
     self,
@@ -318,12 +304,13 @@ class Painter:
   def _batches(
     self, requests: Sequence[requests_lib.Request], batch_size: int | None
   ) -> Iterator[tuple[list[int], int, requests_lib.PrefixShape]]:
-    """(numbers of the requests, rows, shape) of each batch: of those that paint one size, and of these of those whose
-    prefixes have pictures of the model's own size, and of the others. All of a kind share a shape, and so a program.
+    """(numbers of the requests, rows, shape) of each batch. Those that are sampled by one program, paint one size, and
+    have pictures of the model's own size alone in their prefixes, or not, share a shape, and so a program.
     """
     groups: dict[Any, list[int]] = {}
     for i, request in enumerate(requests):
-      kind = request.size, requests_lib.any_size(request.start, self.config.model)
+      own = requests_lib.any_size(request.start, self.config.model)
+      kind = requests_lib.program_of(request.sampling), request.size, own
       groups.setdefault(kind, []).append(i)
     for group in groups.values():
       shape = requests_lib.prefix_shape([requests[i] for i in group], config=self.config, tokenizer=self.tokenizer)
@@ -352,10 +339,14 @@ class Painter:
     """Bytes on a device: of the weights, and of all that it has (None: not known)."""
     return memory.of_weights(self.params), memory.limit(self.params)
 
-  def _check_fits(
+  def _check_fits(self, requests: Sequence[requests_lib.Request], *, prefix: packed.RowBudget, rows: int):
+    """Raises ValueError for a batch with caps that leave no room, or that does not fit the device."""
+    size = requests_lib.painted_size(requests)
+    self._check_room(requests_lib.joint(requests), prefix=prefix, rows=rows, size=size)
+
+  def _check_room(
     self, sampling: config_lib.SamplingConfig, *, prefix: packed.RowBudget, rows: int, size: Size | None = None
   ):
-    """Raises ValueError for a batch of so many rows with caps that leave no room, or that does not fit the device."""
     worst = cycle.max_tokens_per_round(self.config.model, sampling, size)
     if sampling.max_tokens < worst:
       raise ValueError(f'{sampling.max_tokens=} leaves no room: a plan, an inspection and a picture may take {worst}.')

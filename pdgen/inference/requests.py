@@ -34,6 +34,8 @@ Prompt = str | Picture | Sequence[str | Picture] | trajectory_lib.Trajectory
 _UND_BUCKET = 32  # Lengths of prefixes are multiples of it.
 _PICTURE_BUCKET = 2  # The same for the number of pictures.
 _PICTURES = 'arrays uint8[H, W, 3], images of Pillow, or files as pathlib.Path'
+# Numbers of a sampling config by which the program has a part more, unless they are these.
+_OFF = {'top_k': 0, 'top_p': 1.0, 'repetition_penalty': 1.0, 'text_guidance': 1.0, 'image_guidance': 1.0}
 _MAX_TEXT = 4096  # Tokens of a prompt or another text; more where a row of the training data has room for more.
 
 
@@ -45,8 +47,8 @@ class Request:
   seed: int  # Of its PRNG key.
   pictures: int  # At most so many more.
   has_ended: bool = False  # The trajectory was given as a finished one.
+  sampling: config_lib.SamplingConfig
   size: tuple[int, int] | None = None  # (H, W) of the pictures to paint; None: the model's own.
-  guidance: tuple[float, float] | None = None  # Scales by texts and by pictures; None: those of the sampling config.
 
 
 class PrefixShape(NamedTuple):
@@ -59,12 +61,10 @@ class PrefixShape(NamedTuple):
 def make(
   prompts: Prompt | Sequence[Prompt],
   *,
-  sampling: config_lib.SamplingConfig,
+  sampling: config_lib.SamplingConfig | Sequence[config_lib.SamplingConfig],
   mode: str | Sequence[str] | None = None,
   seed: int | np.integer | Sequence[int] = 0,
   pictures: int | None = None,
-  text_guidance: float | Sequence[float] | None = None,
-  image_guidance: float | Sequence[float] | None = None,
 ) -> list[Request]:
   """A request for each prompt. Arguments as of `painter.Painter.sample`, whose errors these are.
 
@@ -85,16 +85,12 @@ def make(
     if not isinstance(s, (int, np.integer)) or not 0 <= s < 2**32:
       raise ValueError(f'Seeds are from 0 to 2**32 - 1, and a prompt takes the one after that of the last: not {s}.')
   starts = [start(prompt, name) for prompt, name in zip(many, modes, strict=True)]
-  scales = _guidance(len(many), sampling, text_guidance, image_guidance)
+  samplings = _of_each(sampling, len(many), 'sampling configs', one=config_lib.SamplingConfig)
   return [
     Request(
-      start=s,
-      seed=own_seed,
-      pictures=_pictures_left(s, sampling, pictures),
-      has_ended=_has_ended(prompt),
-      guidance=scale,
+      start=s, seed=own_seed, pictures=_pictures_left(s, own, pictures), has_ended=_has_ended(prompt), sampling=own
     )
-    for prompt, s, own_seed, scale in zip(many, starts, seeds, scales, strict=True)
+    for prompt, s, own_seed, own in zip(many, starts, seeds, samplings, strict=True)
   ]
 
 
@@ -264,26 +260,31 @@ def sample_batch(
   )
 
 
-def widest(sampling: config_lib.SamplingConfig, requests: Sequence[Request]) -> config_lib.SamplingConfig:
-  """The config with scales of guidance that are 1 only where those of all requests are: which branches there are."""
-  scales = [r.guidance for r in requests if r.guidance is not None]
-  if not scales:
-    return sampling
-  text, image = (max(column, key=lambda scale: abs(scale - 1)) for column in zip(*scales, strict=True))
-  return dataclasses.replace(sampling, text_guidance=text, image_guidance=image)
+def program_of(sampling: config_lib.SamplingConfig) -> config_lib.SamplingConfig:
+  """What of a sampling config the requests of a batch share: all but the numbers that each may have of its own."""
+  defaults = config_lib.SamplingConfig()
+  return dataclasses.replace(sampling, **{name: getattr(defaults, name) for name in flow.PER_TRAJECTORY})
 
 
-def sampler_params(
-  sampling: config_lib.SamplingConfig, requests: Sequence[Request], batch_size: int
-) -> flow.SamplerParams:
-  """The numbers of the sampler for a batch of requests and idle rows, with scales of each row where they have any."""
-  params = flow.SamplerParams.of(sampling)
-  if all(request.guidance is None for request in requests):
-    return params
-  own = sampling.text_guidance, sampling.image_guidance
-  rows = [r.guidance or own for r in requests] + [own] * (batch_size - len(requests))
-  text, image = (jnp.asarray(column, jnp.float32) for column in zip(*rows, strict=True))
-  return params.replace(text_guidance=text, image_guidance=image)
+def joint(requests: Sequence[Request]) -> config_lib.SamplingConfig:
+  """The sampling config whose program does what any of the requests asks for.
+
+  Raises: ValueError where they differ in more than each may have of its own.
+  """
+  samplings = [request.sampling for request in requests]
+  if len(set(map(program_of, samplings))) > 1:
+    raise ValueError(
+      'Requests whose sampling configs differ in more than the numbers of a trajectory '
+      f'({", ".join(flow.PER_TRAJECTORY)}) do not share a batch: `Painter.sample` does so by itself.'
+    )
+  asked = {name: next((v for s in samplings if (v := getattr(s, name)) != off), off) for name, off in _OFF.items()}
+  return dataclasses.replace(samplings[0], **asked)
+
+
+def sampler_params(requests: Sequence[Request], batch_size: int) -> flow.SamplerParams:
+  """The numbers of the sampler for a batch of requests and idle rows."""
+  rows = [request.sampling for request in requests]
+  return flow.SamplerParams.of_rows(rows + rows[:1] * (batch_size - len(rows)))
 
 
 def _branches(
@@ -343,24 +344,6 @@ def _of_each(value: Any, count: int, what: str, *, one: Any) -> list[Any]:
   if len(values) != count:
     raise ValueError(f'{len(values)} {what} for {count} prompts.')
   return values
-
-
-def _guidance(
-  count: int,
-  sampling: config_lib.SamplingConfig,
-  text: float | Sequence[float] | None,
-  image: float | Sequence[float] | None,
-) -> list[tuple[float, float] | None]:
-  """Scales of each prompt; all None where the config's own are meant."""
-  if text is None and image is None:
-    return [None] * count
-  columns = []
-  for name, value in (('text_guidance', text), ('image_guidance', image)):
-    value = getattr(sampling, name) if value is None else value
-    columns.append(_of_each(value, count, f'scales ({name})', one=(int, float)))
-    if not all(np.isfinite(scale) for scale in columns[-1]):
-      raise ValueError(f'{name}={value} is not finite.')
-  return list(zip(*columns, strict=True))
 
 
 def _check_texts(start: trajectory_lib.Trajectory, config: config_lib.Config, tokenizer: base.Tokenizer):

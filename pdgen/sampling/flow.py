@@ -1,7 +1,7 @@
 """Rectified-flow sampling: time grid, guidance and its renormalisation. t = 1 is noise, t = 0 the picture."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -17,17 +17,19 @@ class SamplerParams(struct.PyTreeNode):
   All its other fields shape the compiled program (`cycle.SamplerSpec`).
   """
 
-  temperature: jax.Array  # f32[]; 0 = greedy text.
-  top_k: jax.Array  # int32[]; 0 = all tokens.
-  top_p: jax.Array  # f32[]; 1 = all tokens.
-  repetition_penalty: jax.Array  # f32[]; 1 = none.
-  text_guidance: jax.Array  # f32[], or f32[B] with a scale of each trajectory; 1 = none.
-  image_guidance: jax.Array  # The same.
+  # Of all trajectories, [], or one of each, [B]: PER_TRAJECTORY.
+  temperature: jax.Array  # f32; 0 = greedy text.
+  top_k: jax.Array  # int32; 0 = all tokens.
+  top_p: jax.Array  # f32; 1 = all tokens.
+  repetition_penalty: jax.Array  # f32; 1 = none.
+  text_guidance: jax.Array  # f32; 1 = none.
+  image_guidance: jax.Array  # f32; 1 = none.
+  renorm_min: jax.Array  # f32; lower clamp of the renormalisation.
+  max_edits: jax.Array  # int32; refined pictures a trajectory.
+  # Of all trajectories.
   guidance_interval: jax.Array  # f32[2]; guidance is on for low < t <= high.
-  renorm_min: jax.Array  # f32[]; lower clamp of the renormalisation.
   timestep_shift: jax.Array  # f32[]; s in t <- s t / (1 + (s - 1) t).
   flow_steps: jax.Array  # int32[]; Euler steps a picture.
-  max_edits: jax.Array  # int32[]; refined pictures a trajectory.
 
   @classmethod
   def of(cls, sampling: config_lib.SamplingConfig) -> 'SamplerParams':
@@ -38,14 +40,23 @@ class SamplerParams(struct.PyTreeNode):
         raise ValueError(f'sampling.{name}={getattr(sampling, name)} is not finite.')
     return cls(**{name: jnp.asarray(getattr(sampling, name), kinds.get(name, jnp.float32)) for name in DYNAMIC_FIELDS})
 
+  @classmethod
+  def of_rows(cls, samplings: Sequence[config_lib.SamplingConfig]) -> 'SamplerParams':
+    """The numbers of a batch, from the config of each row. They differ in PER_TRAJECTORY alone. Raises: as `of`."""
+    rows = [cls.of(sampling) for sampling in samplings]
+    if len(set(samplings)) == 1:
+      return rows[0]
+    return rows[0].replace(**{name: jnp.stack([getattr(row, name) for row in rows]) for name in PER_TRAJECTORY})
+
 
 DYNAMIC_FIELDS = tuple(field.name for field in dataclasses.fields(SamplerParams))
+PER_TRAJECTORY = DYNAMIC_FIELDS[: DYNAMIC_FIELDS.index('guidance_interval')]
 
 
 def time_at(step: jax.Array, params: SamplerParams) -> jax.Array:
   """Shifted time before Euler step `step` of `params.flow_steps`: f32[], from 1 at step 0 to 0 after the last.
 
-  >>> k = SamplerParams(*[None] * 8, timestep_shift=4.0, flow_steps=2, max_edits=9)
+  >>> k = SamplerParams(*[None] * 9, timestep_shift=4.0, flow_steps=2)
   >>> [round(float(time_at(i, k)), 3) for i in range(3)]
   [1.0, 0.8, 0.0]
   """
@@ -102,4 +113,4 @@ def guide(
 
 def _renormalise(guided: jax.Array, v: jax.Array, params: SamplerParams, *, axes: tuple[int, ...]) -> jax.Array:
   want, have = (jnp.sqrt(jnp.sum(x * x, axis=axes, keepdims=True)) for x in (v, guided))
-  return guided * jnp.clip(want / (have + 1e-8), params.renorm_min, 1.0)
+  return guided * jnp.clip(want / (have + 1e-8), jnp.reshape(params.renorm_min, (-1, 1, 1)), 1.0)

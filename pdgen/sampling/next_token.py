@@ -60,7 +60,7 @@ def sample(
 
   # Gumbel-max: argmax(logits + temperature * gumbel) samples from softmax(logits / temperature).
   # Greedy text, the default, does without the noise: for BAGEL's vocabulary it is 150,000 numbers a token.
-  noisy = jax.lax.cond(jnp.any(draws), noised, lambda logits: logits, logits)
+  noisy = jax.lax.cond(jnp.any(sampler.temperature > 0), noised, lambda logits: logits, logits)
   token = jnp.argmax(noisy, axis=-1).astype(jnp.int32)
   chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)
   return Choice(token, (chosen / scale)[:, 0] - jax.nn.logsumexp(logits / scale, axis=-1))
@@ -97,7 +97,8 @@ def _likeliest(logits: jax.Array, temperature: jax.Array, top_k: jax.Array, top_
   of_k = keys >= _largest(lambda t: jnp.sum(keys >= t, axis=-1, keepdims=True) >= wanted)
   shares = jax.nn.softmax(jnp.where(of_k, logits, -jnp.inf) / temperature, axis=-1)  # The nucleus is one of the top k.
   mass = lambda t: jnp.sum(jnp.where(keys >= t, shares, 0), axis=-1, keepdims=True)
-  return of_k & (keys >= _largest(lambda t: mass(t) >= top_p))
+  # All of it is all of them: sums of shares may come to 1 before the last.
+  return of_k & ((top_p >= 1) | (keys >= _largest(lambda t: mass(t) >= top_p)))
 
 
 def _in_order(x: jax.Array) -> jax.Array:

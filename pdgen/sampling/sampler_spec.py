@@ -18,8 +18,8 @@ class SamplerSpec(NamedTuple):
   vocab_size: int  # Ids of the tokenizer; the language head may have more rows, which are never chosen.
   text_branch: bool  # Guidance by texts is on: one more branch of a denoising step.
   image_branch: bool  # Guidance by pictures is on: one more branch, and a text-only cache.
-  ranks: bool  # Only the likeliest tokens are drawn: top-k or top-p is on.
-  penalises: bool  # The repetition penalty is on.
+  ranks: bool = False  # Only the likeliest tokens are drawn: top-k or top-p is on.
+  penalises: bool = False  # The repetition penalty is on.
   size: Size = None  # Of the pictures that are painted.
 
   @classmethod
