@@ -171,8 +171,9 @@ def test_a_stopped_run_leaves_no_process(tmp_path):
   """Killed itself, or interrupted: what it started ends."""
   pids = tmp_path / 'pids'
   script = f"""
-import pathlib, sys
+import pathlib, signal, sys
 from pdgen.ablations import runner, settings, tasks
+signal.signal(signal.SIGINT, signal.default_int_handler)  # A job in the background of a script ignores it.
 def launch(task, cores):
   tasks.arguments = lambda task: [sys.executable, '-c', 'import signal; signal.pause()']
   process = runner.start(task, cores)
