@@ -55,7 +55,7 @@ MALFORMED = {
   ),
   'unknown mode': (dict(prompt='a', steps=_step(), mode='fast'), "mode is 'fast'"),
   'mode of another type': (dict(prompt='a', steps=_step(), mode=['direct']), 'mode is'),
-  'words in direct mode': (dict(prompt='a', steps=_step(), mode='direct'), 'one picture alone'),
+  'words in direct mode': (dict(prompt='a', steps=_step(), mode='direct'), "those of mode 'direct' have"),
   'unknown split': (dict(prompt='a', steps=_step(), split='test'), "split is 'test'"),
   'split of another type': (dict(prompt='a', steps=_step(), split=['train']), 'split is'),
   'no draft': (dict(prompt='a', steps=[{'plan': {'ins': 'a', 'des': 'b'}}]), r'steps\[0\].draft is missing'),
