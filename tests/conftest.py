@@ -53,6 +53,15 @@ def _let_programs_go():
     gc.collect()
 
 
+@pytest.fixture(scope='module')
+def quick_to_compile():
+  """A third of the time to compile, for files whose programs run for milliseconds."""
+  before = jax.config.read('jax_disable_most_optimizations')
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', before)
+
+
 @pytest.fixture(scope='session')
 def tiny() -> config_lib.Config:
   return testing.tiny_config()

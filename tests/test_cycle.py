@@ -28,13 +28,7 @@ TOLERANCE = 1e-5
 PAINTER = toy.refining_painter(CFG, GREEDY)
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quick_to_compile():
-  """Five large programs, each of which runs for milliseconds."""
-  before = jax.config.read('jax_disable_most_optimizations')
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', before)
+pytestmark = pytest.mark.usefixtures('quick_to_compile')
 
 
 def _sample(prompts, seeds, *, sampling=GREEDY, **options):

@@ -3,7 +3,6 @@
 import dataclasses
 import re
 
-import jax
 import numpy as np
 import pytest
 from support import toy
@@ -21,12 +20,7 @@ PARTIAL = dataclasses.replace(
 )
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quick_to_compile():
-  before = jax.config.read('jax_disable_most_optimizations')
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', before)
+pytestmark = pytest.mark.usefixtures('quick_to_compile')
 
 
 def paint(sampling=WARM, *, seed=0, prompts=PROMPTS, inspector=None, **changes):

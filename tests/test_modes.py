@@ -30,12 +30,7 @@ ASKED = [
 ]
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quick_to_compile():
-  before = jax.config.read('jax_disable_most_optimizations')
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', before)
+pytestmark = pytest.mark.usefixtures('quick_to_compile')
 
 
 @pytest.fixture(scope='module', autouse=True)

@@ -33,12 +33,7 @@ MESHES = {
 }
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quick_to_compile():
-  before = jax.config.read('jax_disable_most_optimizations')
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', before)
+pytestmark = pytest.mark.usefixtures('quick_to_compile')
 
 
 def _on(mesh, painter=PAINTER):

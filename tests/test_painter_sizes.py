@@ -24,12 +24,7 @@ CONFIGS = {
 PLAN, INSPECTION = '<ins>a</ins><des>b</des>', 'no. <refine>c</refine>'
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quick_to_compile():
-  before = jax.config.read('jax_disable_most_optimizations')
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', before)
+pytestmark = pytest.mark.usefixtures('quick_to_compile')
 
 
 @pytest.fixture(scope='module', params=CONFIGS)
