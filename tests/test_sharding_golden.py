@@ -16,8 +16,12 @@ from pdgen.training import state as state_lib
 
 ROOT = pathlib.Path(__file__).parents[1]
 GOLDEN = pathlib.Path(__file__).parent / 'golden' / 'sharding'
-# Of trainings; those of data sets (`pdgen.construct`) have no state.
-CONFIGS = sorted(path.stem for path in (ROOT / 'configs').glob('*.py') if not path.stem.startswith('construct_'))
+# Of trainings; those of data sets (`pdgen.construct`) and of studies made of several trainings have no state.
+CONFIGS = sorted(
+  path.stem
+  for path in (ROOT / 'configs').glob('*.py')
+  if not path.stem.startswith('construct_') and path.stem != 'ablations'
+)
 
 
 def dump(name: str) -> str:
