@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from pdgen.core import config as config_lib
 from pdgen.core import packed
+from pdgen.sampling import lanes
 
 GIB = 2**30
 # Memory limits of a container, of version 2 and 1 of Linux's control groups.
@@ -24,6 +25,7 @@ def required(
   rows: int,
   heads_split: int = 1,
   size: tuple[int, int] | None = None,
+  plan: lanes.Plan | None = None,
 ) -> dict[str, int]:
   """Bytes of the large arrays of a batch on a device, by what they are: a lower bound of what the program takes.
 
@@ -38,6 +40,7 @@ def required(
     rows: trajectories on a device.
     heads_split: devices that share the heads (the mesh axis `tensor`).
     size: (H, W) of the pictures that are painted; None: the model's own.
+    plan: lanes that work off the rows, as a queue; None: each row has its own.
   """
   split = heads_split if model.num_kv_heads % heads_split == 0 else 1
   heads = model.num_heads // split
@@ -50,11 +53,12 @@ def required(
   latents, scores = math.prod(model.latent_grid_of(size)), 0
   if model.attention == 'reference':  # Holds the scores of every query and key.
     scores = 4 * max(tokens**2, branches * latents * (slots + branches * latents))
+  side_by_side, kept, copied = (rows, rows, 0) if plan is None else (plan.lanes, rows + plan.lanes, plan.copied_rows)
   return {
-    'KV cache': rows * slots * (of_token + metadata),
-    'attention scores': rows * heads * scores,
-    'pictures': rows * sampling.max_pictures * 3 * math.prod(size),
-    'output tokens': rows * sampling.max_tokens * 8,  # And their log-probabilities.
+    'KV cache': (side_by_side + copied) * slots * (of_token + metadata),
+    'attention scores': side_by_side * heads * scores,
+    'pictures': kept * sampling.max_pictures * 3 * math.prod(size),
+    'output tokens': kept * sampling.max_tokens * 8,  # And their log-probabilities.
   }
 
 

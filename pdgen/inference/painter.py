@@ -13,7 +13,7 @@ import math
 import os
 import time
 from collections.abc import Generator, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,12 +36,13 @@ from pdgen.inference.requests import Size as Size
 from pdgen.inference.results import Result as Result
 from pdgen.models import interleaved, partition
 from pdgen.models import params as params_lib
-from pdgen.sampling import cycle, flow, grammar
+from pdgen.sampling import cycle, flow, grammar, lanes
 from pdgen.weights import loading
 
 Sampling = config_lib.SamplingConfig | Sequence[config_lib.SamplingConfig]  # Of all prompts, or one for each.
 # Trajectories of a batch when the caller does not say: enough to use the machine, small enough for any of them.
 DEFAULT_BATCH = 32
+QUEUE = 4  # Trajectories of a compiled call, to a row of the batch, where rows that have ended take the next one.
 
 
 def load(name_or_path: str | os.PathLike, *, mesh: Mesh | None = None) -> 'Painter':
@@ -112,8 +113,10 @@ class Painter:
         one for each prompt.
       sampling: of all, or one for each prompt; by default the config's own. What may differ within a batch is
         `flow.PER_TRAJECTORY`; prompts that differ in more are painted in batches of their own.
-      batch_size: trajectories a compiled call; by default all, at most 32. The last batch is filled up with idle rows,
-        and with a mesh every batch to a multiple of its rows of devices.
+      batch_size: trajectories side by side; by default all, at most 32. From 4 on, on one device, a row that has ended
+        takes the next prompt (`sampling.lanes`): a compiled call takes four times as many prompts, if there are. Else
+        it goes on to the last end. A call is filled up with idle rows, and with a mesh to a multiple of its rows of
+        devices.
       pictures: at most so many more pictures for each; by default sampling.max_pictures in all.
       size: (height, width) of the pictures that are painted, of all or one for each prompt: multiples of the codec's
         patch within the position table. None: the model's own, in `edit` and `think` that of the last given picture.
@@ -179,23 +182,28 @@ class Painter:
     Arguments and errors as of `sample`, at the call.
     """
     requests = self._requests(prompts, sampling, inspector, size, mode=mode, seed=seed, pictures=pictures)
-    batches = list(self._batches(requests, batch_size))
+    batches = list(self._batches(requests, batch_size, refill=inspector is None))
     requests_lib.check(requests)
-    for numbers, rows, shape in batches:
-      self._check_fits([requests[i] for i in numbers], prefix=shape.row_budget, rows=rows)
+    for batch in batches:
+      self._check_fits(
+        [requests[i] for i in batch.numbers], prefix=batch.shape.row_budget, rows=batch.rows, plan=batch.plan
+      )
 
     def paint() -> Iterator[tuple[list[int], Result]]:
-      for numbers, rows, shape in batches:
+      for batch in batches:
         began, compiled = time.perf_counter(), _compiled_programs()
-        chosen = [requests[i] for i in numbers]
+        chosen = [requests[i] for i in batch.numbers]
         if inspector is None:
-          state = self.run(chosen, batch_size=rows, shape=shape)
+          out = self.run(chosen, batch_size=batch.rows, shape=batch.shape, plan=batch.plan)
         else:
-          batch = self.sample_batch(chosen, batch_size=rows, shape=shape)
-          state = dictation.run(self._phases(chosen, rows), batch, chosen, self.tokenizer, inspector)
-        host = jax.device_get({name: getattr(state, name) for name in results.FETCHED})
+          made = self.sample_batch(chosen, batch_size=batch.rows, shape=batch.shape)
+          out = dictation.run(self._phases(chosen, batch.rows), made, chosen, self.tokenizer, inspector)
+        host = jax.device_get({name: getattr(out, name) for name in results.FETCHED})
         more = {'seconds': time.perf_counter() - began, 'compile_calls': int(_compiled_programs() > compiled)}
-        yield numbers, results.of_batch([r.start for r in chosen], host, self.tokenizer, timings=more)
+        # Rows that the phases were computed for, whether they took part or not.
+        text_rows, paint_rows = (batch.rows, batch.rows) if batch.plan is None else batch.plan[:2]
+        more |= {'text_rows': text_rows * int(host['text_steps']), 'picture_rows': paint_rows * int(host['rounds'])}
+        yield batch.numbers, results.of_batch([r.start for r in chosen], host, self.tokenizer, timings=more)
 
     return paint()
 
@@ -239,12 +247,23 @@ class Painter:
     *,
     batch_size: int | None = None,
     shape: requests_lib.PrefixShape | None = None,
-  ) -> cycle.State:
-    """One compiled call; the final state of the loop, still on the device. Arguments as of `sample_batch`."""
+    plan: lanes.Plan | None = None,
+  ) -> cycle.State | lanes.Output:
+    """One compiled call; the final state of the loop, still on the device.
+
+    Args:
+      requests: what to sample.
+      batch_size: rows, as of `sample_batch`; with a plan, of the queue.
+      shape: as of `sample_batch`.
+      plan: lanes that work off the requests; None: each has a row of its own, until the last one has ended.
+    """
     batch = self.sample_batch(requests, batch_size=batch_size, shape=shape)
     phases = self._phases(requests, batch.key.shape[0])
+    arguments = self.graphdef, self.params, batch
+    if plan is not None:
+      return lanes.run(*arguments, jnp.int32(len(requests)), phases.sampler, phases.spec, plan)
     with phases_lib.on_mesh(self.mesh):
-      return cycle.run(self.graphdef, self.params, batch, phases.sampler, phases.spec)
+      return cycle.run(*arguments, phases.sampler, phases.spec)
 
   def phases(self, sampling: config_lib.SamplingConfig) -> phases_lib.Phases:
     """The parts of that call, compiled one by one."""
@@ -302,10 +321,10 @@ class Painter:
     return jax.device_put(batch, NamedSharding(self.mesh, P(mesh_lib.ROWS)))
 
   def _batches(
-    self, requests: Sequence[requests_lib.Request], batch_size: int | None
-  ) -> Iterator[tuple[list[int], int, requests_lib.PrefixShape]]:
-    """(numbers of the requests, rows, shape) of each batch. Those that are sampled by one program, paint one size, and
-    have pictures of the model's own size alone in their prefixes, or not, share a shape, and so a program.
+    self, requests: Sequence[requests_lib.Request], batch_size: int | None, *, refill: bool
+  ) -> Iterator['_Batch']:
+    """What each compiled call takes. Requests that are sampled by one program, paint one size, and have pictures of the
+    model's own size alone in their prefixes, or not, share a shape, and so a program. refill: rows may be refilled.
     """
     groups: dict[Any, list[int]] = {}
     for i, request in enumerate(requests):
@@ -315,8 +334,12 @@ class Painter:
     for group in groups.values():
       shape = requests_lib.prefix_shape([requests[i] for i in group], config=self.config, tokenizer=self.tokenizer)
       size = self._rows(batch_size, min(len(group), DEFAULT_BATCH))
-      for first in range(0, len(group), size):
-        yield group[first : first + size], size, shape
+      plan = lanes.Plan.of(size) if refill and self.mesh is None and size >= lanes.LEAST else None
+      rows = size if plan is None or len(group) <= size else QUEUE * size
+      if plan and not self._fits([requests[i] for i in group], prefix=shape.row_budget, rows=rows, plan=plan):
+        plan, rows = None, size  # Lanes hold some of the cache twice.
+      for first in range(0, len(group), rows):
+        yield _Batch(group[first : first + rows], rows, shape, plan)
 
   def _encode(self, picture: np.ndarray) -> np.ndarray:
     return np.asarray(encoding.encode(self.graphdef, self.params, picture))
@@ -339,13 +362,34 @@ class Painter:
     """Bytes on a device: of the weights, and of all that it has (None: not known)."""
     return memory.of_weights(self.params), memory.limit(self.params)
 
-  def _check_fits(self, requests: Sequence[requests_lib.Request], *, prefix: packed.RowBudget, rows: int):
+  def _fits(self, requests: Sequence[requests_lib.Request], **batch: Any) -> bool:
+    """Whether a batch fits the device. Arguments as of `_check_fits`."""
+    try:
+      self._check_fits(requests, **batch)
+    except ValueError:
+      return False
+    return True
+
+  def _check_fits(
+    self,
+    requests: Sequence[requests_lib.Request],
+    *,
+    prefix: packed.RowBudget,
+    rows: int,
+    plan: lanes.Plan | None = None,
+  ):
     """Raises ValueError for a batch with caps that leave no room, or that does not fit the device."""
     size = requests_lib.painted_size(requests)
-    self._check_room(requests_lib.joint(requests), prefix=prefix, rows=rows, size=size)
+    self._check_room(requests_lib.joint(requests), prefix=prefix, rows=rows, size=size, plan=plan)
 
   def _check_room(
-    self, sampling: config_lib.SamplingConfig, *, prefix: packed.RowBudget, rows: int, size: Size | None = None
+    self,
+    sampling: config_lib.SamplingConfig,
+    *,
+    prefix: packed.RowBudget,
+    rows: int,
+    size: Size | None = None,
+    plan: lanes.Plan | None = None,
   ):
     worst = cycle.max_tokens_per_round(self.config.model, sampling, size)
     if sampling.max_tokens < worst:
@@ -354,13 +398,22 @@ class Painter:
     rows = -(-rows // self._row_ways)
     split = 1 if self.mesh is None else self.mesh.shape['tensor']
     model, limit = self.config.model, 2**63 if limit is None else limit
-    needed = memory.required(model, sampling, prefix=prefix, rows=rows, heads_split=split, size=size)
+    needed = memory.required(model, sampling, prefix=prefix, rows=rows, heads_split=split, size=size, plan=plan)
     memory.check(needed, weights=weights, rows=rows, prefix=prefix, max_tokens=sampling.max_tokens, limit=limit)
 
 
+class _Batch(NamedTuple):
+  """What a compiled call takes."""
+
+  numbers: list[int]  # Of the requests.
+  rows: int  # Of the batch, or of the queue.
+  shape: requests_lib.PrefixShape
+  plan: lanes.Plan | None  # None: each request has its own row.
+
+
 def _compiled_programs() -> int:
-  run: Any = cycle.run  # Its type does not tell of the cache.
-  return run._cache_size() + phases_lib.compiled_programs()
+  programs: Any = cycle.run, lanes.run  # Their types do not tell of the cache.
+  return sum(run._cache_size() for run in programs) + phases_lib.compiled_programs()
 
 
 def _placed(params: Any, cfg: config_lib.ModelConfig, mesh: Mesh) -> Any:

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from pdgen.core import config
-from pdgen.sampling import cycle
+from pdgen.sampling import cycle, lanes
 from support import toy
 
 S = toy.WORDS.specials
@@ -15,7 +15,10 @@ PAINT = [S.vision_start]
 
 
 class Script:
-  """Stands for `cycle.run`: keeps what it is asked and gives out what it was told, a row a prompt."""
+  """Stands for `cycle.run`: keeps what it is asked and gives out what it was told, a row a prompt.
+
+  `of_queue` stands for `lanes.run`.
+  """
 
   def __init__(self, rows):
     self.rows, self.not_finite = list(rows), None  # number of the row whose picture is not finite
@@ -23,6 +26,9 @@ class Script:
 
   def _cache_size(self):
     return len({jax.tree.map(np.shape, call.batch) for call in self.calls} if self.calls else ())
+
+  def of_queue(self, graphdef, params, batch, count, sampler, spec, plan):
+    return self(graphdef, params, batch, sampler, spec)
 
   def __call__(self, graphdef, params, batch, sampler, spec):
     self.calls.append(types.SimpleNamespace(batch=batch, sampler=sampler, spec=spec))
@@ -49,8 +55,22 @@ class Script:
     )
 
 
+class Uncompiled:
+  """A function in the place of a compiled one, without programs of its own."""
+
+  def __init__(self, function):
+    self._function = function
+
+  def __call__(self, *args):
+    return self._function(*args)
+
+  def _cache_size(self):
+    return 0
+
+
 def play(monkeypatch, *rows):
   """The script of these rows (tokens, or tokens and the reason of the end), in the sampler's place."""
   script = Script([(tokens, cycle.FINISHED) if isinstance(tokens, list) else tokens for tokens in rows])
   monkeypatch.setattr(cycle, 'run', script)
+  monkeypatch.setattr(lanes, 'run', Uncompiled(script.of_queue))
   return script
