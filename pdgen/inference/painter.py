@@ -259,11 +259,11 @@ class Painter:
     """
     batch = self.sample_batch(requests, batch_size=batch_size, shape=shape)
     phases = self._phases(requests, batch.key.shape[0])
-    arguments = self.graphdef, self.params, batch
     if plan is not None:
-      return lanes.run(*arguments, jnp.int32(len(requests)), phases.sampler, phases.spec, plan)
+      queue = lanes.Queue(batch, jnp.int32(len(requests)), phases.sampler)
+      return lanes.run(self.graphdef, self.params, queue, phases.spec, plan)
     with phases_lib.on_mesh(self.mesh):
-      return cycle.run(*arguments, phases.sampler, phases.spec)
+      return cycle.run(self.graphdef, self.params, batch, phases.sampler, phases.spec)
 
   def phases(self, sampling: config_lib.SamplingConfig) -> phases_lib.Phases:
     """The parts of that call, compiled one by one."""

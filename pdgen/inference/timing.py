@@ -1,21 +1,22 @@
 """Timing of sampling: seconds of a whole call, split into the phases of the sampler.
 
 The whole cycle is one compiled call. Its parts are timed by running the same phases from Python on the same states
-(`inference.phases`): `reading` prompts, `text`, `denoising`, and `looking` (the picture just painted enters the cache).
-What the call takes beyond their sum is `other`.
+(`inference.phases`, or those of `sampling.lanes`): `reading` prompts, `text`, `denoising`, and `looking` (the picture
+just painted enters the cache). What the call takes beyond their sum is `other`.
 """
 
 import functools
 import time
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from pdgen.inference import painter as painter_lib
 from pdgen.inference import requests as requests_lib
-from pdgen.sampling import cycle
+from pdgen.sampling import cycle, lanes
 
 T = TypeVar('T')
 PHASES = ('reading', 'text', 'denoising', 'looking')
@@ -33,7 +34,8 @@ def measure(
     repeats: timed calls, of which the fastest counts; at least 1.
 
   Returns: `seconds` a call; of these, each of PHASES and `other`; `compile`, what the first call took more;
-    `text_steps` and `rounds` of a call; `trajectories` and `pictures` of a call; `compiled_again`, calls that compiled
+    `text_steps` and `rounds` of a call; `text_use` and `picture_use`, the share of the rows of decode steps and picture
+    phases that took part; `trajectories` and `pictures` of a call; `compiled_again`, calls that compiled
     although an equal one had, which is a defect unless it is 0.
   """
   if repeats < 1:
@@ -50,6 +52,8 @@ def measure(
     'compile': first['seconds'] - seconds,
     'text_steps': first['text_steps'],
     'rounds': first['rounds'],
+    'text_use': (first['tokens'] - first['pictures']) / first['text_rows'] if first['text_rows'] else 1.0,
+    'picture_use': first['pictures'] / first['picture_rows'] if first['picture_rows'] else 1.0,
     'trajectories': len(prompts),
     'pictures': first['pictures'],
     'compiled_again': sum(c['compile_calls'] for c in calls),
@@ -58,26 +62,61 @@ def measure(
 
 def _phases(painter: painter_lib.Painter, prompts: Sequence[str], *, mode: str, repeats: int) -> dict[str, float]:
   """Seconds of each phase over a whole call, the fastest of `repeats`; a first one compiles."""
-  sampling = painter.config.sampling
-  batch = painter.sample_batch(requests_lib.make(prompts, sampling=sampling, mode=mode))
-  phases = painter.phases(sampling)
-  runs = []
-  for _ in range(1 + repeats):
-    spent = dict.fromkeys(PHASES, 0.0)
-    state, spent['reading'] = _timed(phases.prefill, batch)
-    while bool(jnp.any(state.status != cycle.ENDED)):
-      state, seconds = _timed(phases.text_phase, state)
-      spent['text'] += seconds
-      if bool(jnp.any(state.status == cycle.WAITING)):
-        _, denoising = _timed(phases.denoise, state)
-        state, seconds = _timed(phases.picture_phase, state)  # Denoises once more, then looks.
-        spent['denoising'] += denoising
-        spent['looking'] += seconds - denoising
-    runs.append(spent)
+  once = _lanes if len(prompts) >= lanes.LEAST and painter.mesh is None else _rows
+  runs = [once(painter, prompts, mode) for _ in range(1 + repeats)]
   return min(runs[1:], key=lambda spent: sum(spent.values()))
 
 
-def _timed(phase: Callable[..., T], x: object) -> tuple[T, float]:
+def _rows(painter: painter_lib.Painter, prompts: Sequence[str], mode: str) -> dict[str, float]:
+  """One call, each prompt in a row of its own."""
+  sampling = painter.config.sampling
+  spent: dict[str, float] = dict.fromkeys(PHASES, 0.0)
+  batch = painter.sample_batch(requests_lib.make(prompts, sampling=sampling, mode=mode))
+  phases = painter.phases(sampling)
+  state, spent['reading'] = _timed(phases.prefill, batch)
+  while bool(jnp.any(state.status != cycle.ENDED)):
+    state, seconds = _timed(phases.text_phase, state)
+    spent['text'] += seconds
+    if bool(jnp.any(state.status == cycle.WAITING)):
+      _, denoising = _timed(phases.denoise, state)
+      state, seconds = _timed(phases.picture_phase, state)  # Denoises once more, then looks.
+      spent['denoising'] += denoising
+      spent['looking'] += seconds - denoising
+  return spent
+
+
+def _lanes(painter: painter_lib.Painter, prompts: Sequence[str], mode: str) -> dict[str, float]:
+  """One call, lanes that work off the prompts."""
+  sampling = painter.config.sampling
+  spent: dict[str, float] = dict.fromkeys(PHASES, 0.0)
+  batch = painter.sample_batch(requests_lib.make(prompts, sampling=sampling, mode=mode))
+  phases = painter.phases(sampling)
+  queue = lanes.Queue(batch, jnp.int32(len(prompts)), phases.sampler)
+  static = dict(spec=phases.spec, plan=lanes.Plan.of(len(prompts)))
+  call = lambda phase: lambda work: phase(painter.graphdef, painter.params, work, queue, **static)
+  work = call(_start)(None)
+  while (number := int(lanes.next_phase(work, queue, static['plan']))) < len(lanes.PHASES):
+    phase = lanes.PHASES[number]
+    denoising = _timed(call(_denoise), work)[1] if phase is lanes.paint else 0.0
+    work, seconds = _timed(call(_LANES[phase]), work)
+    spent['denoising'] += denoising
+    spent[_SPENT_ON[phase]] += seconds - denoising
+  return spent
+
+
+def _compiled(phase: Callable[..., Any], *, donate: bool = True) -> Any:
+  def run(graphdef: nnx.GraphDef, params: Any, work: Any, queue: lanes.Queue, **static: Any) -> Any:
+    return phase(nnx.merge(graphdef, params), *(() if work is None else (work,)), queue=queue, **static)
+
+  return jax.jit(run, static_argnames=('graphdef', 'spec', 'plan'), donate_argnames='work' if donate else ())
+
+
+_start, _denoise = _compiled(lanes.start), _compiled(lanes.denoise, donate=False)
+_LANES = {phase: _compiled(phase) for phase in lanes.PHASES}
+_SPENT_ON = {lanes.refill: 'reading', lanes.paint: 'looking', lanes.write: 'text'}
+
+
+def _timed(phase: Callable[[Any], T], x: object) -> tuple[T, float]:
   """(what the phase returns, seconds until it is there)."""
   began = time.perf_counter()
   result = jax.block_until_ready(phase(x))

@@ -1,7 +1,7 @@
 """Continuous batching in one compiled program: a queue of trajectories, worked off by a few lanes that refill.
 
-`cycle.run` takes every phase for all rows of its batch, most of which wait: two fifths of the shapes world's rows write
-in a decode step, or paint in a picture phase. Here a lane whose trajectory has ended takes the next of the queue, a
+`cycle.run` takes every phase for all rows of its batch, most of which wait: of 32 rows of the shapes world 37 % write
+in a decode step, 49 % paint in a picture phase. Here a lane whose trajectory has ended takes the next of the queue, a
 picture phase is for the first `paint_rows` lanes that wait, once there are so many, and decode steps go on until then.
 What becomes of a trajectory depends on none of it: it has its own key, slots and positions, as in `cycle`.
 """
@@ -19,7 +19,7 @@ from pdgen.sampling import cycle, flow
 from pdgen.sampling.sampler_spec import SamplerSpec
 
 T = TypeVar('T')
-LEAST = 4  # Lanes for which it pays: two paint while two write.
+LEAST = 4  # Lanes for which it pays: one paints while the others write.
 # Fields of a state that are given out, of each trajectory.
 OUTPUTS = ('output_tokens', 'output_logprobs', 'output_count', 'pictures', 'picture_count', 'finite', 'stop')
 
@@ -33,8 +33,8 @@ class Plan(NamedTuple):
 
   @classmethod
   def of(cls, lanes: int) -> 'Plan':
-    """Half of the lanes paint together, while the others have time to write; a quarter is refilled."""
-    return cls(lanes, paint_rows=-(-lanes // 2), read_rows=max(1, lanes // 4))
+    """A quarter of the lanes paints together, an eighth is refilled (docs/experiments.md#lanes)."""
+    return cls(lanes, paint_rows=max(1, lanes // 4), read_rows=max(1, lanes // 8))
 
   @property
   def copied_rows(self) -> int:
@@ -56,7 +56,15 @@ class Output(struct.PyTreeNode):
   rounds: jax.Array  # int32[]; picture phases, of `paint_rows` lanes each.
 
 
-class _Work(struct.PyTreeNode):
+class Queue(struct.PyTreeNode):
+  """What there is to do."""
+
+  batch: cycle.SampleBatch  # What to continue from, a trajectory a row, [Q].
+  count: jax.Array  # int32[]; rows that are trajectories; the others, at the end, are not looked at.
+  sampler: flow.SamplerParams  # Of all trajectories, or of each row.
+
+
+class Work(struct.PyTreeNode):
   """The loop's state."""
 
   state: cycle.State  # Of the lanes.
@@ -66,90 +74,94 @@ class _Work(struct.PyTreeNode):
 
 
 @functools.partial(jax.jit, static_argnames=('graphdef', 'spec', 'plan'))
-def run(
-  graphdef: nnx.GraphDef,
-  params: Any,
-  queue: cycle.SampleBatch,
-  count: jax.Array,
-  sampler: flow.SamplerParams,
-  spec: SamplerSpec,
-  plan: Plan,
-) -> Output:
-  """Samples a queue of trajectories to their ends, in the order of their numbers as lanes become free.
+def run(graphdef: nnx.GraphDef, params: Any, queue: Queue, spec: SamplerSpec, plan: Plan) -> Output:
+  """Samples a queue of trajectories to their ends, begun in the order of their numbers as lanes become free.
 
-  Args:
-    graphdef: structure of the model (`interleaved.graphdef`).
-    params: its parameters.
-    queue: what to continue from, a trajectory a row, [Q].
-    count: int32[], rows of the queue that are trajectories; the others, at its end, are not looked at.
-    sampler: numbers of all trajectories, or of each row of the queue.
-    spec: what shapes the program.
-    plan: lanes.
+  graphdef: structure of the model (`interleaved.graphdef`). params: its parameters.
   """
   model = nnx.merge(graphdef, params)
-  status_is = lambda work, status: work.state.status == status
-  number = lambda work, status: jnp.sum(status_is(work, status))
+  phases = [functools.partial(phase, model, queue=queue, spec=spec, plan=plan) for phase in PHASES]
 
-  def should_refill(work: _Work) -> jax.Array:
-    ended, left = number(work, cycle.ENDED), work.taken < count
-    return left & (ended > 0) & ((ended >= plan.read_rows) | (number(work, cycle.WRITING) == 0))
+  def turn(work: Work) -> Work:
+    return jax.lax.switch(next_phase(work, queue, plan), phases, work)
 
-  def should_paint(work: _Work) -> jax.Array:
-    return (number(work, cycle.WAITING) >= plan.paint_rows) | (number(work, cycle.WRITING) == 0)
+  work = start(model, queue=queue, spec=spec, plan=plan)
+  work = jax.lax.while_loop(lambda work: next_phase(work, queue, plan) < len(PHASES), turn, work)
+  return output(work)
 
-  def refill(work: _Work) -> _Work:
-    lanes = _first(status_is(work, cycle.ENDED), plan.read_rows)
-    numbers = work.taken + jnp.arange(plan.read_rows)
-    filled = (work.state.status[lanes] == cycle.ENDED) & (numbers < count)
-    new = cycle.prefill(model, _take(queue, numbers), _of_rows(sampler, numbers), spec)
-    lanes = jnp.where(filled, lanes, plan.lanes)  # Out of range: dropped.
-    return _Work(
-      state=_put(work.state, new, lanes),
-      trajectory=work.trajectory.at[lanes].set(numbers, mode='drop'),
-      taken=work.taken + jnp.sum(filled),
-      done=_keep(work, lanes),
-    )
 
-  def paint(work: _Work) -> _Work:
-    lanes = _first(status_is(work, cycle.WAITING), plan.paint_rows)
-    some = _per_row(lambda axis, x: jnp.take(x, lanes, axis=axis), work.state)
-    some = cycle.picture_phase(model, some, _of_rows(sampler, work.trajectory[lanes]), spec)
-    return work.replace(state=_put(work.state, some, lanes).replace(rounds=some.rounds))
+def next_phase(work: Work, queue: Queue, plan: Plan) -> jax.Array:
+  """Number of what comes next in PHASES; their number when all have ended: int32[]."""
+  status = work.state.status
+  ended, waiting, writing = (jnp.sum(status == s) for s in (cycle.ENDED, cycle.WAITING, cycle.WRITING))
+  refills = (work.taken < queue.count) & (ended > 0) & ((ended >= plan.read_rows) | (writing == 0))
+  paints = (waiting > 0) & ((waiting >= plan.paint_rows) | (writing == 0))
+  return jnp.select([refills, paints, writing > 0], [0, 1, 2], len(PHASES))
 
-  def write(work: _Work) -> _Work:
-    of_lanes = _of_rows(sampler, work.trajectory)
-    going_on = lambda work: ~should_refill(work) & ~should_paint(work)
-    step = lambda work: work.replace(state=cycle.decode_step(model, work.state, of_lanes, spec))
-    return jax.lax.while_loop(going_on, step, work)
 
-  def turn(work: _Work) -> _Work:
-    what = jnp.where(should_refill(work), 0, jnp.where(should_paint(work), 1, 2))
-    return jax.lax.switch(what, (refill, paint, write), work)
+def refill(model: interleaved.Interleaved, work: Work, *, queue: Queue, spec: SamplerSpec, plan: Plan) -> Work:
+  """Lanes that have ended take the next trajectories."""
+  lanes = _first(work.state.status == cycle.ENDED, plan.read_rows)
+  numbers = work.taken + jnp.arange(plan.read_rows)
+  filled = (work.state.status[lanes] == cycle.ENDED) & (numbers < queue.count)
+  new = cycle.prefill(model, _take(queue.batch, numbers), _of_rows(queue.sampler, numbers), spec)
+  lanes = jnp.where(filled, lanes, plan.lanes)  # Out of range: dropped.
+  return Work(
+    state=_put(work.state, new, lanes),
+    trajectory=work.trajectory.at[lanes].set(numbers, mode='drop'),
+    taken=work.taken + jnp.sum(filled),
+    done=_keep(work, lanes),
+  )
 
-  going_on = lambda work: (work.taken < count) | (number(work, cycle.ENDED) < plan.lanes)
-  work = jax.lax.while_loop(going_on, turn, _nothing(model, queue, sampler, spec, plan))
-  done = _keep(work, jnp.arange(plan.lanes))
+
+def paint(model: interleaved.Interleaved, work: Work, *, queue: Queue, spec: SamplerSpec, plan: Plan) -> Work:
+  """The picture phase of lanes that wait."""
+  lanes, some, sampler = _who_paints(work, queue, plan)
+  some = cycle.picture_phase(model, some, sampler, spec)
+  return work.replace(state=_put(work.state, some, lanes).replace(rounds=some.rounds))
+
+
+def write(model: interleaved.Interleaved, work: Work, *, queue: Queue, spec: SamplerSpec, plan: Plan) -> Work:
+  """Decode steps until something else comes next."""
+  sampler = _of_rows(queue.sampler, work.trajectory)
+  step = lambda work: work.replace(state=cycle.decode_step(model, work.state, sampler, spec))
+  return jax.lax.while_loop(lambda work: next_phase(work, queue, plan) == PHASES.index(write), step, work)
+
+
+PHASES = (refill, paint, write)
+
+
+def denoise(model: interleaved.Interleaved, work: Work, *, queue: Queue, spec: SamplerSpec, plan: Plan) -> jax.Array:
+  """The part of `paint` before pictures are decoded and read."""
+  _, some, sampler = _who_paints(work, queue, plan)
+  return cycle.denoise(model, some, sampler, spec)
+
+
+def output(work: Work) -> Output:
+  """What has become of the queue, when all have ended."""
+  done = _keep(work, jnp.arange(work.trajectory.shape[0]))
   return Output(**done, text_steps=work.state.text_steps, rounds=work.state.rounds)
 
 
-def _nothing(
-  model: interleaved.Interleaved,
-  queue: cycle.SampleBatch,
-  sampler: flow.SamplerParams,
-  spec: SamplerSpec,
-  plan: Plan,
-) -> _Work:
+def start(model: interleaved.Interleaved, *, queue: Queue, spec: SamplerSpec, plan: Plan) -> Work:
   """Lanes that have all ended, before their first trajectory."""
   first = jnp.zeros(plan.lanes, jnp.int32)
-  start = lambda: cycle.prefill(model, _take(queue, first), _of_rows(sampler, first), spec)
-  state = jax.tree.map(_zeros, jax.eval_shape(start))
-  length = queue.picture_limit.shape[0]
-  return _Work(
+  read = lambda: cycle.prefill(model, _take(queue.batch, first), _of_rows(queue.sampler, first), spec)
+  state = jax.tree.map(_zeros, jax.eval_shape(read))
+  length = queue.batch.picture_limit.shape[0]
+  return Work(
     state=state.replace(status=jnp.full_like(state.status, cycle.ENDED)),
     trajectory=jnp.full(plan.lanes, length, jnp.int32),
     taken=jnp.zeros((), jnp.int32),
     done={name: jnp.zeros((length, *(x := getattr(state, name)).shape[1:]), x.dtype) for name in OUTPUTS},
   )
+
+
+def _who_paints(work: Work, queue: Queue, plan: Plan) -> tuple[jax.Array, cycle.State, flow.SamplerParams]:
+  """The first lanes that wait, and others where they are less; their state; their numbers of the sampler."""
+  lanes = _first(work.state.status == cycle.WAITING, plan.paint_rows)
+  some = _per_row(lambda axis, x: jnp.take(x, lanes, axis=axis), work.state)
+  return lanes, some, _of_rows(queue.sampler, work.trajectory[lanes])
 
 
 def _zeros(x: jax.ShapeDtypeStruct) -> jax.Array:
@@ -163,7 +175,7 @@ def _first(these: jax.Array, count: int) -> jax.Array:
   return jnp.argsort(~these, stable=True)[:count]
 
 
-def _keep(work: _Work, lanes: jax.Array) -> dict[str, jax.Array]:
+def _keep(work: Work, lanes: jax.Array) -> dict[str, jax.Array]:
   """`work.done` with the outputs of these lanes; nothing of a lane out of range, or before its first trajectory."""
   length = work.done['stop'].shape[0]
   numbers = jnp.where(lanes < work.trajectory.shape[0], _take(work.trajectory, lanes), length)

@@ -27,8 +27,8 @@ class Script:
   def _cache_size(self):
     return len({jax.tree.map(np.shape, call.batch) for call in self.calls} if self.calls else ())
 
-  def of_queue(self, graphdef, params, batch, count, sampler, spec, plan):
-    return self(graphdef, params, batch, sampler, spec)
+  def of_queue(self, graphdef, params, queue, spec, plan):
+    return self(graphdef, params, queue.batch, queue.sampler, spec)
 
   def __call__(self, graphdef, params, batch, sampler, spec):
     self.calls.append(types.SimpleNamespace(batch=batch, sampler=sampler, spec=spec))
