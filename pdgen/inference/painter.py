@@ -31,12 +31,13 @@ from pdgen.data.tokenizers import base
 from pdgen.inference import dictation, encoding, learned_modes, memory, results, streaming
 from pdgen.inference import phases as phases_lib
 from pdgen.inference import requests as requests_lib
+from pdgen.inference import sizes as sizes_lib
 from pdgen.inference.requests import Prompt as Prompt
 from pdgen.inference.requests import Size as Size
 from pdgen.inference.results import Result as Result
 from pdgen.models import interleaved, partition
 from pdgen.models import params as params_lib
-from pdgen.sampling import cycle, flow, grammar
+from pdgen.sampling import cycle, flow, grammar, stop_texts
 from pdgen.weights import loading
 
 Sampling = config_lib.SamplingConfig | Sequence[config_lib.SamplingConfig]  # Of all prompts, or one for each.
@@ -111,13 +112,13 @@ class Painter:
       seed: of the first prompt; the next ones take the next numbers, so that any of them can be had again alone. Or
         one for each prompt.
       sampling: of all, or one for each prompt; by default the config's own. What may differ within a batch is
-        `flow.PER_TRAJECTORY`; prompts that differ in more are painted in batches of their own.
+        `flow.PER_TRAJECTORY` and `stop_texts`; prompts that differ in more are painted in batches of their own.
       batch_size: trajectories a compiled call; by default all, at most 32. The last batch is filled up with idle rows,
         and with a mesh every batch to a multiple of its rows of devices.
       pictures: at most so many more pictures for each; by default sampling.max_pictures in all.
       size: (height, width) of the pictures that are painted, of all or one for each prompt: multiples of the codec's
         patch within the position table. None: the model's own, in `edit` and `think` that of the last given picture.
-        Each size is a batch and a program of its own.
+        Sizes that are not too unlike share a batch and a program (`inference.sizes`).
       inspector: writes the inspections where sampling.inspection is `dictated` (`inference.dictation`).
 
     Raises: ValueError for an unknown mode, no prompts, seeds that do not fit, caps that leave no room, or pictures that
@@ -182,7 +183,7 @@ class Painter:
     batches = list(self._batches(requests, batch_size))
     requests_lib.check(requests)
     for numbers, rows, shape in batches:
-      self._check_fits([requests[i] for i in numbers], prefix=shape.row_budget, rows=rows)
+      self._check_fits([requests[i] for i in numbers], shape=shape, rows=rows)
 
     def paint() -> Iterator[tuple[list[int], Result]]:
       for numbers, rows, shape in batches:
@@ -192,10 +193,10 @@ class Painter:
           state = self.run(chosen, batch_size=rows, shape=shape)
         else:
           batch = self.sample_batch(chosen, batch_size=rows, shape=shape)
-          state = dictation.run(self._phases(chosen, rows), batch, chosen, self.tokenizer, inspector)
+          state = dictation.run(self._phases(chosen, rows, shape), batch, chosen, self.tokenizer, inspector)
         host = jax.device_get({name: getattr(state, name) for name in results.FETCHED})
         more = {'seconds': time.perf_counter() - began, 'compile_calls': int(_compiled_programs() > compiled)}
-        yield numbers, results.of_batch([r.start for r in chosen], host, self.tokenizer, timings=more)
+        yield numbers, results.of_batch(chosen, host, self.tokenizer, timings=more)
 
     return paint()
 
@@ -221,52 +222,63 @@ class Painter:
       sampling: as of `sample`.
       batch_size: rows of the batch; a program is compiled for each size. None: one for each prompt.
       pictures: as of `sample`.
-      size: as of `sample`; one for all.
+      size: as of `sample`, but a canvas holds whatever sizes there are.
 
     Raises: as `sample`, at the call.
     """
     requests = self._requests(prompts, sampling, None, size, mode=mode, seed=seed, pictures=pictures)
-    shape = requests_lib.prefix_shape(requests, config=self.config, tokenizer=self.tokenizer)
+    shape = self._shape(requests)
     requests_lib.check(requests)
     rows = self._rows(batch_size, len(requests))
-    self._check_fits(requests, prefix=shape.row_budget, rows=rows)
+    self._check_fits(requests, shape=shape, rows=rows)
     batch = self.sample_batch(requests, batch_size=rows, shape=shape)
-    return streaming.events(self._phases(requests, rows), batch, requests, self.tokenizer)
+    return streaming.events(self._phases(requests, rows, shape), batch, requests, self.tokenizer)
 
   def run(
     self,
     requests: Sequence[requests_lib.Request],
     *,
     batch_size: int | None = None,
-    shape: requests_lib.PrefixShape | None = None,
+    shape: requests_lib.BatchShape | None = None,
   ) -> cycle.State:
     """One compiled call; the final state of the loop, still on the device. Arguments as of `sample_batch`."""
+    shape = shape or self._shape(requests)
     batch = self.sample_batch(requests, batch_size=batch_size, shape=shape)
-    phases = self._phases(requests, batch.key.shape[0])
+    phases = self._phases(requests, batch.key.shape[0], shape)
     with phases_lib.on_mesh(self.mesh):
       return cycle.run(self.graphdef, self.params, batch, phases.sampler, phases.spec)
 
   def phases(self, sampling: config_lib.SamplingConfig) -> phases_lib.Phases:
-    """The parts of that call, compiled one by one."""
-    return self._phases_of(flow.SamplerParams.of(sampling), self.spec(sampling))
+    """The parts of that call, compiled one by one, of a batch whose requests all have this config."""
+    sampler = flow.SamplerParams.of(sampling)
+    if sampling.stop_texts:
+      sampler = sampler.replace(stops=stop_texts.StopTexts.of([sampling.stop_texts], self.tokenizer.pieces))
+    return self._phases_of(sampler, self.spec(sampling))
 
-  def _phases(self, requests: Sequence[requests_lib.Request], rows: int) -> phases_lib.Phases:
+  def _phases(
+    self, requests: Sequence[requests_lib.Request], rows: int, shape: requests_lib.BatchShape
+  ) -> phases_lib.Phases:
     """The same for a batch of requests."""
-    spec = self.spec(requests_lib.joint(requests), requests_lib.painted_size(requests))
-    return self._phases_of(requests_lib.sampler_params(requests, rows), spec)
+    sampler = requests_lib.sampler_params(requests, rows, shape=shape, tokenizer=self.tokenizer)
+    return self._phases_of(sampler, self.spec(shape.sampling, shape.canvas))
 
   def _phases_of(self, sampler: flow.SamplerParams, spec: cycle.SamplerSpec) -> phases_lib.Phases:
     return phases_lib.Phases(graphdef=self.graphdef, params=self.params, sampler=sampler, spec=spec, mesh=self.mesh)
+
+  def _shape(self, requests: Sequence[requests_lib.Request]) -> requests_lib.BatchShape:
+    return requests_lib.batch_shape(requests, config=self.config, tokenizer=self.tokenizer)
 
   def check(self, sampling: config_lib.SamplingConfig):
     """Raises ValueError when the caps leave no room for one round, or do not fit the memory of the device."""
     if sampling.max_text_tokens < grammar.SHORTEST:
       raise ValueError(f'{sampling.max_text_tokens=} leaves no room: the tags of a plan alone take {grammar.SHORTEST}.')
-    self._check_room(sampling, prefix=packed.RowBudget(1, 0, 0), rows=1)
+    self._check_room(requests_lib.BatchShape(packed.RowBudget(1, 0, 0), sampling=sampling), rows=1, sizes=[None])
 
-  def spec(self, sampling: config_lib.SamplingConfig, size: Size | None = None) -> cycle.SamplerSpec:
-    """What of the sampling config and the size of pictures shapes the compiled program, with this painter's tokens."""
-    return cycle.SamplerSpec.of(sampling, self.tokenizer.specials, self.tokenizer.vocab_size, size)
+  def spec(
+    self, sampling: config_lib.SamplingConfig, canvas: sizes_lib.Canvas = sizes_lib.Canvas()
+  ) -> cycle.SamplerSpec:
+    """What of the sampling config and the sizes of pictures shapes the compiled program, with this painter's tokens."""
+    return cycle.SamplerSpec.of(sampling, self.tokenizer.specials, self.tokenizer.vocab_size, *canvas)
 
   def _requests(
     self,
@@ -289,7 +301,7 @@ class Painter:
     requests: Sequence[requests_lib.Request],
     *,
     batch_size: int | None = None,
-    shape: requests_lib.PrefixShape | None = None,
+    shape: requests_lib.BatchShape | None = None,
   ) -> cycle.SampleBatch:
     """Requests as one batch on the device or the mesh. Arguments as of `requests.sample_batch`."""
     size = self._rows(batch_size, len(requests))
@@ -303,17 +315,19 @@ class Painter:
 
   def _batches(
     self, requests: Sequence[requests_lib.Request], batch_size: int | None
-  ) -> Iterator[tuple[list[int], int, requests_lib.PrefixShape]]:
-    """(numbers of the requests, rows, shape) of each batch. Those that are sampled by one program, paint one size, and
-    have pictures of the model's own size alone in their prefixes, or not, share a shape, and so a program.
+  ) -> Iterator[tuple[list[int], int, requests_lib.BatchShape]]:
+    """(numbers of the requests, rows, shape) of each batch. Those whose sampling configs may share a program and that
+    paint sizes of one bucket (`sizes.buckets`) share a shape, and so a program, whatever their modes and prefixes.
     """
-    groups: dict[Any, list[int]] = {}
+    programs: dict[config_lib.SamplingConfig, list[int]] = {}
     for i, request in enumerate(requests):
-      own = requests_lib.any_size(request.start, self.config.model)
-      kind = requests_lib.program_of(request.sampling), request.size, own
-      groups.setdefault(kind, []).append(i)
-    for group in groups.values():
-      shape = requests_lib.prefix_shape([requests[i] for i in group], config=self.config, tokenizer=self.tokenizer)
+      programs.setdefault(requests_lib.program_of(request.sampling), []).append(i)
+    groups: list[list[int]] = []
+    for numbers in programs.values():
+      painted = [requests[i].painted(self.config.model) for i in numbers]
+      groups += [[numbers[i] for i in bucket] for bucket in sizes_lib.buckets(painted, self.config.model)]
+    for group in groups:
+      shape = self._shape([requests[i] for i in group])
       size = self._rows(batch_size, min(len(group), DEFAULT_BATCH))
       for first in range(0, len(group), size):
         yield group[first : first + size], size, shape
@@ -339,22 +353,21 @@ class Painter:
     """Bytes on a device: of the weights, and of all that it has (None: not known)."""
     return memory.of_weights(self.params), memory.limit(self.params)
 
-  def _check_fits(self, requests: Sequence[requests_lib.Request], *, prefix: packed.RowBudget, rows: int):
+  def _check_fits(self, requests: Sequence[requests_lib.Request], *, shape: requests_lib.BatchShape, rows: int):
     """Raises ValueError for a batch with caps that leave no room, or that does not fit the device."""
-    size = requests_lib.painted_size(requests)
-    self._check_room(requests_lib.joint(requests), prefix=prefix, rows=rows, size=size)
+    self._check_room(shape, rows=rows, sizes=[request.size for request in requests])
 
-  def _check_room(
-    self, sampling: config_lib.SamplingConfig, *, prefix: packed.RowBudget, rows: int, size: Size | None = None
-  ):
-    worst = cycle.max_tokens_per_round(self.config.model, sampling, size)
+  def _check_room(self, shape: requests_lib.BatchShape, *, rows: int, sizes: Sequence[Size | None]):
+    model, sampling, prefix = self.config.model, shape.sampling, shape.row_budget
+    picture_tokens = max(model.picture_tokens_of(size or model.own_size) for size in sizes)
+    worst = cycle.max_tokens_per_round(sampling, picture_tokens)
     if sampling.max_tokens < worst:
       raise ValueError(f'{sampling.max_tokens=} leaves no room: a plan, an inspection and a picture may take {worst}.')
     weights, limit = self._memory
     rows = -(-rows // self._row_ways)
     split = 1 if self.mesh is None else self.mesh.shape['tensor']
-    model, limit = self.config.model, 2**63 if limit is None else limit
-    needed = memory.required(model, sampling, prefix=prefix, rows=rows, heads_split=split, size=size)
+    limit = 2**63 if limit is None else limit
+    needed = memory.required(model, sampling, prefix=prefix, rows=rows, heads_split=split, canvas=shape.canvas)
     memory.check(needed, weights=weights, rows=rows, prefix=prefix, max_tokens=sampling.max_tokens, limit=limit)
 
 
