@@ -279,13 +279,15 @@ def _add_fields(group: argparse._ArgumentGroup, section: type, prefix: str):
   """One option a field of a section of the config; what is not given is absent from the flags."""
   hints = typing.get_type_hints(section)
   for field in dataclasses.fields(section):
-    group.add_argument(
-      f'--{prefix}{field.name}', default=argparse.SUPPRESS, metavar='...', type=_reader(hints[field.name])
-    )
+    more: dict[str, Any] = {'type': _reader(hints[field.name])}
+    if hints[field.name] == tuple[str, ...]:
+      more = {'action': 'append', 'help': 'as often as you like'}  # A text may hold any sign.
+    group.add_argument(f'--{prefix}{field.name}', default=argparse.SUPPRESS, metavar='...', **more)
 
 
 def _given(flags: argparse.Namespace, prefix: str) -> dict[str, Any]:
-  return {name.removeprefix(prefix): value for name, value in vars(flags).items() if name.startswith(prefix)}
+  given = {name.removeprefix(prefix): value for name, value in vars(flags).items() if name.startswith(prefix)}
+  return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
 
 
 def _reader(hint: Any):

@@ -112,7 +112,7 @@ def test_neighbours_change_nothing(sampling):
 def test_chosen_tokens_are_those_of_the_texts_with_their_probabilities():
   result = PAINTER.sample(['ab', '9 rings', TWO_PICTURES], seed=[3, 4, 99], sampling=WARM)
   for got, chosen in zip(result.trajectories[:2], result.chosen, strict=False):
-    made = trajectory.Trajectory(prompt=got.prompt, steps=(), stop=None)
+    made = requests_lib.make(got.prompt, sampling=WARM)[0]
     reader, pictures = results.OutputReader(made, toy.WORDS), iter(got.pictures)
     for token in chosen.ids.tolist():
       reader.token(token)
@@ -223,7 +223,7 @@ def _end(sampling):
   request = PAINTER.sample_batch(requests)
   state = cycle.run(PAINTER.graphdef, PAINTER.params, request, flow.SamplerParams.of(sampling), PAINTER.spec(sampling))
   host = jax.device_get({name: getattr(state, name) for name in results.FETCHED})
-  return state, [results.parse_output(r.start, host, i, toy.WORDS) for i, r in enumerate(requests)]
+  return state, [results.parse_output(r, host, i, toy.WORDS) for i, r in enumerate(requests)]
 
 
 def _requests(prompts, *, seeds, pictures):

@@ -77,7 +77,7 @@ def test_queues_of_other_lengths_share_a_program(refilled):
 
 def test_it_is_one_equation_that_calls_nobody_outside():
   asked = requests.make(PROMPTS, sampling=OWN)
-  batch, phases = PAINTER.sample_batch(asked, batch_size=16), PAINTER._phases(asked, 16)
+  batch, phases = PAINTER.sample_batch(asked, batch_size=16), PAINTER._phases(asked, 16, PAINTER._shape(asked))
   queue = lanes.Queue(batch, jnp.int32(13), phases.sampler)
   lowered = lanes.run.lower(PAINTER.graphdef, PAINTER.params, queue, phases.spec, lanes.Plan.of(LANES))
   for outside in ('infeed', 'outfeed', 'stablehlo.send', 'stablehlo.recv', 'custom_call', 'callback'):

@@ -72,14 +72,14 @@ def _alone(painter, asked, seed):
   """The trajectory, sampled in the program of all of ASKED with idle rows beside it."""
   prompts, options = _arguments(ASKED)
   everything = requests.make(prompts, **options)
-  shape = requests.prefix_shape(everything, config=painter.config, tokenizer=toy.WORDS)
+  shape = requests.batch_shape(everything, config=painter.config, tokenizer=toy.WORDS)
   prompts, options = _arguments([asked])
   chosen = requests.make(prompts, **{**options, 'seed': seed})
   batch = painter.sample_batch(chosen, batch_size=len(ASKED), shape=shape)
-  sampler = requests.sampler_params([*chosen, *everything[1:]], len(ASKED))
+  sampler = requests.sampler_params([*chosen, *everything[1:]], len(ASKED), shape=shape, tokenizer=toy.WORDS)
   state = cycle.run(painter.graphdef, painter.params, batch, sampler, painter.spec(requests.joint(everything)))
   host = jax.device_get({name: getattr(state, name) for name in results.FETCHED})
-  return results.parse_output(chosen[0].start, host, 0, toy.WORDS)
+  return results.parse_output(chosen[0], host, 0, toy.WORDS)
 
 
 def test_modes_and_scales_share_a_batch_and_a_program(painter, together):

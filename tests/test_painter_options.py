@@ -29,6 +29,7 @@ OPTIONS = {
   'top_k': (7, True),  # From all to some: a ranking.
   'top_p': (0.5, True),
   'repetition_penalty': (1.5, True),
+  'stop_texts': (('ab',), True),  # From none to some.
   'text_guidance': (5.0, False),
   'image_guidance': (1.5, True),  # From 1 to another: one more branch.
   'guidance_interval': ((0.1, 0.9), False),
@@ -65,7 +66,7 @@ def test_two_scales_of_guidance_share_a_program():
 def test_the_cache_of_a_request_is_reckoned_as_it_is_made(monkeypatch):
   """Against the bytes of the state that the program makes, with both branches of guidance."""
   sampling = dataclasses.replace(SAMPLING, image_guidance=2.0)
-  shape = requests.prefix_shape(requests.make('p', sampling=sampling), config=PAINTER.config, tokenizer=toy.WORDS)
+  shape = requests.batch_shape(requests.make('p', sampling=sampling), config=PAINTER.config, tokenizer=toy.WORDS)
   needed = memory.required(toy.MODEL, sampling, prefix=shape.row_budget, rows=3)
   asked = requests.make(['p'] * 3, sampling=sampling)
   batch = PAINTER.sample_batch(asked)
@@ -81,10 +82,10 @@ def test_the_cache_of_a_request_is_reckoned_as_it_is_made(monkeypatch):
     monkeypatch.setattr(memory, 'limit', lambda params, limit=limit: limit)
     painter = dataclasses.replace(PAINTER)
     if fits:
-      painter._check_fits(asked, prefix=shape.row_budget, rows=3)
+      painter._check_fits(asked, shape=shape, rows=3)
     else:
       with pytest.raises(ValueError, match='the device has'):
-        painter._check_fits(asked, prefix=shape.row_budget, rows=3)
+        painter._check_fits(asked, shape=shape, rows=3)
 
 
 def test_a_container_may_have_less_than_the_machine(monkeypatch, tmp_path):

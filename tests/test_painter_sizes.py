@@ -13,7 +13,7 @@ from pdgen import sample
 from pdgen.core import config, trajectory
 from pdgen.data import images
 from pdgen.inference import requests, streaming
-from pdgen.sampling import kv_cache, spans
+from pdgen.sampling import canvas, kv_cache, spans
 
 SAMPLING = config.SamplingConfig(max_pictures=3, max_text_tokens=12, max_tokens=140, flow_steps=2)
 # Position tables of five and of seven patches.
@@ -85,10 +85,10 @@ def test_every_pixel_of_the_picture_is_seen(painter, logits):
 def test_a_picture_of_the_models_own_size_is_read_alike_beside_others(painter, logits):
   start = _seen(_picture(painter, *2 * [painter.config.model.latent_grid]))
   own = logits(start)
-  shape = requests.prefix_shape([_request(start)], config=painter.config, tokenizer=toy.WORDS)
+  shape = requests.batch_shape([_request(start)], config=painter.config, tokenizer=toy.WORDS)
   assert not shape.any_size
   budget = shape.row_budget._replace(vit_tokens=32, pictures=0)
-  np.testing.assert_allclose(logits(start, requests.PrefixShape(budget, any_size=True)), own, atol=1e-5)
+  np.testing.assert_allclose(logits(start, requests.BatchShape(budget, any_size=True)), own, atol=1e-5)
 
 
 def test_rows_of_mixed_sizes_are_sampled_as_alone(painter):
@@ -120,8 +120,8 @@ def test_sizes_share_few_programs_and_the_own_size_has_its_own():
   assert sample(own) == 1
   assert [sample(_seen(_picture(painter, *size))) for size in ((3, 2), (4, 1), (3, 1))] == [1, 0, 0]
   assert sample(own) == 0
-  # Both kinds in one call, each by its program.
-  assert sample([own, _seen(_picture(painter, 4, 1))]) == 0
+  # Both kinds in one call share a batch.
+  assert sample([own, _seen(_picture(painter, 4, 1))]) == 1
 
 
 def test_a_stream_takes_any_sizes():
@@ -137,7 +137,7 @@ def test_a_stream_takes_any_sizes():
 
 
 def test_pictures_are_painted_at_any_size_each_as_if_alone():
-  """Sizes of one call are batches of their own; an edit has the size of the picture that is given (QUIRKS 32)."""
+  """These are too unlike for one batch; an edit has the size of the picture that is given (QUIRKS 32)."""
   painter = toy.refining_painter(CONFIGS['latents_and_vit'], SAMPLING)
   data = dataclasses.replace(painter.config.data, sources=(config.SourceConfig(kind='records', name='x'),))
   painter = dataclasses.replace(painter, config=dataclasses.replace(painter.config, data=data))
@@ -152,7 +152,8 @@ def test_pictures_are_painted_at_any_size_each_as_if_alone():
   model = painter.config.model
   prefix = painter.sample_batch([_request(dataclasses.replace(got[0], stop=None))]).prefix
   active, zero = jnp.ones(1, bool), jnp.zeros(1, jnp.int32)
-  und, gen = spans.context_copies(model, toy.WORDS.specials, active, zero, zero, (8, 24))
+  layout = canvas.layout(model, (8, 24))
+  und, gen = spans.context_copies(toy.WORDS.specials, active, zero, zero, layout.latent, layout.vit)
   assert gen.patch[0].tolist() == prefix.gen.patch[0, : gen.patch.shape[1]].tolist() == [0, 1, 2]
   seen = np.asarray(prefix.und.picture[0]) >= 0
   assert seen.sum() == (np.asarray(und.picture[0]) >= 0).sum() == model.picture_tokens_of((8, 24)) - 3 - 4
@@ -165,8 +166,6 @@ def test_pictures_are_painted_at_any_size_each_as_if_alone():
 def test_a_size_that_cannot_be_painted_is_refused(size, words):
   with pytest.raises(ValueError, match=words):
     requests.sized(requests.make('a', sampling=SAMPLING), size, CONFIGS['latents_and_vit'])
-  with pytest.raises(ValueError, match='different batches'):
-    requests.painted_size([_request('a'), dataclasses.replace(_request('a'), size=(8, 8))])
 
 
 def test_sizes_and_aspects_of_the_command_line():

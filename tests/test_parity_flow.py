@@ -11,7 +11,7 @@ from support import golden_folder, inference
 
 from pdgen.data import items as items_lib
 from pdgen.models import attention, interleaved, presets
-from pdgen.sampling import cycle, flow, spans
+from pdgen.sampling import canvas, cycle, flow, spans
 
 close, equal, integers, near = golden_folder.close, golden_folder.equal, golden_folder.integers, golden_folder.near
 value = golden_folder.value
@@ -75,7 +75,8 @@ def test_where_a_noised_copy_stands():
     spans.Branch(spans.FULL, state.picture_order, state.picture_position),
     spans.Branch(spans.TEXT_ONLY, state.order - 1, state.text_position),
   ]
-  und, gen = spans.noised_copies(cfg, golden_folder.specials(), jnp.array([True]), branches, state.order, _grid(FLOW))
+  cells = canvas.layout(cfg, tuple(integers(f'{FLOW}/image_size'))).latent
+  und, gen = spans.noised_copies(golden_folder.specials(), jnp.array([True]), branches, state.order, cells)
   q = gen.patch.shape[1] // 3
   name = lambda array: f'{FLOW}/in_{array}'
   equal(und.token_id[0, :2], name('packed_text_ids'))

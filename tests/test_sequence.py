@@ -10,7 +10,7 @@ from support import letters
 
 from pdgen.core import config, packed
 from pdgen.data import sequence
-from pdgen.sampling import spans
+from pdgen.sampling import canvas, spans
 
 Step, Trajectory = letters.Step, letters.Trajectory
 
@@ -85,7 +85,8 @@ def test_positions_spread_over_the_whole_table_where_the_model_says_so():
   for spread, want in ((False, [0, 1, 5, 6]), (True, [0, 2, 10, 12])):
     model = dataclasses.replace(letters.MODEL, max_latent_size=5, interpolate_positions=spread)
     assert letters.build(letters.DIRECT, model=model).gen.patch.tolist() == want * 2
-    _, gen = spans.context_copies(model, letters.WORDS.specials, *(jnp.zeros(1, jnp.int32),) * 3, model.own_size)
+    layout, none = canvas.layout(model, None), jnp.zeros(1, jnp.int32)
+    _, gen = spans.context_copies(letters.WORDS.specials, none > 0, none, none, layout.latent, layout.vit)
     assert gen.patch.tolist() == [want]
 
 

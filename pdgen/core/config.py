@@ -133,7 +133,8 @@ class SamplingConfig:
   """How trajectories are sampled.
 
   The caps, `grammar`, `inspection`, `renorm`, `contiguous_positions`, and whether a scale of guidance, `top_p` or
-  `repetition_penalty` is 1, or `top_k` 0, shape the compiled program; the other numbers are its arguments.
+  `repetition_penalty` is 1, `top_k` 0, or there are `stop_texts`, shape the compiled program; the others are its
+  arguments.
 
   Attributes:
     max_pictures: pictures a trajectory, drafts and refined ones together (paper: up to 5 steps).
@@ -151,6 +152,10 @@ class SamplingConfig:
     top_k: above temperature 0, a token is one of the k likeliest; 0: of all.
     top_p: above temperature 0, a token is one of the fewest whose probabilities sum to at least this.
     repetition_penalty: of words that the text being written holds already (CTRL's); 1 = none.
+    stop_texts: a text of the model ends with the token in which one of these is complete, byte by byte: case and
+      Unicode form count, how the tokens cut it does not. What the grammar holds open is closed first. The text that is
+      given out lacks it and the rest of that token (as in vLLM); the model has read both, and `Result.chosen` has them.
+      At most 256 bytes of UTF-8 together; a batch takes 2 bytes for each of them and token of the vocabulary.
     text_guidance, image_guidance: BAGEL's two scales; 1 = none. Guidance by pictures costs a second, text-only cache.
     guidance_interval: guidance is on for low < t <= high, t the shifted time.
     renorm_min: lower clamp of the renormalisation, from 0 to 1.
@@ -173,6 +178,7 @@ class SamplingConfig:
   top_k: int = 0
   top_p: float = 1.0
   repetition_penalty: float = 1.0
+  stop_texts: tuple[str, ...] = ()
   text_guidance: float = 2.0
   image_guidance: float = 1.0
   guidance_interval: tuple[float, float] = (0.6, 1.0)
@@ -187,6 +193,9 @@ class SamplingConfig:
       raise ValueError(f'config.sampling.inspection={self.inspection!r} needs the grammar: set sampling.grammar=true.')
     if self.inspection == DICTATED and self.max_edits != MOST:
       raise ValueError("config.sampling.max_edits has no say in what is dictated: leave it out with 'dictated'.")
+    if self.stop_texts and self.inspection == DICTATED:
+      raise ValueError("config.sampling.stop_texts has no say in what is dictated: leave it out with 'dictated'.")
+    _check_stop_texts(self.stop_texts)
     if self.renorm not in ('none', 'global', 'channel', 'text_channel'):
       raise ValueError(f"Unknown renorm {self.renorm!r}. Known: ['none', 'global', 'channel', 'text_channel']")
     dataclass_io.finite(self, 'sampling')
@@ -205,6 +214,18 @@ class SamplingConfig:
       raise ValueError(
         f'config.sampling.guidance_interval={self.guidance_interval}: give two times, the lower one first.'
       )
+
+
+def _check_stop_texts(texts: tuple[str, ...]):
+  """Raises ValueError for stop texts that are no texts, or too long."""
+  if isinstance(texts, str) or not all(isinstance(text, str) and text for text in texts):
+    raise ValueError(f'config.sampling.stop_texts={texts!r}: give texts of at least one character, as in ("###",).')
+  try:
+    size = sum(len(text.encode()) for text in texts)
+  except UnicodeEncodeError as error:
+    raise ValueError(f'config.sampling.stop_texts={texts!r} holds a lone surrogate: it is no Unicode text.') from error
+  if size > 256:
+    raise ValueError(f'config.sampling.stop_texts has {size} bytes of UTF-8 together, of at most 256: shorten them.')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

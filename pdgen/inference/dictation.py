@@ -53,7 +53,7 @@ def run(
 
   Raises: ValueError for an inspection that is longer than a text may be.
   """
-  readers = [results.OutputReader(request.start, tokenizer) for request in requests]
+  readers = [results.OutputReader(request, tokenizer) for request in requests]
   read, cap = np.zeros(len(readers), int), phases.spec.sampling.max_text_tokens
 
   def dictate(state: cycle.State) -> cycle.State:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from pdgen.core import config as config_lib
 from pdgen.core import packed
+from pdgen.inference import sizes
 from pdgen.sampling import lanes
 
 GIB = 2**30
@@ -24,7 +25,7 @@ def required(
   prefix: packed.RowBudget,
   rows: int,
   heads_split: int = 1,
-  size: tuple[int, int] | None = None,
+  canvas: sizes.Canvas = sizes.Canvas(),
   plan: lanes.Plan | None = None,
 ) -> dict[str, int]:
   """Bytes of the large arrays of a batch on a device, by what they are: a lower bound of what the program takes.
@@ -39,7 +40,7 @@ def required(
     prefix: tokens of a prompt and the steps so far.
     rows: trajectories on a device.
     heads_split: devices that share the heads (the mesh axis `tensor`).
-    size: (H, W) of the pictures that are painted; None: the model's own.
+    canvas: of the pictures that are painted.
     plan: lanes that work off the rows, as a queue; None: each row has its own.
   """
   split = heads_split if model.num_kv_heads % heads_split == 0 else 1
@@ -49,8 +50,8 @@ def required(
   slots = (1 + (sampling.image_guidance != 1.0)) * (tokens + sampling.max_tokens)
   of_token = 2 * model.depth * (model.num_kv_heads // split) * model.head_dim * jnp.dtype(model.dtype).itemsize
   metadata = 4 * len(packed.TokenMeta._fields)
-  size = size or model.own_size
-  latents, scores = math.prod(model.latent_grid_of(size)), 0
+  size = canvas.size or model.own_size
+  latents, scores = canvas.most.latent if canvas.most else math.prod(model.latent_grid_of(size)), 0
   if model.attention == 'reference':  # Holds the scores of every query and key.
     scores = 4 * max(tokens**2, branches * latents * (slots + branches * latents))
   side_by_side, kept, copied = (rows, rows, 0) if plan is None else (plan.lanes, rows + plan.lanes, plan.copied_rows)

@@ -31,12 +31,13 @@ from pdgen.data.tokenizers import base
 from pdgen.inference import dictation, encoding, learned_modes, memory, results, streaming
 from pdgen.inference import phases as phases_lib
 from pdgen.inference import requests as requests_lib
+from pdgen.inference import sizes as sizes_lib
 from pdgen.inference.requests import Prompt as Prompt
 from pdgen.inference.requests import Size as Size
 from pdgen.inference.results import Result as Result
 from pdgen.models import interleaved, partition
 from pdgen.models import params as params_lib
-from pdgen.sampling import cycle, flow, grammar, lanes
+from pdgen.sampling import cycle, flow, grammar, lanes, stop_texts
 from pdgen.weights import loading
 
 Sampling = config_lib.SamplingConfig | Sequence[config_lib.SamplingConfig]  # Of all prompts, or one for each.
@@ -112,7 +113,7 @@ class Painter:
       seed: of the first prompt; the next ones take the next numbers, so that any of them can be had again alone. Or
         one for each prompt.
       sampling: of all, or one for each prompt; by default the config's own. What may differ within a batch is
-        `flow.PER_TRAJECTORY`; prompts that differ in more are painted in batches of their own.
+        `flow.PER_TRAJECTORY` and `stop_texts`; prompts that differ in more are painted in batches of their own.
       batch_size: trajectories side by side; by default all, at most 32. From 4 on, on one device, a row that has ended
         takes the next prompt (`sampling.lanes`): a compiled call takes four times as many prompts, if there are. Else
         it goes on to the last end. A call is filled up with idle rows, and with a mesh to a multiple of its rows of
@@ -120,7 +121,7 @@ class Painter:
       pictures: at most so many more pictures for each; by default sampling.max_pictures in all.
       size: (height, width) of the pictures that are painted, of all or one for each prompt: multiples of the codec's
         patch within the position table. None: the model's own, in `edit` and `think` that of the last given picture.
-        Each size is a batch and a program of its own.
+        Sizes that are not too unlike share a batch and a program (`inference.sizes`).
       inspector: writes the inspections where sampling.inspection is `dictated` (`inference.dictation`).
 
     Raises: ValueError for an unknown mode, no prompts, seeds that do not fit, caps that leave no room, or pictures that
@@ -185,9 +186,7 @@ class Painter:
     batches = list(self._batches(requests, batch_size, refill=inspector is None))
     requests_lib.check(requests)
     for batch in batches:
-      self._check_fits(
-        [requests[i] for i in batch.numbers], prefix=batch.shape.row_budget, rows=batch.rows, plan=batch.plan
-      )
+      self._check_fits([requests[i] for i in batch.numbers], shape=batch.shape, rows=batch.rows, plan=batch.plan)
 
     def paint() -> Iterator[tuple[list[int], Result]]:
       for batch in batches:
@@ -197,13 +196,13 @@ class Painter:
           out = self.run(chosen, batch_size=batch.rows, shape=batch.shape, plan=batch.plan)
         else:
           made = self.sample_batch(chosen, batch_size=batch.rows, shape=batch.shape)
-          out = dictation.run(self._phases(chosen, batch.rows), made, chosen, self.tokenizer, inspector)
+          out = dictation.run(self._phases(chosen, batch.rows, batch.shape), made, chosen, self.tokenizer, inspector)
         host = jax.device_get({name: getattr(out, name) for name in results.FETCHED})
         more = {'seconds': time.perf_counter() - began, 'compile_calls': int(_compiled_programs() > compiled)}
         # Rows that the phases were computed for, whether they took part or not.
         text_rows, paint_rows = (batch.rows, batch.rows) if batch.plan is None else batch.plan[:2]
         more |= {'text_rows': text_rows * int(host['text_steps']), 'picture_rows': paint_rows * int(host['rounds'])}
-        yield batch.numbers, results.of_batch([r.start for r in chosen], host, self.tokenizer, timings=more)
+        yield batch.numbers, results.of_batch(chosen, host, self.tokenizer, timings=more)
 
     return paint()
 
@@ -229,24 +228,24 @@ class Painter:
       sampling: as of `sample`.
       batch_size: rows of the batch; a program is compiled for each size. None: one for each prompt.
       pictures: as of `sample`.
-      size: as of `sample`; one for all.
+      size: as of `sample`, but a canvas holds whatever sizes there are.
 
     Raises: as `sample`, at the call.
     """
     requests = self._requests(prompts, sampling, None, size, mode=mode, seed=seed, pictures=pictures)
-    shape = requests_lib.prefix_shape(requests, config=self.config, tokenizer=self.tokenizer)
+    shape = self._shape(requests)
     requests_lib.check(requests)
     rows = self._rows(batch_size, len(requests))
-    self._check_fits(requests, prefix=shape.row_budget, rows=rows)
+    self._check_fits(requests, shape=shape, rows=rows)
     batch = self.sample_batch(requests, batch_size=rows, shape=shape)
-    return streaming.events(self._phases(requests, rows), batch, requests, self.tokenizer)
+    return streaming.events(self._phases(requests, rows, shape), batch, requests, self.tokenizer)
 
   def run(
     self,
     requests: Sequence[requests_lib.Request],
     *,
     batch_size: int | None = None,
-    shape: requests_lib.PrefixShape | None = None,
+    shape: requests_lib.BatchShape | None = None,
     plan: lanes.Plan | None = None,
   ) -> cycle.State | lanes.Output:
     """One compiled call; the final state of the loop, still on the device.
@@ -257,8 +256,9 @@ class Painter:
       shape: as of `sample_batch`.
       plan: lanes that work off the requests; None: each has a row of its own, until the last one has ended.
     """
+    shape = shape or self._shape(requests)
     batch = self.sample_batch(requests, batch_size=batch_size, shape=shape)
-    phases = self._phases(requests, batch.key.shape[0])
+    phases = self._phases(requests, batch.key.shape[0], shape)
     if plan is not None:
       queue = lanes.Queue(batch, jnp.int32(len(requests)), phases.sampler)
       return lanes.run(self.graphdef, self.params, queue, phases.spec, plan)
@@ -266,26 +266,36 @@ class Painter:
       return cycle.run(self.graphdef, self.params, batch, phases.sampler, phases.spec)
 
   def phases(self, sampling: config_lib.SamplingConfig) -> phases_lib.Phases:
-    """The parts of that call, compiled one by one."""
-    return self._phases_of(flow.SamplerParams.of(sampling), self.spec(sampling))
+    """The parts of that call, compiled one by one, of a batch whose requests all have this config."""
+    sampler = flow.SamplerParams.of(sampling)
+    if sampling.stop_texts:
+      sampler = sampler.replace(stops=stop_texts.StopTexts.of([sampling.stop_texts], self.tokenizer.pieces))
+    return self._phases_of(sampler, self.spec(sampling))
 
-  def _phases(self, requests: Sequence[requests_lib.Request], rows: int) -> phases_lib.Phases:
+  def _phases(
+    self, requests: Sequence[requests_lib.Request], rows: int, shape: requests_lib.BatchShape
+  ) -> phases_lib.Phases:
     """The same for a batch of requests."""
-    spec = self.spec(requests_lib.joint(requests), requests_lib.painted_size(requests))
-    return self._phases_of(requests_lib.sampler_params(requests, rows), spec)
+    sampler = requests_lib.sampler_params(requests, rows, shape=shape, tokenizer=self.tokenizer)
+    return self._phases_of(sampler, self.spec(shape.sampling, shape.canvas))
 
   def _phases_of(self, sampler: flow.SamplerParams, spec: cycle.SamplerSpec) -> phases_lib.Phases:
     return phases_lib.Phases(graphdef=self.graphdef, params=self.params, sampler=sampler, spec=spec, mesh=self.mesh)
+
+  def _shape(self, requests: Sequence[requests_lib.Request]) -> requests_lib.BatchShape:
+    return requests_lib.batch_shape(requests, config=self.config, tokenizer=self.tokenizer)
 
   def check(self, sampling: config_lib.SamplingConfig):
     """Raises ValueError when the caps leave no room for one round, or do not fit the memory of the device."""
     if sampling.max_text_tokens < grammar.SHORTEST:
       raise ValueError(f'{sampling.max_text_tokens=} leaves no room: the tags of a plan alone take {grammar.SHORTEST}.')
-    self._check_room(sampling, prefix=packed.RowBudget(1, 0, 0), rows=1)
+    self._check_room(requests_lib.BatchShape(packed.RowBudget(1, 0, 0), sampling=sampling), rows=1, sizes=[None])
 
-  def spec(self, sampling: config_lib.SamplingConfig, size: Size | None = None) -> cycle.SamplerSpec:
-    """What of the sampling config and the size of pictures shapes the compiled program, with this painter's tokens."""
-    return cycle.SamplerSpec.of(sampling, self.tokenizer.specials, self.tokenizer.vocab_size, size)
+  def spec(
+    self, sampling: config_lib.SamplingConfig, canvas: sizes_lib.Canvas = sizes_lib.Canvas()
+  ) -> cycle.SamplerSpec:
+    """What of the sampling config and the sizes of pictures shapes the compiled program, with this painter's tokens."""
+    return cycle.SamplerSpec.of(sampling, self.tokenizer.specials, self.tokenizer.vocab_size, *canvas)
 
   def _requests(
     self,
@@ -308,7 +318,7 @@ class Painter:
     requests: Sequence[requests_lib.Request],
     *,
     batch_size: int | None = None,
-    shape: requests_lib.PrefixShape | None = None,
+    shape: requests_lib.BatchShape | None = None,
   ) -> cycle.SampleBatch:
     """Requests as one batch on the device or the mesh. Arguments as of `requests.sample_batch`."""
     size = self._rows(batch_size, len(requests))
@@ -323,20 +333,23 @@ class Painter:
   def _batches(
     self, requests: Sequence[requests_lib.Request], batch_size: int | None, *, refill: bool
   ) -> Iterator['_Batch']:
-    """What each compiled call takes. Requests that are sampled by one program, paint one size, and have pictures of the
-    model's own size alone in their prefixes, or not, share a shape, and so a program. refill: rows may be refilled.
+    """What each compiled call takes. Requests whose sampling configs may share a program and that paint sizes of one
+    bucket (`sizes.buckets`) share a shape, and so a program, whatever their modes and prefixes. refill: rows may be
+    refilled.
     """
-    groups: dict[Any, list[int]] = {}
+    programs: dict[config_lib.SamplingConfig, list[int]] = {}
     for i, request in enumerate(requests):
-      own = requests_lib.any_size(request.start, self.config.model)
-      kind = requests_lib.program_of(request.sampling), request.size, own
-      groups.setdefault(kind, []).append(i)
-    for group in groups.values():
-      shape = requests_lib.prefix_shape([requests[i] for i in group], config=self.config, tokenizer=self.tokenizer)
+      programs.setdefault(requests_lib.program_of(request.sampling), []).append(i)
+    groups: list[list[int]] = []
+    for numbers in programs.values():
+      painted = [requests[i].painted(self.config.model) for i in numbers]
+      groups += [[numbers[i] for i in bucket] for bucket in sizes_lib.buckets(painted, self.config.model)]
+    for group in groups:
+      shape = self._shape([requests[i] for i in group])
       size = self._rows(batch_size, min(len(group), DEFAULT_BATCH))
       plan = lanes.Plan.of(size) if refill and self.mesh is None and size >= lanes.LEAST else None
       rows = size if plan is None or len(group) <= size else QUEUE * size
-      if plan and not self._fits([requests[i] for i in group], prefix=shape.row_budget, rows=rows, plan=plan):
+      if plan and not self._fits([requests[i] for i in group], shape=shape, rows=rows, plan=plan):
         plan, rows = None, size  # Lanes hold some of the cache twice.
       for first in range(0, len(group), rows):
         yield _Batch(group[first : first + rows], rows, shape, plan)
@@ -374,31 +387,28 @@ class Painter:
     self,
     requests: Sequence[requests_lib.Request],
     *,
-    prefix: packed.RowBudget,
+    shape: requests_lib.BatchShape,
     rows: int,
     plan: lanes.Plan | None = None,
   ):
     """Raises ValueError for a batch with caps that leave no room, or that does not fit the device."""
-    size = requests_lib.painted_size(requests)
-    self._check_room(requests_lib.joint(requests), prefix=prefix, rows=rows, size=size, plan=plan)
+    self._check_room(shape, rows=rows, sizes=[request.size for request in requests], plan=plan)
 
   def _check_room(
-    self,
-    sampling: config_lib.SamplingConfig,
-    *,
-    prefix: packed.RowBudget,
-    rows: int,
-    size: Size | None = None,
-    plan: lanes.Plan | None = None,
+    self, shape: requests_lib.BatchShape, *, rows: int, sizes: Sequence[Size | None], plan: lanes.Plan | None = None
   ):
-    worst = cycle.max_tokens_per_round(self.config.model, sampling, size)
+    model, sampling, prefix = self.config.model, shape.sampling, shape.row_budget
+    picture_tokens = max(model.picture_tokens_of(size or model.own_size) for size in sizes)
+    worst = cycle.max_tokens_per_round(sampling, picture_tokens)
     if sampling.max_tokens < worst:
       raise ValueError(f'{sampling.max_tokens=} leaves no room: a plan, an inspection and a picture may take {worst}.')
     weights, limit = self._memory
     rows = -(-rows // self._row_ways)
     split = 1 if self.mesh is None else self.mesh.shape['tensor']
-    model, limit = self.config.model, 2**63 if limit is None else limit
-    needed = memory.required(model, sampling, prefix=prefix, rows=rows, heads_split=split, size=size, plan=plan)
+    limit = 2**63 if limit is None else limit
+    needed = memory.required(
+      model, sampling, prefix=prefix, rows=rows, heads_split=split, canvas=shape.canvas, plan=plan
+    )
     memory.check(needed, weights=weights, rows=rows, prefix=prefix, max_tokens=sampling.max_tokens, limit=limit)
 
 
@@ -407,7 +417,7 @@ class _Batch(NamedTuple):
 
   numbers: list[int]  # Of the requests.
   rows: int  # Of the batch, or of the queue.
-  shape: requests_lib.PrefixShape
+  shape: requests_lib.BatchShape
   plan: lanes.Plan | None  # None: each request has its own row.
 
 

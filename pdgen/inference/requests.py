@@ -3,8 +3,8 @@
 A prompt is a text, a picture, or texts and pictures in any order; a sequence that holds a picture is one prompt, any
 other is many. What its mode (`core.modes`) allows is data of its row: a batch may hold requests of all modes.
 Prefixes are padded to a few lengths, so that prompts of other lengths share a compiled program. Pictures of the model's
-own size are read as in training on one size. Trajectories that hold a picture of another size have a program of their
-own, which takes pictures of all sizes: each is encoded alone before (`inference.encoding`).
+own size are read as in training on one size. Where a prefix holds a picture of another size, the program of its batch
+takes pictures of all sizes: each is encoded alone before (`inference.encoding`). What is painted: `inference.sizes`.
 """
 
 import dataclasses
@@ -24,11 +24,12 @@ from pdgen.core import trajectory as trajectory_lib
 from pdgen.data import images, packing, sequence
 from pdgen.data.tokenizers import base
 from pdgen.inference import encoding
-from pdgen.sampling import cycle, flow, grammar
+from pdgen.inference import sizes as sizes_lib
+from pdgen.sampling import canvas, cycle, flow, grammar, stop_texts
 
 # A file of a picture is a `pathlib.Path` (a str is a text), or its content.
 Picture = np.ndarray | Image.Image | pathlib.Path | bytes
-Size = tuple[int, int]
+Size = sizes_lib.Size
 Prompt = str | Picture | Sequence[str | Picture] | trajectory_lib.Trajectory
 
 _UND_BUCKET = 32  # Lengths of prefixes are multiples of it.
@@ -36,6 +37,8 @@ _PICTURE_BUCKET = 2  # The same for the number of pictures.
 _PICTURES = 'arrays uint8[H, W, 3], images of Pillow, or files as pathlib.Path'
 # Numbers of a sampling config by which the program has a part more, unless they are these.
 _OFF = {'top_k': 0, 'top_p': 1.0, 'repetition_penalty': 1.0, 'text_guidance': 1.0, 'image_guidance': 1.0}
+_OFF['stop_texts'] = ()
+_OF_EACH = (*flow.PER_TRAJECTORY, 'stop_texts')  # What the requests of a batch may have of their own.
 _MAX_TEXT = 4096  # Tokens of a prompt or another text; more where a row of the training data has room for more.
 
 
@@ -48,14 +51,21 @@ class Request:
   pictures: int  # At most so many more.
   has_ended: bool = False  # The trajectory was given as a finished one.
   sampling: config_lib.SamplingConfig
-  size: tuple[int, int] | None = None  # (H, W) of the pictures to paint; None: the model's own.
+  size: Size | None = None  # (H, W) of the pictures to paint; None: the model's own.
+
+  def painted(self, model: config_lib.ModelConfig) -> Size | None:
+    """(H, W) of the pictures to paint; None: it paints none."""
+    return (self.size or model.own_size) if modes_lib.of(self.start.mode).paints else None
 
 
-class PrefixShape(NamedTuple):
-  """What of a batch of prefixes shapes the compiled program."""
+class BatchShape(NamedTuple):
+  """What requests that may share a batch make of the compiled program, so that all batches of them have one."""
 
-  row_budget: packed.RowBudget
-  any_size: bool = False  # Pictures may have any size, and are encoded apart.
+  row_budget: packed.RowBudget  # Of the prefixes.
+  any_size: bool = False  # Pictures of the prefixes may have any size, and are encoded apart.
+  canvas: sizes_lib.Canvas = sizes_lib.Canvas()  # Of the pictures to paint.
+  differ: bool = False  # Requests have numbers of the sampler of their own.
+  sampling: config_lib.SamplingConfig = config_lib.SamplingConfig()  # `joint`.
 
 
 def make(
@@ -109,29 +119,15 @@ def sized(
   Raises: ValueError for a size that is not whole patches or does not fit the position table.
   """
   one = size is None or len(size) == 2 and all(isinstance(side, int) for side in size)
-  sizes_: list[Any] = [size] * len(requests) if one else _of_each(size, len(requests), 'sizes', one=())
-  patch, most = model.codec.patch, model.codec.patch * model.max_latent_size
+  wanted: list[Any] = [size] * len(requests) if one else _of_each(size, len(requests), 'sizes', one=())
   out = []
-  for request, own in zip(requests, sizes_, strict=True):
+  for request, own in zip(requests, wanted, strict=True):
     if own is None and modes_lib.of(request.start.mode).size_of_given and request.start.given_pictures:
       own = sizes(request.start, model)[len(request.start.given_pictures) - 1]
-    if own is not None and any(side % patch or not 0 < side <= most for side in own):
-      raise ValueError(
-        f'Pictures of {own[0]} x {own[1]} pixels (height x width) cannot be painted: sides are multiples of {patch} '
-        f'pixels, at most {most}.'
-      )
-    out.append(dataclasses.replace(request, size=None if own is None or own == model.own_size else tuple(own)))
+    height, width = model.own_size if own is None else own
+    sizes_lib.check((height, width), model)
+    out.append(dataclasses.replace(request, size=(height, width)))
   return out
-
-
-def painted_size(requests: Sequence[Request]) -> Size | None:
-  """(H, W) that a batch paints; None: the model's own. Raises: ValueError where they differ."""
-  found = {request.size for request in requests}
-  if len(found) > 1:
-    raise ValueError(
-      'Pictures of different sizes are painted in different batches: `Painter.sample` does so by itself.'
-    )
-  return found.pop()
 
 
 def check(requests: Sequence[Request]):
@@ -195,10 +191,10 @@ def any_size(start: trajectory_lib.Trajectory, model: config_lib.ModelConfig) ->
   return any(size != model.own_size for size in sizes(start, model))
 
 
-def prefix_shape(requests: Sequence[Request], *, config: config_lib.Config, tokenizer: base.Tokenizer) -> PrefixShape:
-  """The shape that holds the prefix of each of them, rounded up so that few different ones are ever compiled.
+def batch_shape(requests: Sequence[Request], *, config: config_lib.Config, tokenizer: base.Tokenizer) -> BatchShape:
+  """The shape that holds each of them, rounded up so that few different ones are ever compiled.
 
-  Raises: ValueError for a text that is too long, or for a picture that does not fit.
+  Raises: ValueError for a text that is too long, or for a picture that does not fit; as `joint`.
   """
   for request in requests:
     _check_texts(request.start, config, tokenizer)
@@ -207,10 +203,14 @@ def prefix_shape(requests: Sequence[Request], *, config: config_lib.Config, toke
   und, gen, pictures, vit = (max(column) for column in zip(*taken, strict=True))
   und, pictures = _round_up(und, _UND_BUCKET), _round_up(pictures, _PICTURE_BUCKET)
   cells = config.model.latent_tokens
-  if not apart:
-    return PrefixShape(packed.RowBudget(und, pictures * cells, pictures))
-  gen, vit = _round_up(gen, _PICTURE_BUCKET * cells), _round_up(vit, _PICTURE_BUCKET * config.model.vit_tokens)
-  return PrefixShape(packed.RowBudget(und, gen, 0, vit), any_size=True)
+  if apart:
+    gen, vit = _round_up(gen, _PICTURE_BUCKET * cells), _round_up(vit, _PICTURE_BUCKET * config.model.vit_tokens)
+    budget = packed.RowBudget(und, gen, 0, vit)
+  else:
+    budget = packed.RowBudget(und, pictures * cells, pictures)
+  numbers = {tuple(getattr(r.sampling, name) for name in flow.PER_TRAJECTORY) for r in requests}
+  canvas_ = sizes_lib.canvas([r.painted(config.model) for r in requests], config.model)
+  return BatchShape(budget, apart, canvas_, differ=len(numbers) > 1, sampling=joint(requests))
 
 
 def sample_batch(
@@ -220,7 +220,7 @@ def sample_batch(
   tokenizer: base.Tokenizer,
   encode: encoding.Encode,
   batch_size: int | None = None,
-  shape: PrefixShape | None = None,
+  shape: BatchShape | None = None,
 ) -> cycle.SampleBatch:
   """Requests as one batch, on the default device.
 
@@ -230,16 +230,16 @@ def sample_batch(
     tokenizer: of the prompts and texts.
     encode: of pictures that are not of the model's own size.
     batch_size: rows; those beyond `requests` are idle copies of the first. None: one for each request.
-    shape: what the prefixes are padded to; None: what these need.
+    shape: what they are padded to; None: what these need.
 
-  Raises: ValueError for more requests than rows, and as `prefix_shape`.
+  Raises: ValueError for more requests than rows, and as `batch_shape`.
   """
   batch_size = batch_size or len(requests)
   if len(requests) > batch_size:
     raise ValueError(f'{len(requests)} trajectories do not fit a batch of {batch_size}.')
   idle = dataclasses.replace(requests[0], seed=0, pictures=0)
   requests = [*requests, *[idle] * (batch_size - len(requests))]
-  shape = shape or prefix_shape(requests, config=config, tokenizer=tokenizer)
+  shape = shape or batch_shape(requests, config=config, tokenizer=tokenizer)
   samples = [_prefix(r.start, config, tokenizer, any_size=shape.any_size) for r in requests]
   clean = None
   if shape.any_size:
@@ -248,6 +248,7 @@ def sample_batch(
     samples = list(map(encoding.without_pictures, samples))
   rows = [packing.pack_row([sample], shape.row_budget) for sample in samples]
   prefix = jax.tree.map(lambda *x: jnp.asarray(np.stack(x)), *rows)
+  grids = canvas.Grids.of(config.model, [r.size or config.model.own_size for r in requests])
   seen = [_branches(row, r.start, tokenizer.specials) for row, r in zip(rows, requests, strict=True)]
   return cycle.SampleBatch(
     prefix=packed.check(prefix),
@@ -257,13 +258,14 @@ def sample_batch(
     kept_order=jnp.asarray([kept for kept, _ in seen], jnp.int32),
     texts_until=jnp.asarray([until for _, until in seen], jnp.int32),
     clean=clean,
+    grids=grids if shape.canvas.most else None,
   )
 
 
 def program_of(sampling: config_lib.SamplingConfig) -> config_lib.SamplingConfig:
-  """What of a sampling config the requests of a batch share: all but the numbers that each may have of its own."""
+  """What of a sampling config the requests of a batch share: all but what each may have of its own."""
   defaults = config_lib.SamplingConfig()
-  return dataclasses.replace(sampling, **{name: getattr(defaults, name) for name in flow.PER_TRAJECTORY})
+  return dataclasses.replace(sampling, **{name: getattr(defaults, name) for name in _OF_EACH})
 
 
 def joint(requests: Sequence[Request]) -> config_lib.SamplingConfig:
@@ -274,17 +276,26 @@ def joint(requests: Sequence[Request]) -> config_lib.SamplingConfig:
   samplings = [request.sampling for request in requests]
   if len(set(map(program_of, samplings))) > 1:
     raise ValueError(
-      'Requests whose sampling configs differ in more than the numbers of a trajectory '
-      f'({", ".join(flow.PER_TRAJECTORY)}) do not share a batch: `Painter.sample` does so by itself.'
+      f'Requests whose sampling configs differ in more than {", ".join(_OF_EACH)} do not share a batch: '
+      '`Painter.sample` makes one for each kind by itself.'
     )
   asked = {name: next((v for s in samplings if (v := getattr(s, name)) != off), off) for name, off in _OFF.items()}
   return dataclasses.replace(samplings[0], **asked)
 
 
-def sampler_params(requests: Sequence[Request], batch_size: int) -> flow.SamplerParams:
-  """The numbers of the sampler for a batch of requests and idle rows."""
+def sampler_params(
+  requests: Sequence[Request], batch_size: int, *, shape: BatchShape, tokenizer: base.Tokenizer
+) -> flow.SamplerParams:
+  """The sampler's arguments for a batch of requests and idle rows. tokenizer: of the stop texts.
+
+  Raises: as `flow.SamplerParams.of`, `stop_texts.StopTexts.of`.
+  """
   rows = [request.sampling for request in requests]
-  return flow.SamplerParams.of_rows(rows + rows[:1] * (batch_size - len(rows)))
+  rows += rows[:1] * (batch_size - len(rows))
+  params = flow.SamplerParams.of_rows(rows, differ=shape.differ)
+  if not shape.sampling.stop_texts:
+    return params
+  return params.replace(stops=stop_texts.StopTexts.of([row.stop_texts for row in rows], tokenizer.pieces))
 
 
 def _branches(

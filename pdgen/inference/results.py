@@ -8,7 +8,8 @@ import numpy as np
 
 from pdgen.core import trajectory as trajectory_lib
 from pdgen.data.tokenizers import base
-from pdgen.sampling import cycle
+from pdgen.inference import requests as requests_lib
+from pdgen.sampling import cycle, stop_texts
 
 # Fields of `cycle.State` that a finished batch is read from.
 FETCHED = (
@@ -71,7 +72,7 @@ def warn_not_finite(prompts: Sequence[str]):
 
 
 def of_batch(
-  starts: Sequence[trajectory_lib.Trajectory],
+  requests: Sequence[requests_lib.Request],
   host: Mapping[str, np.ndarray],
   tokenizer: base.Tokenizer,
   *,
@@ -80,17 +81,17 @@ def of_batch(
   """The result of a finished batch; warns of pictures that are not finite.
 
   Args:
-    starts: what the first rows were continued from.
+    requests: of the first rows.
     host: the FETCHED fields of the final state.
     tokenizer: of the texts.
     timings: `seconds` and `compile_calls`.
   """
   counts = {name: int(host[name]) for name in ('text_steps', 'rounds')}
   counts |= {'tokens': int(host['output_count'].sum()), 'pictures': int(host['picture_count'].sum())}
-  not_finite = tuple(i for i in range(len(starts)) if not host['finite'][i])
-  warn_not_finite([starts[i].prompt for i in not_finite])
-  trajectories = [parse_output(start, host, row, tokenizer) for row, start in enumerate(starts)]
-  own_counts = host['output_count'][: len(starts)].tolist()
+  not_finite = tuple(i for i in range(len(requests)) if not host['finite'][i])
+  warn_not_finite([requests[i].start.prompt for i in not_finite])
+  trajectories = [parse_output(request, host, row, tokenizer) for row, request in enumerate(requests)]
+  own_counts = host['output_count'][: len(requests)].tolist()
   chosen = tuple(
     Chosen(host['output_tokens'][row, :n].copy(), host['output_logprobs'][row, :n].copy())
     for row, n in enumerate(own_counts)
@@ -121,31 +122,38 @@ def join(parts: Iterable[tuple[Sequence[int], Result]]) -> Result:
 class OutputReader:
   """Reads the tokens and pictures of one row, in order, into steps that follow those it started from."""
 
-  def __init__(self, start: trajectory_lib.Trajectory, tokenizer: base.Tokenizer):
-    self.trajectory = start
-    self._tokenizer, self._ids = tokenizer, list[int]()
+  def __init__(self, request: requests_lib.Request, tokenizer: base.Tokenizer):
+    self.trajectory = request.start
+    self._tokenizer, self._size = tokenizer, request.size
+    self._stops = [text.encode() for text in request.sampling.stop_texts]
+    self._written, self._has_stopped = b'', False
 
   @property
   def open_text(self) -> str:
-    """The text being written, as far as it goes."""
-    return self._tokenizer.decode(self._ids)
+    """The text being written, as far as it goes, less what may be the beginning of a stop text."""
+    unsure = 0 if self._has_stopped else stop_texts.begun(self._written, self._stops)
+    return _text(self._written[: len(self._written) - unsure])
 
   def token(self, token: int) -> trajectory_lib.Item | None:
     """Reads the next token. Returns the text that it completes."""
     specials = self._tokenizer.specials
     if token == specials.im_start:
-      self._ids = []
+      self._written, self._has_stopped = b'', False
     elif token == specials.im_end:
-      self.trajectory = self.trajectory.with_text(self.open_text)
-      self._ids = []
+      self.trajectory = self.trajectory.with_text(_text(self._written))
+      self._written = b''
       return self._last()
     elif token != specials.vision_start:
-      self._ids.append(token)
+      self._written += self._tokenizer.bytes_of(token)
+      found = -1 if self._has_stopped else stop_texts.find(self._written, self._stops)
+      if found >= 0:  # What follows is how the grammar closes what is open.
+        self._written, self._has_stopped = self._written[:found], True
     return None
 
   def picture(self, picture: np.ndarray) -> trajectory_lib.Item:
-    """Reads a picture, uint8[H, W, 3], which `<|vision_start|>` announced."""
-    self.trajectory = self.trajectory.with_picture(picture)
+    """Reads a picture, uint8[H, W, 3], which `<|vision_start|>` announced, off its canvas."""
+    height, width = self._size or picture.shape[:2]
+    self.trajectory = self.trajectory.with_picture(picture[:height, :width])
     return self._last()
 
   def end(self, stop: int) -> trajectory_lib.Trajectory:
@@ -157,18 +165,22 @@ class OutputReader:
     return item
 
 
+def _text(written: bytes) -> str:
+  return written.decode('utf-8', errors='replace')
+
+
 def parse_output(
-  start: trajectory_lib.Trajectory, host: Mapping[str, np.ndarray], row: int, tokenizer: base.Tokenizer
+  request: requests_lib.Request, host: Mapping[str, np.ndarray], row: int, tokenizer: base.Tokenizer
 ) -> trajectory_lib.Trajectory:
   """The trajectory of a row of a finished batch.
 
   Args:
-    start: what the row was continued from.
+    request: of the row.
     host: the FETCHED fields of the final state.
     row: number of the row.
     tokenizer: of its texts.
   """
-  reader, pictures = OutputReader(start, tokenizer), iter(host['pictures'][row])
+  reader, pictures = OutputReader(request, tokenizer), iter(host['pictures'][row])
   for token in host['output_tokens'][row, : host['output_count'][row]].tolist():
     reader.token(token)
     if token == tokenizer.specials.vision_start:

@@ -88,7 +88,7 @@ def events(
     requests: the first rows.
     tokenizer: of the texts.
   """
-  rows = {number: _Row(number, request.start, tokenizer) for number, request in enumerate(requests)}
+  rows = {number: _Row(number, request, tokenizer) for number, request in enumerate(requests)}
   state, painted = phases.prefill(batch), None
   while True:
     seen = jax.device_get(phases_lib.progress(state))
@@ -115,9 +115,9 @@ def events(
 class _Row:
   """The events of one row."""
 
-  def __init__(self, number: int, start: trajectory_lib.Trajectory, tokenizer: base.Tokenizer):
+  def __init__(self, number: int, request: requests_lib.Request, tokenizer: base.Tokenizer):
     self.count = 0  # Tokens read.
-    self._number, self._reader = number, results.OutputReader(start, tokenizer)
+    self._number, self._reader = number, results.OutputReader(request, tokenizer)
     self._told = 0  # Characters of the open text that have been told.
 
   def token(self, token: int) -> Iterator[Event]:
@@ -137,7 +137,7 @@ class _Row:
 
   def picture(self, picture: np.ndarray) -> Picture:
     item = self._reader.picture(picture)
-    return Picture(row=self._number, step=item.number, kind=item.kind, picture=picture)
+    return Picture(row=self._number, step=item.number, kind=item.kind, picture=item.picture)
 
   def end(self, stop: int, finite: bool) -> End:
     return End(row=self._number, trajectory=self._reader.end(stop), finite=finite)

@@ -92,10 +92,10 @@ def _lanes(painter: painter_lib.Painter, prompts: Sequence[str], mode: str) -> d
   batch = painter.sample_batch(requests_lib.make(prompts, sampling=sampling, mode=mode))
   phases = painter.phases(sampling)
   queue = lanes.Queue(batch, jnp.int32(len(prompts)), phases.sampler)
-  static = dict(spec=phases.spec, plan=lanes.Plan.of(len(prompts)))
-  call = lambda phase: lambda work: phase(painter.graphdef, painter.params, work, queue, **static)
+  plan = lanes.Plan.of(len(prompts))
+  call = lambda phase: lambda work: phase(painter.graphdef, painter.params, work, queue, spec=phases.spec, plan=plan)
   work = call(_start)(None)
-  while (number := int(lanes.next_phase(work, queue, static['plan']))) < len(lanes.PHASES):
+  while (number := int(lanes.next_phase(work, queue, plan))) < len(lanes.PHASES):
     phase = lanes.PHASES[number]
     denoising = _timed(call(_denoise), work)[1] if phase is lanes.paint else 0.0
     work, seconds = _timed(call(_LANES[phase]), work)

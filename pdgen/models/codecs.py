@@ -57,6 +57,35 @@ def resize(pictures: jax.Array, size: tuple[int, int]) -> jax.Array:
   return jnp.clip(jnp.round(resized), 0, 255).astype(jnp.uint8)
 
 
+def resize_each(pictures: jax.Array, have: jax.Array, want: jax.Array, canvas: tuple[int, int]) -> jax.Array:
+  """As `resize`, of pictures that each fill a part of the array, from the top left corner, and each to its own size.
+
+  Args:
+    pictures: uint8[B, H, W, 3].
+    have: int32[B, 2], (height, width) that each fills.
+    want: int32[B, 2], (height, width) that each is to have.
+    canvas: (H', W') of the result.
+
+  Returns: uint8[B, H', W', 3]; what is outside of a picture means nothing.
+  """
+
+  def weights(axis: int) -> jax.Array:
+    """f32[B, H, H'] of one axis, by the rule of `jax.image.resize`."""
+    size, most = have[:, axis, None, None].astype(jnp.float32), pictures.shape[1 + axis]
+    inverse = size / want[:, axis, None, None].astype(jnp.float32)
+    places = jnp.arange(most, dtype=jnp.float32)[None, :, None]
+    at = (jnp.arange(canvas[axis], dtype=jnp.float32)[None, None] + 0.5) * inverse - 0.5
+    x = jnp.abs(at - places) / jnp.maximum(inverse, 1.0)
+    near, far = ((1.5 * x - 2.5) * x) * x + 1.0, ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0
+    kernel = jnp.where((x >= 2.0) | (places >= size), 0.0, jnp.where(x >= 1.0, far, near))
+    total = jnp.sum(kernel, axis=1, keepdims=True)
+    return kernel / jnp.where(total == 0.0, 1.0, total)
+
+  pixels, precision = pictures.astype(jnp.float32), jax.lax.Precision.HIGHEST
+  resized = jnp.einsum('BHWC,BHR,BWS->BRSC', pixels, weights(0), weights(1), precision=precision)
+  return jnp.clip(jnp.round(resized), 0, 255).astype(jnp.uint8)
+
+
 class PixelCodec(nnx.Module):
   """The small world's "VAE": patches of pixels in [-1, 1], no parameters, exact both ways."""
 
@@ -65,12 +94,18 @@ class PixelCodec(nnx.Module):
     self.channels = cfg.codec.channels
     self.rows = cfg.latent_grid
 
-  def encode(self, pixels: jax.Array, noise: jax.Array | None = None) -> jax.Array:
-    """f32[..., H, W, 3] in [-1, 1] to latents f32[..., Q, C], row-major. noise: unused, there is no posterior."""
+  def encode(self, pixels: jax.Array, noise: jax.Array | None = None, *, inside: jax.Array | None = None) -> jax.Array:
+    """f32[..., H, W, 3] in [-1, 1] to latents f32[..., Q, C], row-major.
+
+    noise, inside: as of `FluxCodec`; unused, there is no posterior, and a patch sees nothing beside it.
+    """
     return patchify(pixels, self.patch)
 
-  def decode(self, latents: jax.Array, *, rows: int | None = None) -> jax.Array:
-    """Latents f32[..., Q, C] to f32[..., H, W, 3], not clipped. rows: of latents; None: of the model's own pictures."""
+  def decode(self, latents: jax.Array, *, rows: int | None = None, inside: jax.Array | None = None) -> jax.Array:
+    """Latents f32[..., Q, C] to f32[..., H, W, 3], not clipped.
+
+    rows: of latents; None: of the model's own pictures. inside: unused, as in `encode`.
+    """
     return unpatchify(latents, self.patch, rows or self.rows)
 
   def to_uint8(self, pixels: jax.Array) -> jax.Array:
@@ -90,8 +125,11 @@ class FluxCodec(nnx.Module):
     self.channels = cfg.codec.channels
     self.rows = cfg.latent_grid
 
-  def encode(self, pixels: jax.Array, noise: jax.Array | None = None) -> jax.Array:
+  def encode(self, pixels: jax.Array, noise: jax.Array | None = None, *, inside: jax.Array | None = None) -> jax.Array:
     """f32[..., H, W, 3] in [-1, 1] to latents f32[..., Q, C], row-major; what fills no whole token is dropped.
+
+    inside: bool[..., rows, columns] of tokens, those of a picture that fills a part of the array: its latents are those
+    of the picture alone. None: all of it, zeros around a smaller picture among it (QUIRKS 22).
 
     noise: of a draw from the posterior (`posterior_noise`); None takes its mean. Pictures, the axis before H, are
     encoded one after the other, all rows of a batch, the axes before that, at once: the finest level of one picture of
@@ -101,15 +139,20 @@ class FluxCodec(nnx.Module):
     *lead, height, width, _ = pixels.shape
     pixels = pixels.reshape(-1, *lead[-1:], height, width, 3) if lead else pixels[None, None]
     noise = None if noise is None else noise.reshape(*pixels.shape[:2], *noise.shape[-3:])
-    each = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (pixels, noise))
+    inside = None if inside is None else inside.reshape(*pixels.shape[:2], *inside.shape[-2:])
+    each = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (pixels, noise, inside))
     z = jnp.moveaxis(jax.lax.map(lambda args: self.vae.encode(*args), each), 0, 1)
     tokens = patchify(z, self.patch)
     return tokens.reshape(*lead, *tokens.shape[2:])
 
-  def decode(self, latents: jax.Array, *, rows: int | None = None) -> jax.Array:
-    """Latents f32[..., Q, C] to f32[..., H, W, 3], not clipped. rows: of latents; None: of the model's own pictures."""
+  def decode(self, latents: jax.Array, *, rows: int | None = None, inside: jax.Array | None = None) -> jax.Array:
+    """Latents f32[..., Q, C] to f32[..., H, W, 3], not clipped.
+
+    rows: of latents; None: of the model's own pictures. inside: as of `encode`.
+    """
     z = unpatchify(latents, self.patch, rows or self.rows)
-    pixels = self.vae.decode(z.reshape(-1, *z.shape[-3:]))
+    inside = None if inside is None else inside.reshape(-1, *inside.shape[-2:])
+    pixels = self.vae.decode(z.reshape(-1, *z.shape[-3:]), inside)
     return pixels.reshape(*z.shape[:-3], *pixels.shape[1:])
 
   def to_uint8(self, pixels: jax.Array) -> jax.Array:

@@ -90,11 +90,13 @@ class GroupNorm(nnx.Module):
     self.bias = nnx.Param(jnp.zeros((channels,), jnp.float32))
     self.groups, self.eps = groups, eps
 
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """x: [N, H, W, C]; channels of a group are neighbours."""
+  def __call__(self, x: jax.Array, inside: jax.Array | None = None) -> jax.Array:
+    """x: [N, H, W, C]; channels of a group are neighbours. inside: bool[N, H, W, 1], what counts; None: all does."""
     grouped = x.astype(jnp.float32).reshape(*x.shape[:3], self.groups, -1)
-    grouped = grouped - jnp.mean(grouped, axis=(1, 2, 4), keepdims=True)
-    grouped = grouped * jax.lax.rsqrt(jnp.mean(grouped * grouped, axis=(1, 2, 4), keepdims=True) + self.eps)
+    where = None if inside is None else inside[..., None]
+    mean = lambda x: jnp.mean(x, axis=(1, 2, 4), keepdims=True, where=where)
+    grouped = grouped - mean(grouped)
+    grouped = grouped * jax.lax.rsqrt(mean(grouped * grouped) + self.eps)
     scale, bias = (jnp.broadcast_to(p[...], x.shape) for p in (self.scale, self.bias))
     return (grouped.reshape(x.shape) * scale + bias).astype(x.dtype)
 

@@ -8,6 +8,7 @@ its own cache slots and its own positions.
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +16,10 @@ from flax import nnx, struct
 
 from pdgen.core import config as config_lib
 from pdgen.core import packed
-from pdgen.models import attention, codecs, interleaved
-from pdgen.sampling import flow, kv_cache, next_token, spans
+from pdgen.models import attention, interleaved
+from pdgen.sampling import canvas, flow, kv_cache, next_token, spans, stop_texts
 from pdgen.sampling import grammar as grammar_lib
 from pdgen.sampling.sampler_spec import SamplerSpec as SamplerSpec
-from pdgen.sampling.sampler_spec import Size
 
 WRITING, WAITING, ENDED = range(3)  # `State.status`
 RUNNING, FINISHED, PICTURE_CAP, TOKEN_CAP = range(4)  # `State.stop`
@@ -35,6 +35,7 @@ class SampleBatch(struct.PyTreeNode):
   kept_order: jax.Array  # int32[B]; guidance by texts leaves in what comes up to this order, or to the last picture.
   texts_until: jax.Array  # int32[B]; the branch without pictures has the texts before this order.
   clean: jax.Array | None = None  # f32[B, G, C]; latents of `prefix`, whose pictures are encoded apart; None: here.
+  grids: canvas.Grids | None = None  # Of the pictures to paint; None: all have `SamplerSpec.size`.
 
 
 class State(struct.PyTreeNode):
@@ -42,6 +43,7 @@ class State(struct.PyTreeNode):
 
   cache: attention.KVCache  # the cache.
   grammar: grammar_lib.GrammarState  # grammar of each trajectory.
+  grids: canvas.Grids | None  # as of `SampleBatch`.
   key: jax.Array  # [B] PRNG keys, never changed; counts are folded in.
   picture_limit: jax.Array  # int32[B]; pictures it may paint in all.
   status: jax.Array  # int32[B]; WRITING, WAITING for its picture, or ENDED.
@@ -57,7 +59,8 @@ class State(struct.PyTreeNode):
   output_tokens: jax.Array  # int32[B, E]; every token chosen, `<|vision_start|>` standing for a whole picture.
   output_logprobs: jax.Array  # f32[B, E]; `next_token.Choice.logprob` of each; of dictated ones too, as if chosen.
   output_count: jax.Array  # int32[B]
-  pictures: jax.Array  # uint8[B, M, H, W, 3]
+  stop_state: jax.Array  # int32[B]; how much of a stop text the text being written holds (`stop_texts.StopTexts`).
+  pictures: jax.Array  # uint8[B, M, H, W, 3]; each in the top left corner, and what is beside it means nothing.
   picture_count: jax.Array  # int32[B]
   finite: jax.Array  # bool[B]; no picture so far holds a NaN or an infinite value.
   text_steps: jax.Array  # int32[]; decode steps of all text phases.
@@ -119,6 +122,7 @@ def prefill(
   state = State(
     cache=cache,
     grammar=batch_in.grammar,
+    grids=batch_in.grids,
     key=batch_in.key,
     picture_limit=batch_in.picture_limit,
     status=jnp.where(ready, WRITING, ENDED),
@@ -134,6 +138,7 @@ def prefill(
     output_tokens=jnp.zeros((batch, sampling.max_tokens), jnp.int32),
     output_logprobs=jnp.zeros((batch, sampling.max_tokens)),
     output_count=jnp.zeros((batch,), jnp.int32),
+    stop_state=jnp.full((batch,), stop_texts.NEVER, jnp.int32),
     pictures=jnp.zeros((batch, sampling.max_pictures, *(spec.size or cfg.own_size), 3), jnp.uint8),
     picture_count=jnp.zeros((batch,), jnp.int32),
     finite=jnp.ones((batch,), bool),
@@ -219,21 +224,21 @@ def picture_phase(
   """The picture phase: those who wait are given a picture, look at it, and decide whether to go on."""
   active = state.status == WAITING
   one = active.astype(jnp.int32)
-  z, size = denoise(model, state, sampler, spec), spec.size or model.cfg.own_size
+  layout = _layout(model, state, spec)
   # What is looked at is the picture as it is given out, so that a trajectory can be continued from its pictures.
-  pixels = model.codec.decode(z, rows=model.cfg.latent_grid_of(size)[0])
+  pixels = layout.decode(model.codec, denoise(model, state, sampler, spec))
   picture = model.codec.to_uint8(pixels)
-  und, gen = spans.context_copies(model.cfg, spec.specials, active, state.order, state.position, size)
-  seen = packed.PackedBatch(und, gen, picture[:, None])
-  z = model.codec.encode(codecs.to_pixels(picture)[:, None])[:, 0]
+  und, gen = spans.context_copies(spec.specials, active, state.order, state.position, layout.latent, layout.vit)
+  seen = packed.PackedBatch(und, gen, picture[:, None], vit=layout.vit_patches(model.vit, picture))
+  z = layout.encode(model.codec, picture)
   hidden, kv = model.extend(seen, z, jnp.zeros(z.shape[:2]), state.cache)
 
   tokens_ = spans.concatenate(und.tokens, gen.tokens)
-  count, copies = model.cfg.picture_tokens_of(size), 2 if model.vit is not None else 1
+  count, copies = layout.picture_tokens, 2 if model.vit is not None else 1
   order, position = state.order + one * count, state.position + one * copies
   index = jnp.where(active, state.picture_count, state.pictures.shape[1])
   state = state.replace(
-    cache=kv_cache.write(state.cache, kv, tokens_, state.slot[:, None] + jnp.arange(count)[None], after=hidden.und),
+    cache=kv_cache.write(state.cache, kv, tokens_, state.slot[:, None] + layout.slots(tokens_), after=hidden.und),
     grammar=grammar_lib.after_picture(state.grammar, active),
     slot=state.slot + one * count,
     order=order,
@@ -251,24 +256,19 @@ def picture_phase(
 
 def denoise(model: interleaved.Interleaved, state: State, sampler: flow.SamplerParams, spec: SamplerSpec) -> jax.Array:
   """The latents of the next picture, from the noise of each trajectory's own key: f32[B, Q, C]."""
-  rows, columns = model.cfg.latent_grid_of(spec.size or model.cfg.own_size)
+  cells = _layout(model, state, spec).latent.total
 
   def noise(key: jax.Array, count: jax.Array) -> jax.Array:
     # Texts fold in 0, 1, 2, ...; pictures count down from the other end.
     key = jax.random.fold_in(key, jnp.uint32(0xFFFFFFFF) - count.astype(jnp.uint32))
-    return jax.random.normal(key, (rows * columns, model.codec.channels))
+    return jax.random.normal(key, (cells, model.codec.channels))  # Of a cell it is the same whatever their number.
 
   z = jax.vmap(noise)(state.key, state.picture_count)
   return flow.euler(z, velocities(model, state, sampler, spec), sampler)
 
 
 def velocities(
-  model: interleaved.Interleaved,
-  state: State,
-  sampler: flow.SamplerParams,
-  spec: SamplerSpec,
-  *,
-  grid: tuple[int, int] | None = None,
+  model: interleaved.Interleaved, state: State, sampler: flow.SamplerParams, spec: SamplerSpec
 ) -> Callable[[jax.Array, jax.Array], jax.Array]:
   """The guided velocity of the next pictures, of z: f32[B, Q, C] and t: f32[]; one forward for all branches.
 
@@ -276,10 +276,9 @@ def velocities(
     model: with its parameters.
     state: of the loop; trajectories that do not wait for a picture get padding.
     sampler: scales and interval of guidance.
-    spec: which branches there are.
-    grid: rows and columns of the pictures' latent patches; None: of `spec.size`.
+    spec: which branches there are, and the size of the pictures.
   """
-  grid = grid or model.cfg.latent_grid_of(spec.size or model.cfg.own_size)
+  cells = _layout(model, state, spec).latent
   active = state.status == WAITING
   branches = [spans.Branch(spans.FULL, state.order - 1, state.position)]
   if spec.text_branch:
@@ -288,29 +287,35 @@ def velocities(
     branches.append(spans.Branch(spans.TEXT_ONLY, state.order - 1, state.text_position))
 
   def forward(z: jax.Array, t: jax.Array, count: int) -> list[jax.Array]:
-    und, gen = spans.noised_copies(model.cfg, spec.specials, active, branches[:count], state.order, grid)
+    und, gen = spans.noised_copies(spec.specials, active, branches[:count], state.order, cells)
     copies = packed.PackedBatch(und, gen, _no_pictures(model, z.shape[0]))
     t = jnp.broadcast_to(t, (z.shape[0], count * z.shape[1]))
     z = jnp.tile(z, (1, count, 1))
     hidden, _ = model.extend(copies, z, t, state.cache)
-    return jnp.split(model.velocity(hidden.gen, z, t), count, axis=1)
+    # Zero where no picture is: what is there stays finite, and no norm counts it.
+    return [cells.mask(v) for v in jnp.split(model.velocity(hidden.gen, z, t), count, axis=1)]
 
   def guided(z: jax.Array, t: jax.Array) -> jax.Array:
     v, *others = forward(z, t, len(branches))
     v_text, v_image = others[0] if spec.text_branch else None, others[-1] if spec.image_branch else None
-    return flow.guide(v, v_text, v_image, sampler, renorm=spec.sampling.renorm)
+    result, on = flow.guide(v, v_text, v_image, sampler, renorm=spec.sampling.renorm), flow.is_guided(t, sampler)
+    return jnp.where(on[:, None, None], result, v) if on.ndim else result
 
   plain = lambda z, t: forward(z, t, 1)[0]
 
   def velocity(z: jax.Array, t: jax.Array) -> jax.Array:
-    return jax.lax.cond(flow.is_guided(t, sampler), guided, plain, z, t) if len(branches) > 1 else plain(z, t)
+    any_guided = jnp.any(flow.is_guided(t, sampler))
+    return jax.lax.cond(any_guided, guided, plain, z, t) if len(branches) > 1 else plain(z, t)
 
   return velocity
 
 
-def max_tokens_per_round(cfg: config_lib.ModelConfig, sampling: config_lib.SamplingConfig, size: Size = None) -> int:
-  """The most tokens that a trajectory takes until it has looked at its next picture: two texts, two picture copies."""
-  return 2 * (sampling.max_text_tokens + 2) + cfg.picture_tokens_of(size or cfg.own_size)
+def max_tokens_per_round(sampling: config_lib.SamplingConfig, picture_tokens: Any) -> Any:
+  """The most tokens that a trajectory takes until it has looked at its next picture: two texts, two picture copies.
+
+  picture_tokens: of these copies, a number or those of each trajectory (`canvas.Layout.picture_tokens`).
+  """
+  return 2 * (sampling.max_text_tokens + 2) + picture_tokens
 
 
 def choose_next(
@@ -335,7 +340,8 @@ def choose_next(
     dictated: as of `decode_step`.
   """
   logits = model.logits(hidden)[:, : spec.vocab_size]
-  allowed = grammar_lib.allowed_tokens(state.grammar, spec.grammar, max_edits=sampler.max_edits)
+  closing = state.stop_state == stop_texts.COMPLETE if sampler.stops is not None else None
+  allowed = grammar_lib.allowed_tokens(state.grammar, spec.grammar, max_edits=sampler.max_edits, closing=closing)
   # No text is open between two items, and the length is that of the last one.
   length = jnp.where(state.grammar.tag_state == grammar_lib.BOUNDARY, 0, state.grammar.length)
   written = state.output_tokens, state.output_count, length
@@ -348,12 +354,18 @@ def choose_next(
   # Caps end a trajectory only where it has just looked at a picture, so that it ends with a whole one, or may end.
   may_end, looked = state.grammar.may_end, state.grammar.may_end & state.grammar.painted_last
   room = state.cache.k.shape[2] // (1 + spec.image_branch) - state.slot
-  stop = jnp.where(may_end & (room < max_tokens_per_round(model.cfg, spec.sampling, spec.size)), TOKEN_CAP, RUNNING)
+  most = max_tokens_per_round(spec.sampling, _layout(model, state, spec).picture_tokens)
+  stop = jnp.where(may_end & (room < most), TOKEN_CAP, RUNNING)
   stop = jnp.where(looked & (state.picture_count >= state.picture_limit), PICTURE_CAP, stop)
   stop = jnp.where(token == spec.specials.endoftext, FINISHED, stop)
   goes_on = active & (stop == RUNNING)
   status = jnp.where(goes_on, jnp.where(token == spec.specials.vision_start, WAITING, WRITING), ENDED)
   index = jnp.where(goes_on, state.output_count, state.output_tokens.shape[1])
+  if (stops := sampler.stops) is not None:
+    after = jnp.where(
+      token == spec.specials.im_start, stops.begin, stops.after[state.stop_state, token].astype(jnp.int32)
+    )
+    state = state.replace(stop_state=jnp.where(goes_on, after, state.stop_state))
   return state.replace(
     stop=jnp.where(active, stop, state.stop),
     status=jnp.where(active, status, state.status),
@@ -362,6 +374,10 @@ def choose_next(
     output_logprobs=kv_cache.scatter_rows(state.output_logprobs, index[:, None], logprob[:, None]),
     output_count=state.output_count + goes_on.astype(jnp.int32),
   )
+
+
+def _layout(model: interleaved.Interleaved, state: State, spec: SamplerSpec) -> canvas.Layout:
+  return canvas.layout(model.cfg, spec.size, spec.most, state.grids)
 
 
 def _extend_text(model: interleaved.Interleaved, und: packed.UndStream, cache: attention.KVCache):

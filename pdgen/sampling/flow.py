@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +10,11 @@ import numpy as np
 from flax import struct
 
 from pdgen.core import config as config_lib
+from pdgen.sampling import stop_texts
 
 
 class SamplerParams(struct.PyTreeNode):
-  """Numbers of the sampler that change without a new compilation: fields of `core.config.SamplingConfig`, by name.
+  """Arguments of the sampler, which change without a new compilation: fields of `core.config.SamplingConfig`, by name.
 
   All its other fields shape the compiled program (`cycle.SamplerSpec`).
   """
@@ -26,10 +28,12 @@ class SamplerParams(struct.PyTreeNode):
   image_guidance: jax.Array  # f32; 1 = none.
   renorm_min: jax.Array  # f32; lower clamp of the renormalisation.
   max_edits: jax.Array  # int32; refined pictures a trajectory.
+  guidance_interval: jax.Array  # f32[2], or [B, 2]; guidance is on for low < t <= high.
   # Of all trajectories.
-  guidance_interval: jax.Array  # f32[2]; guidance is on for low < t <= high.
   timestep_shift: jax.Array  # f32[]; s in t <- s t / (1 + (s - 1) t).
   flow_steps: jax.Array  # int32[]; Euler steps a picture.
+  # Of `SamplingConfig.stop_texts`, with the bytes of the tokens; None: no trajectory has any.
+  stops: stop_texts.StopTexts | None = None
 
   @classmethod
   def of(cls, sampling: config_lib.SamplingConfig) -> 'SamplerParams':
@@ -38,19 +42,29 @@ class SamplerParams(struct.PyTreeNode):
     for name in DYNAMIC_FIELDS:
       if not np.isfinite(np.asarray(getattr(sampling, name), np.float64)).all():
         raise ValueError(f'sampling.{name}={getattr(sampling, name)} is not finite.')
-    return cls(**{name: jnp.asarray(getattr(sampling, name), kinds.get(name, jnp.float32)) for name in DYNAMIC_FIELDS})
+    numbers: dict[str, Any] = {
+      name: jnp.asarray(getattr(sampling, name), kinds.get(name, jnp.float32)) for name in DYNAMIC_FIELDS
+    }
+    return cls(**numbers)
 
   @classmethod
-  def of_rows(cls, samplings: Sequence[config_lib.SamplingConfig]) -> 'SamplerParams':
-    """The numbers of a batch, from the config of each row. They differ in PER_TRAJECTORY alone. Raises: as `of`."""
+  def of_rows(cls, samplings: Sequence[config_lib.SamplingConfig], *, differ: bool) -> 'SamplerParams':
+    """The numbers of a batch, from the config of each row.
+
+    Args:
+      samplings: they differ in PER_TRAJECTORY alone, and in `stop_texts`, which are not seen to here.
+      differ: there is a number for each row, also where all have the same; False: those of the first are of all.
+
+    Raises: as `of`.
+    """
     rows = [cls.of(sampling) for sampling in samplings]
-    if len(set(samplings)) == 1:
+    if not differ:
       return rows[0]
     return rows[0].replace(**{name: jnp.stack([getattr(row, name) for row in rows]) for name in PER_TRAJECTORY})
 
 
-DYNAMIC_FIELDS = tuple(field.name for field in dataclasses.fields(SamplerParams))
-PER_TRAJECTORY = DYNAMIC_FIELDS[: DYNAMIC_FIELDS.index('guidance_interval')]
+DYNAMIC_FIELDS = tuple(field.name for field in dataclasses.fields(SamplerParams) if field.name != 'stops')
+PER_TRAJECTORY = DYNAMIC_FIELDS[: DYNAMIC_FIELDS.index('timestep_shift')]
 
 
 def time_at(step: jax.Array, params: SamplerParams) -> jax.Array:
@@ -66,8 +80,8 @@ def time_at(step: jax.Array, params: SamplerParams) -> jax.Array:
 
 
 def is_guided(t: jax.Array, params: SamplerParams) -> jax.Array:
-  """Whether guidance is on at the (shifted) time t: bool[]."""
-  return (t > params.guidance_interval[0]) & (t <= params.guidance_interval[1])
+  """Whether guidance is on at the (shifted) time t: bool[], or [B]."""
+  return (t > params.guidance_interval[..., 0]) & (t <= params.guidance_interval[..., 1])
 
 
 def euler(z: jax.Array, velocity: Callable[[jax.Array, jax.Array], jax.Array], params: SamplerParams) -> jax.Array:

@@ -165,13 +165,20 @@ def after_picture(state: GrammarState, active: jax.Array) -> GrammarState:
   )
 
 
-def allowed_tokens(state: GrammarState, rules: Grammar, *, max_edits: jax.Array | int = config_lib.MOST) -> jax.Array:
+def allowed_tokens(
+  state: GrammarState,
+  rules: Grammar,
+  *,
+  max_edits: jax.Array | int = config_lib.MOST,
+  closing: jax.Array | None = None,
+) -> jax.Array:
   """Which tokens each trajectory may write next.
 
   Args:
     state: where each stands.
     rules: static facts.
     max_edits: int32[]; refined pictures a trajectory.
+    closing: bool[B]; texts that end now, as those do whose cap is near: what is open is closed. None: no others.
 
   Returns: bool[B, V], at least one True a row.
   """
@@ -200,6 +207,8 @@ def allowed_tokens(state: GrammarState, rules: Grammar, *, max_edits: jax.Array 
     inside = {place: free for place in inside}
   inside[PLAIN] = words | only(s.im_end), only(s.im_end)
   near_cap = state.length >= rules.max_text_tokens - _CLOSING
+  if closing is not None:
+    near_cap |= closing
   result = _boundary(state, rules, only, max_edits)
   for place, (may, must) in inside.items():
     here = (state.tag_state == place)[:, None]

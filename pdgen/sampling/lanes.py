@@ -186,8 +186,11 @@ def _keep(work: Work, lanes: jax.Array) -> dict[str, jax.Array]:
 
 def _of_rows(sampler: flow.SamplerParams, rows: jax.Array) -> flow.SamplerParams:
   """The numbers of some rows of the queue; those of all trajectories as they are."""
-  own = {name: x for name in flow.PER_TRAJECTORY if (x := getattr(sampler, name)).ndim}
-  return sampler.replace(**_take(own, rows))
+  if sampler.temperature.ndim:
+    sampler = sampler.replace(**_take({name: getattr(sampler, name) for name in flow.PER_TRAJECTORY}, rows))
+  if sampler.stops is not None and sampler.stops.begin.ndim:
+    sampler = sampler.replace(stops=sampler.stops.replace(begin=_take(sampler.stops.begin, rows)))
+  return sampler
 
 
 def _take(tree: T, rows: jax.Array) -> T:

@@ -4,10 +4,8 @@ import dataclasses
 from typing import NamedTuple
 
 from pdgen.core import config as config_lib
-from pdgen.sampling import flow
+from pdgen.sampling import canvas, flow
 from pdgen.sampling import grammar as grammar_lib
-
-Size = tuple[int, int] | None  # (H, W) of pictures; None: the model's own.
 
 
 class SamplerSpec(NamedTuple):
@@ -20,23 +18,33 @@ class SamplerSpec(NamedTuple):
   image_branch: bool  # Guidance by pictures is on: one more branch, and a text-only cache.
   ranks: bool = False  # Only the likeliest tokens are drawn: top-k or top-p is on.
   penalises: bool = False  # The repetition penalty is on.
-  size: Size = None  # Of the pictures that are painted.
+  stops: bool = False  # Texts end at stop texts.
+  size: canvas.Size = None  # Of the pictures that are painted, or of the canvas that holds them.
+  most: canvas.Most | None = None  # Cells of a row where its pictures have a size of their own; None: all have `size`.
 
   @classmethod
   def of(
-    cls, sampling: config_lib.SamplingConfig, specials: config_lib.Specials, vocab_size: int, size: Size = None
+    cls,
+    sampling: config_lib.SamplingConfig,
+    specials: config_lib.Specials,
+    vocab_size: int,
+    size: canvas.Size = None,
+    most: canvas.Most | None = None,
   ) -> 'SamplerSpec':
     """The static part of a config."""
     defaults = config_lib.SamplingConfig()
+    dynamic = (*flow.DYNAMIC_FIELDS, 'stop_texts')
     return cls(
-      sampling=dataclasses.replace(sampling, **{name: getattr(defaults, name) for name in flow.DYNAMIC_FIELDS}),
+      sampling=dataclasses.replace(sampling, **{name: getattr(defaults, name) for name in dynamic}),
       specials=specials,
       vocab_size=vocab_size,
       text_branch=sampling.text_guidance != 1.0,
       image_branch=sampling.image_guidance != 1.0,
       ranks=sampling.top_k > 0 or sampling.top_p < 1.0,
       penalises=sampling.repetition_penalty != 1.0,
+      stops=bool(sampling.stop_texts),
       size=size,
+      most=most,
     )
 
   @property

@@ -4,15 +4,15 @@ Spans are numbered by the order of their first token plus one: no two picture co
 those of a prefix included (it has more tokens than spans).
 """
 
-import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pdgen.core import config as config_lib
 from pdgen.core import packed
+from pdgen.sampling import canvas
 
 FULL, TEXT_ONLY = 1, 2  # segments of the cache: the trajectory; its texts as they are without pictures
 
@@ -66,11 +66,10 @@ def empty_gen(batch: int) -> packed.GenStream:
   return packed.GenStream(packed.TokenMeta(*(none,) * len(packed.TokenMeta._fields)), none, none, none, none)
 
 
-def latent_tokens(cfg: config_lib.ModelConfig, tokens: packed.TokenMeta, grid: tuple[int, int]) -> packed.GenStream:
-  """Whole copies of picture 0, one after the other. grid: rows and columns of its latent patches."""
+def latent_tokens(tokens: packed.TokenMeta, cells: canvas.Cells) -> packed.GenStream:
+  """Whole copies of picture 0, one after the other. cells: of a copy."""
   zeros = jnp.zeros_like(tokens.order)
-  ids = packed.position_ids(*grid, cfg.max_latent_size, interpolate=cfg.interpolate_positions)
-  patch = jnp.broadcast_to(jnp.tile(ids, tokens.order.shape[1] // len(ids)), zeros.shape)
+  patch = jnp.broadcast_to(jnp.tile(cells.ids, (1, tokens.order.shape[1] // cells.total)), zeros.shape)
   return packed.GenStream(tokens, zeros, patch, zeros, jnp.zeros(zeros.shape))
 
 
@@ -82,36 +81,33 @@ def boundary_tokens(tokens: packed.TokenMeta, ids: jax.Array) -> packed.UndStrea
 
 
 def noised_copies(
-  cfg: config_lib.ModelConfig,
   specials: config_lib.Specials,
   active: jax.Array,
   branches: list[Branch],
   order: jax.Array,
-  grid: tuple[int, int],
+  cells: canvas.Cells,
 ) -> tuple[packed.UndStream, packed.GenStream]:
   """A noised copy of the next picture for each branch of guidance, side by side in one forward.
 
   Args:
-    cfg: of the model.
     specials: ids of the boundary tokens.
     active: bool[B], trajectories that wait for a picture; the others get padding.
     branches: of guidance.
     order: int32[B], order of the first copy's first token. The copies follow one another: nobody sees a noised copy by
       its order, but attention in blocks sorts by it.
-    grid: rows and columns of latent patches.
+    cells: latent cells of a copy; those that are not of a row's own picture are padding.
   """
-  q = grid[0] * grid[1]
+  q = cells.total
 
-  def copies(offsets: Sequence[int]) -> packed.TokenMeta:
-    """These tokens of every copy. offsets: their places in the copy."""
+  def copies(offsets: jax.Array, here: jax.Array) -> packed.TokenMeta:
+    """These tokens of every copy. offsets: int32[1 or B, T], their places in the copy. here: bool[1 or B, T]."""
     copies = []
     for number, branch in enumerate(branches):
-      places = jnp.array([offsets])
-      whole = lambda x, shape=(order.shape[0], len(offsets)): jnp.broadcast_to(x[:, None], shape)
+      whole = lambda x, shape=(order.shape[0], offsets.shape[1]): jnp.broadcast_to(x[:, None], shape)
       copies.append(
         packed.TokenMeta(
-          segment=whole(jnp.where(active, branch.segment, 0)),
-          order=order[:, None] + places + number * (q + 2),
+          segment=jnp.where(here, whole(jnp.where(active, branch.segment, 0)), 0),
+          order=order[:, None] + offsets + number * (q + 2),
           reach=whole(branch.reach),
           span=whole(order + 1 + number),
           noised=whole(jnp.ones_like(order)),
@@ -120,53 +116,66 @@ def noised_copies(
       )
     return _side_by_side(copies)
 
-  boundaries, latents = copies([0, q + 1]), copies(range(1, q + 1))
+  ends = _offsets(0, cells.own + 1)
+  boundaries = copies(ends, jnp.ones((1, 2), bool))
+  latents = copies(jnp.arange(1, q + 1)[None], jnp.asarray(cells.here))
   ids = jnp.array([[specials.vision_start, specials.vision_end] * len(branches)])
-  return boundary_tokens(boundaries, ids), latent_tokens(cfg, latents, grid)
+  return boundary_tokens(boundaries, ids), latent_tokens(latents, cells)
 
 
 def context_copies(
-  cfg: config_lib.ModelConfig,
   specials: config_lib.Specials,
   active: jax.Array,
   order: jax.Array,
   position: jax.Array,
-  size: tuple[int, int],
+  latent: canvas.Cells,
+  vit: canvas.Cells,
 ) -> tuple[packed.UndStream, packed.GenStream]:
-  """The clean copy of a painted picture and, where the model has a ViT, its ViT copy: `cfg.picture_tokens_of(size)`.
+  """The clean copy of a painted picture and, where the model has a ViT, its ViT copy: `Layout.picture_tokens`.
 
   Args:
-    cfg: of the model.
     specials: ids of the boundary tokens.
     active: bool[B], trajectories whose picture was painted; the others get padding.
     order: int32[B], order of the clean copy's first token.
     position: int32[B], RoPE position of the clean copy; the ViT copy has the next one.
-    size: (H, W) of the picture.
+    latent: latent cells of the picture; those that are not of a row's own are padding.
+    vit: ViT cells; none without a ViT.
   """
-  grid = cfg.latent_grid_of(size)
-  q, n = math.prod(grid), math.prod(cfg.vit_grid_of(size))
+  q, n = latent.own, vit.own
 
-  def tokens(offsets: Sequence[int], copy: Sequence[int]) -> packed.TokenMeta:
-    """offsets: order minus that of the first token. copy: 0 in the clean copy, 1 in the ViT copy."""
-    offset, second = jnp.array([offsets]), jnp.array([copy])
-    zeros = jnp.zeros((order.shape[0], offset.shape[1]), jnp.int32)
-    start = order[:, None] + second * (q + 2)  # order of the copy's first token
-    orders = order[:, None] + offset
-    segment = zeros + jnp.where(active, FULL, 0)[:, None]
-    return packed.TokenMeta(segment, orders, orders, start + 1, zeros, position[:, None] + second)
+  def tokens(offsets: jax.Array, copy: jax.Array, here: jax.Array) -> packed.TokenMeta:
+    """offsets: order minus that of the first token. copy: 0 in the clean copy, 1 in the ViT copy. [1 or B, T] each."""
+    zeros = jnp.zeros((order.shape[0], offsets.shape[1]), jnp.int32)
+    start = order[:, None] + copy * (q + 2)  # order of the copy's first token
+    orders = order[:, None] + offsets
+    segment = jnp.where(here, zeros + jnp.where(active, FULL, 0)[:, None], 0)
+    return packed.TokenMeta(segment, orders, orders, zeros + start + 1, zeros, position[:, None] + zeros + copy)
 
-  begin, end, vit = specials.vision_start, specials.vision_end, q + 2  # vit: offset of the ViT copy
-  und = [(begin, 0, 0, 0, -1), (end, q + 1, 0, 0, -1)]  # (id, offset, copy, patch, picture) each
-  if n:
-    und.append((begin, vit, 1, 0, -1))
-    und += [(0, vit + 1 + patch, 1, patch, 0) for patch in range(n)]
-    und.append((end, vit + 1 + n, 1, 0, -1))
-  ids, offsets, copy, patch, picture = zip(*und, strict=True)
-  stream = boundary_tokens(tokens(offsets, copy), jnp.array([ids]))
-  row = lambda values: jnp.broadcast_to(jnp.array([values]), stream.token_id.shape)
-  stream = stream._replace(patch=row(patch), picture=row(picture))
-  latents = tokens(range(1, q + 1), [0] * q)
-  return stream, latent_tokens(cfg, latents, grid)
+  # Of the und stream: the boundaries of the clean copy, then the whole ViT copy, whose end is the last token.
+  parts = [(0, specials.vision_start, -1), (q + 1, specials.vision_end, -1)]  # (offset, id, picture) of tokens
+  if vit.total:
+    places = np.arange(vit.total, dtype=np.int32)[None]
+    parts += [(q + 2, specials.vision_start, -1), (q + 3 + places, 0, 0), (q + 3 + n, specials.vision_end, -1)]
+  counts = np.array([1, 1, 1, vit.total, 1][: len(parts)])
+  each = lambda values: jnp.asarray(np.repeat(np.array(values, np.int32), counts)[None])
+  offsets = _offsets(*(offset for offset, _, _ in parts))
+  copy, here = each([0, 0, 1, 1, 1][: len(parts)]), jnp.ones((1, 2), bool)
+  if vit.total:
+    here = jnp.pad(jnp.asarray(vit.here), ((0, 0), (3, 1)), constant_values=True)
+  stream = boundary_tokens(tokens(offsets, copy, here), each([token for _, token, _ in parts]))
+  picture = jnp.broadcast_to(each([picture for _, _, picture in parts]), stream.token_id.shape)
+  patch = jnp.where(picture >= 0, jnp.arange(offsets.shape[1])[None] - 3, 0)
+  stream = stream._replace(patch=patch, picture=picture)
+  places = jnp.arange(1, latent.total + 1)[None]
+  latents = tokens(places, jnp.zeros_like(places), jnp.asarray(latent.here))
+  return stream, latent_tokens(latents, latent)
+
+
+def _offsets(*parts: Any) -> jax.Array:
+  """Numbers, or int32[1 or B, T], side by side: int32[1 or B, sum of T]."""
+  parts = tuple(jnp.atleast_2d(jnp.asarray(part, jnp.int32)) for part in parts)
+  rows = max(part.shape[0] for part in parts)
+  return jnp.concatenate([jnp.broadcast_to(part, (rows, part.shape[1])) for part in parts], axis=1)
 
 
 def _side_by_side(parts: list[packed.TokenMeta]) -> packed.TokenMeta:

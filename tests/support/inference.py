@@ -122,17 +122,23 @@ def write(state, count, *, cfg, shape=None):
   return np.stack(fed), np.stack(found), np.asarray(pending)
 
 
+def _of_grid(shape, grid, cfg):
+  """The program for pictures of so many rows and columns of latent patches."""
+  return shape._replace(size=tuple(n * cfg.codec.patch for n in grid))
+
+
 @functools.partial(jax.jit, static_argnames=('cfg', 'shape', 'grid'), compiler_options=toy.QUICK)
 def velocity(params, state, z, t, knobs_, *, cfg, shape, grid):
   """The guided velocity of the next pictures: f32[B, Q, C]."""
-  return cycle.velocities(nnx.merge(interleaved.graphdef(cfg), params), state, knobs_, shape, grid=grid)(z, t)
+  shape = _of_grid(shape, grid, cfg)
+  return cycle.velocities(nnx.merge(interleaved.graphdef(cfg), params), state, knobs_, shape)(z, t)
 
 
 @functools.partial(jax.jit, static_argnames=('cfg', 'shape', 'grid'), compiler_options=toy.QUICK)
 def paint(params, state, z, knobs_, *, cfg, shape, grid):
   """From noise to latents, pixels [B, H, W, 3] and picture uint8[B, H, W, 3], as the sampler's picture phase does."""
   model = nnx.merge(interleaved.graphdef(cfg), params)
-  z = flow.euler(z, cycle.velocities(model, state, knobs_, shape, grid=grid), knobs_)
+  z = flow.euler(z, cycle.velocities(model, state, knobs_, _of_grid(shape, grid, cfg)), knobs_)
   decoded = model.codec.decode(z, rows=grid[0])
   return z, decoded, model.codec.to_uint8(decoded)
 

@@ -68,7 +68,12 @@ class Tokenizer(abc.ABC):
 
     Bytes that are no UTF-8 and ids outside the vocabulary, which an untrained model may write, come back as U+FFFD.
     """
-    return b''.join(self._bytes(int(i)) for i in ids).decode('utf-8', errors='replace')
+    return b''.join(self.bytes_of(int(i)) for i in ids).decode('utf-8', errors='replace')
+
+  @functools.cached_property
+  def pieces(self) -> tuple[bytes, ...]:
+    """UTF-8 bytes, maybe parts of characters, of all ids: what `decode` joins."""
+    return tuple(map(self.bytes_of, range(self.vocab_size)))
 
   def _valid(self, text: str) -> str:
     try:
@@ -77,7 +82,8 @@ class Tokenizer(abc.ABC):
       raise ValueError(f'{text!r} holds a lone surrogate: it is no Unicode text. Decode its bytes properly.') from error
     return text
 
-  def _bytes(self, token_id: int) -> bytes:
+  def bytes_of(self, token_id: int) -> bytes:
+    """UTF-8 bytes, maybe a part of a character, of any id."""
     if token_id in self._special_text:
       return self._special_text[token_id]
     if not 0 <= token_id < self.vocab_size:
