@@ -6,7 +6,8 @@
 What is measured, and how: `pdgen.inference.timing`. A second call of a batch size must not compile anything. With
 `--suite` it is the device that is measured, at the sizes of a public model with random weights (`pdgen.benchmarks`):
 products, attention, a train step, painting, writing; and of its host how fast records are read. Several suites run in
-processes of their own; the folder gets a JSON file for each and README.md, their tables.
+processes of their own; the folder gets a JSON file for each and README.md, their tables; `--compare=EARLIER` sets them
+beside those of an earlier run. `--suite=reference --size=bagel_59m` are the tasks that the public PyTorch code was timed on.
 """
 
 from pdgen import startup as startup  # First: Ctrl-C while the rest is imported.
@@ -17,6 +18,7 @@ import functools
 import itertools
 import json
 import os
+import pathlib
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -44,6 +46,7 @@ def main(arguments: Sequence[str] | None = None):
   parser.add_argument(
     '--size', choices=('auto', *benchmarks.SIZES), default='auto', help='of the suites; auto: tiny on a CPU'
   )
+  parser.add_argument('--compare', type=_earlier, help='folder, or file of a suite, of an earlier run to set beside')
   parser.add_argument('--records', type=flags_lib.path, help='record set that the suite pipeline reads, not a made one')
   parser.add_argument(
     '--limit', type=flags_lib.whole(1, 100_000), default=600, help='seconds after which one of several suites is ended'
@@ -70,6 +73,8 @@ def _run_suites(parser: flags_lib.Parser, flags: argparse.Namespace, kept: flags
     file = flags_lib.writable_file(flags.out)
     given = {'records': flags.records} if flags.records else {}
     runner.run_here(flags.suite[0], _size(flags.size), file, functools.partial(print, flush=True), **given)
+    if flags.compare:
+      print(report.page(file, f'--suite={flags.suite[0]}', before=flags.compare))
     return
   out = flags_lib.writable_folder(flags.out)
   kept.words = f'What was measured is in {out}.'
@@ -87,9 +92,18 @@ def _run_suites(parser: flags_lib.Parser, flags: argparse.Namespace, kept: flags
     say=say,
   )
   command = f'python -m pdgen.benchmark --suite={",".join(flags.suite)} --size={flags.size}'
-  (out / 'README.md').write_text(report.page(out, command))
+  (out / 'README.md').write_text(report.page(out, command, before=flags.compare))
   print(f'{len(flags.suite) - len(failed)} of {len(flags.suite)} suites are whole: {out / "README.md"}')
   sys.exit(bool(failed))
+
+
+def _earlier(text: str) -> pathlib.Path:
+  path = pathlib.Path(text)
+  try:
+    report.read(path)
+  except ValueError as error:
+    raise argparse.ArgumentTypeError(str(error)) from error
+  return path
 
 
 def _size(name: str) -> str:

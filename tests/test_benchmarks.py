@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from pdgen import benchmark, benchmarks
-from pdgen.benchmarks import pipeline, report, runner, shapes, synthetic, train
-from pdgen.core import masks, packed
+from pdgen.benchmarks import pipeline, reference, report, runner, shapes, synthetic, train
+from pdgen.core import masks, packed, trees
 from pdgen.cost import training_flops
 from pdgen.data import records
 from pdgen.inference import painter as painter_lib
+from pdgen.models import interleaved
 from pdgen.models.attention import pallas_gpu
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -35,6 +36,22 @@ def test_a_synthetic_row_is_full_and_its_visible_pairs_are_counted(sizes):
   assert (synthetic.tokens_of(full).segment > 0).mean() > 0.98
 
 
+def test_the_reference_tasks_are_those_that_were_timed():
+  """59,176,064 parameters; four samples of 512 tokens, half of them gen; 38 ids without loss, 66 and an end with it."""
+  cfg = benchmarks.SIZES['bagel_59m']().model
+  sizes = {path: leaf.size for path, leaf in trees.flatten_with_paths(interleaved.abstract_params(cfg))}
+  tables = 2 * cfg.max_latent_size**2 * cfg.width  # Of positions: parameters there, computed here.
+  assert sum(size for path, size in sizes.items() if not path.startswith('codec/')) + tables == 59_176_064
+  row = reference.row(cfg)
+  tokens = synthetic.tokens_of(row)
+  assert np.bincount(tokens.segment[0]).tolist() == [0, 512, 512, 512, 512]
+  assert row.gen.patch.shape == (1, 1024) and (row.gen.copy > 0).all() and row.vit.image.shape == (1, 4 * 144)
+  assert int((row.und.weight > 0).sum()) == 4 * 67
+  whole = synthetic.visible_pairs(tokens)
+  causal = 38 + 2 + 66 + 2
+  assert whole == 4 * (146 * 146 + sum(146 + i for i in range(1, causal + 1)) + 258 * 512)
+
+
 def test_flops_of_a_step_count_visible_pairs_alone(sizes):
   config = synthetic.config(sizes, tokens=640)
   parts = training_flops.train_flops(config)
@@ -42,7 +59,7 @@ def test_flops_of_a_step_count_visible_pairs_alone(sizes):
   assert train.model_flops(config, 0) == pytest.approx(parts['total'] - parts['attention'] - parts['softmax'])
 
 
-@pytest.mark.parametrize('name', ['matmul', 'attention', 'train', 'flow', 'text', 'pipeline'])
+@pytest.mark.parametrize('name', ['matmul', 'attention', 'train', 'flow', 'text', 'pipeline', 'reference'])
 def test_a_suite_gives_rows_of_finite_figures(name, sizes):
   rows = list(benchmarks.SUITES[name](sizes))
   assert rows
@@ -56,6 +73,9 @@ def test_a_suite_gives_rows_of_finite_figures(name, sizes):
   if name == 'flow':
     assert [row['guidance'].split(' in ')[0] for row in rows] == ['none', 'text and picture', 'text and picture']
     assert {row['context'] for row in rows} == {420}
+  if name == 'reference':
+    assert [row['task'].split(',')[0] for row in rows[1:]] == ['train', 'flow', 'text']
+    assert all(row['flops'] > 0 and row['of_peak'] > 0 for row in rows[1:3])
   if name == 'text':
     assert rows[0]['batch_size'] == 2 and rows[0]['steps'] >= 2
 
@@ -143,6 +163,20 @@ def test_wrong_suites_are_one_line(line, words, capsys):
 def test_a_table_for_every_kind_of_row():
   rows = [{'a': 1.5, 'first_call': 3.0}, {'a': 2500.0}, {'b': None, 'a': 1}]
   assert report._table(rows) == ['| a |', '|---|', '| 1.5 |', '| 2,500 |', '', '| b | a |', '|---|---|', '| None | 1 |']
+
+
+def test_figures_stand_beside_those_of_an_earlier_run(tmp_path, capsys):
+  now, then = tmp_path / 'now', tmp_path / 'then'
+  for folder, seconds in ((now, 2.0), (then, 5.0)):
+    folder.mkdir()
+    rows = [{'task': 'train', 'seconds': seconds}, {'task': f'only {folder.name}', 'seconds': 1.0}]
+    (folder / 'reference.json').write_text(json.dumps({'suite': 'reference', 'size': 'tiny', 'rows': rows}))
+  for before in (then, then / 'reference.json'):
+    page = report.page(now, 'command', before=before)
+    assert '| train | 2 | 5 | 2.5 |' in page and '| only now | 1 |' in page and 'only then' not in page
+  with pytest.raises(SystemExit):
+    benchmark.main(['--suite=matmul', f'--out={tmp_path}', f'--compare={tmp_path / "none"}'])
+  assert 'holds no figures of an earlier run' in capsys.readouterr().err
 
 
 def test_the_script_for_an_accelerator_runs_on_a_cpu(tmp_path):

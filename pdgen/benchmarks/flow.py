@@ -61,7 +61,7 @@ def run(sizes: sizes_lib.Sizes) -> Iterator[dict[str, object]]:
         'guidance': guidance,
         'euler_steps_a_second': 1 / seconds if seconds > 0 else None,
         'seconds': seconds,
-        'tflops': branches * _flops(ready.model, context) / seconds / 1e12 if seconds > 0 else None,
+        'tflops': branches * step_flops(ready.model, context) / seconds / 1e12 if seconds > 0 else None,
         **shared,
       }
     yield {
@@ -89,7 +89,7 @@ def _prepare(sizes: sizes_lib.Sizes, params: Any, side: int) -> _Ready:
   return _Ready(sampling, phases, state, model, time.perf_counter() - began)
 
 
-def _flops(model: config_lib.ModelConfig, context: int) -> float:
+def step_flops(model: config_lib.ModelConfig, context: int) -> float:
   """Of an Euler step, one branch of guidance that sees the whole context."""
   inner, kv = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
   expert = model.width * 2 * (inner + kv) + 3 * model.width * model.mlp_dim

@@ -9,9 +9,25 @@ from typing import Any
 _LEFT_OUT = {'least', 'most', 'loss', 'flops', 'rounds', 'compile', 'first_call'}
 
 
-def page(folder: pathlib.Path, command: str) -> str:
-  """All JSON files of a folder that the runner, or the parity tests, have written. command: that made them."""
-  found = [json.loads(file.read_text()) for file in sorted(folder.glob('*.json'))]
+# What a row takes; the smaller, the better.
+_SECONDS = ('seconds', 'step_seconds', 'picture_seconds', 'cpu_seconds_a_row')
+
+
+def page(folder: pathlib.Path, command: str, *, before: pathlib.Path | None = None) -> str:
+  """All JSON files of a folder that the runner, or the parity tests, have written.
+
+  Args:
+    folder: of the files; or one of them.
+    command: that made them.
+    before: folder, or file of one suite, of an earlier run, which the figures are set beside.
+  """
+  files = sorted(folder.glob('*.json')) if folder.is_dir() else [folder]
+  found = [json.loads(file.read_text()) for file in files]
+  if before is not None:
+    earlier = {one['suite']: one['rows'] for one in read(before)}
+    for one in found:
+      if one.get('suite') in earlier:
+        one['rows'] = beside(one['rows'], earlier[one['suite']])
   suites = [one for one in found if 'suite' in one]
   known = next((one['machine'] for one in suites if one.get('machine')), {})
   lines = ['# Performance', '', f'`{command}`', '', *_machine(known)]
@@ -24,6 +40,37 @@ def page(folder: pathlib.Path, command: str) -> str:
   for one in parity:
     lines += ['', *_parity(one)]
   return '\n'.join(lines) + '\n'
+
+
+def read(before: pathlib.Path) -> list[dict[str, Any]]:
+  """The suites of a folder, or of one file. Raises: ValueError where there are none."""
+  files = sorted(before.glob('*.json')) if before.is_dir() else [before]
+  try:
+    found = [one for file in files if 'suite' in (one := json.loads(file.read_text()))]
+  except (OSError, ValueError, TypeError) as error:
+    raise ValueError(f'{before} holds no figures of an earlier run: {error}') from error
+  if not found:
+    raise ValueError(f'{before} holds no figures of an earlier run: give its folder, or the JSON file of a suite.')
+  return found
+
+
+def beside(rows: Sequence[dict[str, Any]], earlier: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+  """Rows with the seconds of the same row of an earlier run, and how many times as fast they are now.
+
+  >>> beside([{'depth': 2, 'seconds': 1.5}, {'depth': 4, 'seconds': 1.0}], [{'depth': 2, 'seconds': 3.0}])
+  [{'depth': 2, 'seconds': 1.5, 'before': 3.0, 'times_as_fast': 2.0}, {'depth': 4, 'seconds': 1.0}]
+
+  What a row is of are its texts and its `batch_size`, `depth`, `tokens` and `picture`.
+  """
+  names = ('batch_size', 'depth', 'tokens', 'picture')
+  of = lambda row: tuple((k, v) for k, v in row.items() if isinstance(v, str) or k in names)
+  took = lambda row: next((row[name] for name in _SECONDS if row.get(name)), None)
+  known = {of(row): took(row) for row in earlier}
+  out = []
+  for row in rows:
+    now, then = took(row), known.get(of(row))
+    out.append({**row, 'before': then, 'times_as_fast': then / now} if now and then else row)
+  return out
 
 
 def _machine(known: dict[str, Any]) -> list[str]:

@@ -86,4 +86,37 @@ def _bagel_7b() -> Sizes:
   )
 
 
-SIZES = {'tiny': _tiny, 'bagel_7b': _bagel_7b}
+def _bagel_59m() -> Sizes:
+  """Every part of BAGEL with 59M parameters, autoencoder not counted: minutes on two cores of a CPU."""
+  model = config_lib.ModelConfig(
+    vocab_size=8192,
+    width=512,
+    depth=8,
+    num_heads=8,
+    num_kv_heads=4,
+    head_dim=64,
+    mlp_dim=1408,
+    rope_theta=1e6,
+    max_latent_size=32,
+    image_size=256,
+    codec=config_lib.CodecConfig(kind='flux', patch=16, vae=config_lib.VaeConfig(width=32, multipliers=(1, 1, 2, 2))),
+    vit=config_lib.VitConfig(width=192, depth=4, num_heads=4, mlp_dim=512, patch=14, max_patches=32, image_size=168),
+    attention='blockwise',
+  )
+  return dataclasses.replace(
+    _tiny(),
+    model=model,
+    attention=('blockwise', 'reference'),
+    row_tokens=(2048,),
+    und_share=0.5,
+    pictures=(256,),
+    flow_steps=20,
+    batch_sizes=(1, 8, 32),
+    text_tokens=64,
+    reference_tokens=2048,
+    matmul=(1024,),
+    max_depth=None,
+  )
+
+
+SIZES = {'tiny': _tiny, 'bagel_59m': _bagel_59m, 'bagel_7b': _bagel_7b}
