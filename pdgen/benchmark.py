@@ -7,7 +7,7 @@ What is measured, and how: `pdgen.inference.timing`. A second call of a batch si
 `--suite` it is the device that is measured, at the sizes of a public model with random weights (`pdgen.benchmarks`):
 products, attention, a train step, painting, writing; and of its host how fast records are read. Several suites run in
 processes of their own; the folder gets a JSON file for each and README.md, their tables; `--compare=EARLIER` sets them
-beside those of an earlier run. `--suite=reference --size=bagel_59m` are the tasks that the public PyTorch code was timed on.
+beside those of an earlier run. `--suite=reference --size=bagel_59m`: what the public PyTorch code was timed on.
 """
 
 from pdgen import startup as startup  # First: Ctrl-C while the rest is imported.

@@ -1,7 +1,8 @@
 """Eight virtual CPU devices and strict numerics for every test; the tiny experiment of `pdgen.testing` as fixtures.
 
 PDGEN_TEST_PLATFORM=cuda (or tpu) runs tests on an accelerator, in float32 with float32 products: the parity tests, of
-which `--parity_json=FILE` keeps every error (launch/accelerator_check.sh).
+which `--parity_json=FILE` keeps every error (launch/accelerator_check.sh). On CPUs programs are compiled with few
+optimizations, those of commands that tests run, too; as users compile them with JAX_DISABLE_MOST_OPTIMIZATIONS=0.
 """
 
 import gc
@@ -12,6 +13,9 @@ import sys
 
 os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=8'.strip()
 os.environ['JAX_PLATFORMS'] = os.environ.get('PDGEN_TEST_PLATFORM', 'cpu')
+if os.environ['JAX_PLATFORMS'] == 'cpu':
+  # A third of the time to compile, for programs that run for milliseconds. Read by jax as it is imported.
+  os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', '')  # What a user's commands compile is not the tests' to touch.
 
 import jax
@@ -51,15 +55,6 @@ def _let_programs_go():
   if _MAPS.exists() and _MAPS.read_bytes().count(b'\n') > _MOST_MAPS:
     jax.clear_caches()
     gc.collect()
-
-
-@pytest.fixture(scope='module')
-def quick_to_compile():
-  """A third of the time to compile, for files whose programs run for milliseconds."""
-  before = jax.config.read('jax_disable_most_optimizations')
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', before)
 
 
 @pytest.fixture(scope='session')

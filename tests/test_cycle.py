@@ -28,9 +28,6 @@ TOLERANCE = 1e-5
 PAINTER = toy.refining_painter(CFG, GREEDY)
 
 
-pytestmark = pytest.mark.usefixtures('quick_to_compile')
-
-
 def _sample(prompts, seeds, *, sampling=GREEDY, **options):
   """Always with a partial trajectory as the last row, so that every call has the shapes of the same program."""
   result = PAINTER.sample([*prompts, TWO_PICTURES], seed=[*seeds, 99], sampling=sampling, **options)
@@ -363,7 +360,7 @@ def test_no_step_copies_the_cache():
   lowered = cycle.run.lower(painter.graphdef, painter.params, request, knobs, program)
   cached = jax.tree.leaves(lowered.out_info)[0].shape
   assert cached[:2] == (cfg.depth, 3) and cached[3:] == (cfg.num_kv_heads, cfg.head_dim)
-  loops, entry = lowered.compile(toy.QUICK).as_text().split('\nENTRY ')
+  loops, entry = lowered.compile().as_text().split('\nENTRY ')
   of_the_cache = re.compile(rf'= f32\[{",".join(map(str, cached))}\]\S* (\S+)\(')
   assert 'scatter' in of_the_cache.findall(loops)
   assert 'copy' not in of_the_cache.findall(loops)

@@ -20,9 +20,6 @@ PARTIAL = dataclasses.replace(
 )
 
 
-pytestmark = pytest.mark.usefixtures('quick_to_compile')
-
-
 def paint(sampling=WARM, *, seed=0, prompts=PROMPTS, inspector=None, **changes):
   """The prompts and, as the last one, PARTIAL with a seed of its own."""
   sampling = dataclasses.replace(sampling, **changes)

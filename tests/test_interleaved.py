@@ -221,7 +221,7 @@ def test_structure_options_change_nothing():
       und, gen = model.hidden(batch, z, t)
       return jnp.mean(model.logits(und) ** 2) + jnp.mean(model.prediction(gen) ** 2)
 
-    return jax.jit(jax.value_and_grad(loss), compiler_options=toy.QUICK)(params)
+    return jax.jit(jax.value_and_grad(loss))(params)
 
   loss, gradients = loss_and_gradients(cfg)
   assert all(np.abs(g).max() > 0 for path, g in jax.tree.leaves_with_path(gradients) if not _has_no_gradient(path))
@@ -254,7 +254,7 @@ def test_x_prediction_becomes_the_velocity_that_leads_to_it():
 
 
 def test_a_fresh_model_predicts_nothing_and_is_a_function_of_its_seed():
-  build = jax.jit(_fresh_parameters, compiler_options=toy.QUICK)
+  build = jax.jit(_fresh_parameters)
   params, again, other = (build(jax.random.key(seed)) for seed in (0, 0, 1))
   assert np.abs(params['latent_out']['kernel']).max() == 0
   assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), params, again))

@@ -13,8 +13,6 @@ from pdgen.inference import painter as painter_lib
 from pdgen.inference import requests
 from pdgen.sampling import cycle, lanes
 
-pytestmark = pytest.mark.usefixtures('quick_to_compile')
-
 # Texts end at different times, trajectories after one to four pictures; the second half paints with guidance.
 SAMPLING = config.SamplingConfig(
   max_pictures=4, max_text_tokens=12, max_tokens=100, temperature=1.0, flow_steps=3, text_guidance=2.0

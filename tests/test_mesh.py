@@ -5,7 +5,6 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from support import toy
 
 from pdgen.core import config as config_lib
 from pdgen.core import mesh as mesh_lib
@@ -62,7 +61,6 @@ def gradients(config, batch, params, mesh_cfg):
     step_lib.gradients(config, mesh),
     in_shardings=(where, {}, mesh_lib.batch_sharding(mesh), None),
     out_shardings=((one, one), where),
-    compiler_options=toy.QUICK,
   )
   put = jax.device_put(params, where), {}, mesh_lib.put_batch(batch, mesh), jax.random.key(3)
   (loss, _), found = jax.device_get(f(*put))

@@ -30,9 +30,6 @@ ASKED = [
 ]
 
 
-pytestmark = pytest.mark.usefixtures('quick_to_compile')
-
-
 @pytest.fixture(scope='module', autouse=True)
 def short_system_prompts():
   """A program for 200 tokens of prompt takes seconds longer to compile."""

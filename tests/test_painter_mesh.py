@@ -33,9 +33,6 @@ MESHES = {
 }
 
 
-pytestmark = pytest.mark.usefixtures('quick_to_compile')
-
-
 def _on(mesh, painter=PAINTER):
   return dataclasses.replace(painter, mesh=mesh_lib.make_mesh(config_lib.MeshConfig(**mesh)))
 

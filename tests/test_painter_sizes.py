@@ -24,9 +24,6 @@ CONFIGS = {
 PLAN, INSPECTION = '<ins>a</ins><des>b</des>', 'no. <refine>c</refine>'
 
 
-pytestmark = pytest.mark.usefixtures('quick_to_compile')
-
-
 @pytest.fixture(scope='module', params=CONFIGS)
 def painter(request):
   return toy.refining_painter(CONFIGS[request.param], SAMPLING)

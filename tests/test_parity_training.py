@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from support import golden_folder, golden_packs, toy
+from support import golden_folder, golden_packs
 
 from pdgen.core import config, packed, trees
 from pdgen.models import attention, interleaved, layers, mot
@@ -184,7 +184,7 @@ def _loss_and_gradients(experiment, batch):
     clean = model.clean_latents(batch).astype(jnp.float32)
     return losses.noised_loss(model, batch, clean=clean, noise=noise, t=t, config=experiment)
 
-  run = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=toy.QUICK)
+  run = jax.jit(jax.value_and_grad(loss, has_aux=True))
   (_, metrics), gradients = run(trainable, frozen, batch, noise, t)
   by_path = dict(trees.flatten_with_paths(gradients))
   named = {}

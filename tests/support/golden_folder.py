@@ -29,7 +29,6 @@ from flax import nnx
 from pdgen.core import config
 from pdgen.models import interleaved
 from pdgen.weights import bagel
-from support import toy
 
 FOLDER = pathlib.Path(os.environ.get('PDGEN_GOLDEN') or pathlib.Path(__file__).parents[1] / 'golden').resolve()
 NOISE_MULTIPLE = 8
@@ -224,7 +223,7 @@ def model(cfg=None, weights=None):
 
 def compiled(function, cfg=None):
   """function(model, *args), compiled quickly, as a function of args. cfg: as of `model`."""
-  run = jax.jit(lambda weights, *args: function(model(cfg, weights), *args), compiler_options=toy.QUICK)
+  run = jax.jit(lambda weights, *args: function(model(cfg, weights), *args))
   return functools.partial(run, params())
 
 

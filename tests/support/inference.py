@@ -60,7 +60,7 @@ def knobs(**changes):
   return flow.SamplerParams.of(values).replace(flow_steps=jnp.int32(flow_steps))
 
 
-@functools.partial(jax.jit, static_argnames=('cfg', 'shape'), compiler_options=toy.QUICK)
+@functools.partial(jax.jit, static_argnames=('cfg', 'shape'))
 def begin(params, batch, knobs_, *, cfg, shape):
   """The sampler's state after it has read a `cycle.SampleBatch`."""
   return cycle.prefill(nnx.merge(interleaved.graphdef(cfg), params), batch, knobs_, shape)
@@ -82,7 +82,7 @@ def start(prefix, *, cfg, shape=None):
   return state
 
 
-@functools.partial(jax.jit, static_argnames=('cfg',), compiler_options=toy.QUICK)
+@functools.partial(jax.jit, static_argnames=('cfg',))
 def forward(params, prefix, *, cfg):
   """What the trunk reads and gives for a batch of contexts: two (und, gen) pairs, and the logits of und."""
   model = nnx.merge(interleaved.graphdef(cfg), params)
@@ -92,7 +92,7 @@ def forward(params, prefix, *, cfg):
   return inputs, tuple(hidden), model.logits(hidden.und)
 
 
-@functools.partial(jax.jit, static_argnames=('cfg', 'shape'), compiler_options=toy.QUICK)
+@functools.partial(jax.jit, static_argnames=('cfg', 'shape'))
 def _read(params, state, *, cfg, shape):
   model = nnx.merge(interleaved.graphdef(cfg), params)
   state, hidden = cycle.append_token(model, state, shape)
@@ -127,14 +127,14 @@ def _of_grid(shape, grid, cfg):
   return shape._replace(size=tuple(n * cfg.codec.patch for n in grid))
 
 
-@functools.partial(jax.jit, static_argnames=('cfg', 'shape', 'grid'), compiler_options=toy.QUICK)
+@functools.partial(jax.jit, static_argnames=('cfg', 'shape', 'grid'))
 def velocity(params, state, z, t, knobs_, *, cfg, shape, grid):
   """The guided velocity of the next pictures: f32[B, Q, C]."""
   shape = _of_grid(shape, grid, cfg)
   return cycle.velocities(nnx.merge(interleaved.graphdef(cfg), params), state, knobs_, shape)(z, t)
 
 
-@functools.partial(jax.jit, static_argnames=('cfg', 'shape', 'grid'), compiler_options=toy.QUICK)
+@functools.partial(jax.jit, static_argnames=('cfg', 'shape', 'grid'))
 def paint(params, state, z, knobs_, *, cfg, shape, grid):
   """From noise to latents, pixels [B, H, W, 3] and picture uint8[B, H, W, 3], as the sampler's picture phase does."""
   model = nnx.merge(interleaved.graphdef(cfg), params)

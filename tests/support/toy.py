@@ -1,7 +1,6 @@
 """What the tests of the model and of the sampler share: tiny models with random weights, letters as tokens."""
 
 import dataclasses
-import os
 
 import jax
 import numpy as np
@@ -39,10 +38,6 @@ VAE = config.VaeConfig(width=8, multipliers=(1, 2), blocks=1, channels=4, groups
 WITH_VAE = dataclasses.replace(
   WITH_VIT, codec=config.CodecConfig(kind='flux', patch=4, vae=VAE), max_latent_size=6, image_size=16
 )
-# A third of the time to compile what runs once. Accelerators are tested as they compile for users.
-QUICK = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
-if os.environ.get('PDGEN_TEST_PLATFORM', 'cpu') != 'cpu':
-  QUICK = {}
 PLAIN = config.SequenceConfig(opening='', drop_text=0.0)
 
 
