@@ -26,9 +26,7 @@ def params():
 
 
 def _call(function, params, *args):
-  run = jax.jit(
-    lambda params, *args: function(nnx.merge(interleaved.graphdef(MODEL), params), *args), compiler_options=toy.QUICK
-  )
+  run = jax.jit(lambda params, *args: function(nnx.merge(interleaved.graphdef(MODEL), params), *args))
   return run(params, *args)
 
 
