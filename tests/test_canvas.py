@@ -1,6 +1,7 @@
 """Pictures of several sizes on one masked canvas: each row as if alone at its own size, all by one program."""
 
 import dataclasses
+import doctest
 
 import jax
 import jax.numpy as jnp
@@ -138,6 +139,7 @@ def test_a_picture_is_what_it_is_alone(painted, together, row):
 
 
 def test_sizes_that_are_too_unlike_are_apart():
+  assert doctest.testmod(sizes).failed == 0
   model = dataclasses.replace(MODEL, max_latent_size=64)
   px = lambda *grids: [None if grid is None else (8 * grid[0], 8 * grid[1]) for grid in grids]
   assert sizes.buckets(px((36, 64), (64, 36), (64, 64), (32, 32)), model) == [[0, 1, 2], [3]]
