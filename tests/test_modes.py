@@ -130,7 +130,8 @@ def test_an_answer_is_a_text_and_many_are_a_list(monkeypatch):
 @pytest.mark.parametrize('mode', ['answer', 'think', 'free'])
 def test_a_stream_tells_texts_that_are_no_plans(mode):
   s = toy.WORDS.specials
-  row = streaming._Row(0, requests.start([PICTURE, 'dogs?'], mode), toy.WORDS)
+  [request] = requests.make([PICTURE, 'dogs?'], mode=mode, sampling=SAMPLING)
+  row = streaming._Row(0, request, toy.WORDS)
   told = [event for token in (s.im_start, *b'two', s.im_end) for event in row.token(token)]
   assert ''.join(event.text for event in told if isinstance(event, streaming.Token)) == 'two'
   assert told[-1] == streaming.Text(row=0, step=0, kind=trajectory.TEXT, text='two')

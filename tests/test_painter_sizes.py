@@ -85,7 +85,7 @@ def test_a_picture_of_the_models_own_size_is_read_alike_beside_others(painter, l
   shape = requests.batch_shape([_request(start)], config=painter.config, tokenizer=toy.WORDS)
   assert not shape.any_size
   budget = shape.row_budget._replace(vit_tokens=32, pictures=0)
-  np.testing.assert_allclose(logits(start, requests.BatchShape(budget, any_size=True)), own, atol=1e-5)
+  np.testing.assert_allclose(logits(start, requests.BatchShape(budget, SAMPLING, any_size=True)), own, atol=1e-5)
 
 
 def test_rows_of_mixed_sizes_are_sampled_as_alone(painter):

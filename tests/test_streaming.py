@@ -153,7 +153,7 @@ class Halves(toy.testing.Letters):
 
 def test_a_piece_never_holds_a_part_of_a_character():
   words = Halves()
-  row = streaming._Row(0, requests.start('p', None), words)
+  row = streaming._Row(0, requests.make('p', sampling=SAMPLING)[0], words)
   s = words.specials
   tokens = [s.im_start, ord('a'), 300, 301, 300, ord('b'), 300, s.im_end]
   events = [[*row.token(t)] for t in tokens]

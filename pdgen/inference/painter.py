@@ -289,7 +289,7 @@ class Painter:
     """Raises ValueError when the caps leave no room for one round, or do not fit the memory of the device."""
     if sampling.max_text_tokens < grammar.SHORTEST:
       raise ValueError(f'{sampling.max_text_tokens=} leaves no room: the tags of a plan alone take {grammar.SHORTEST}.')
-    self._check_room(requests_lib.BatchShape(packed.RowBudget(1, 0, 0), sampling=sampling), rows=1, sizes=[None])
+    self._check_room(requests_lib.BatchShape(packed.RowBudget(1, 0, 0), sampling), rows=1, sizes=[None])
 
   def spec(
     self, sampling: config_lib.SamplingConfig, canvas: sizes_lib.Canvas = sizes_lib.Canvas()

@@ -62,10 +62,10 @@ class BatchShape(NamedTuple):
   """What requests that may share a batch make of the compiled program, so that all batches of them have one."""
 
   row_budget: packed.RowBudget  # Of the prefixes.
+  sampling: config_lib.SamplingConfig  # `joint`.
   any_size: bool = False  # Pictures of the prefixes may have any size, and are encoded apart.
   canvas: sizes_lib.Canvas = sizes_lib.Canvas()  # Of the pictures to paint.
   differ: bool = False  # Requests have numbers of the sampler of their own.
-  sampling: config_lib.SamplingConfig = config_lib.SamplingConfig()  # `joint`.
 
 
 def make(
@@ -210,7 +210,7 @@ def batch_shape(requests: Sequence[Request], *, config: config_lib.Config, token
     budget = packed.RowBudget(und, pictures * cells, pictures)
   numbers = {tuple(getattr(r.sampling, name) for name in flow.PER_TRAJECTORY) for r in requests}
   canvas_ = sizes_lib.canvas([r.painted(config.model) for r in requests], config.model)
-  return BatchShape(budget, apart, canvas_, differ=len(numbers) > 1, sampling=joint(requests))
+  return BatchShape(budget, joint(requests), apart, canvas_, differ=len(numbers) > 1)
 
 
 def sample_batch(

@@ -143,17 +143,20 @@ def layout(cfg: config_lib.ModelConfig, size: Size, most: Most | None = None, gr
   spread = cfg.interpolate_positions
   if most is None or grids is None:
     assert most is None, 'A batch of several sizes needs the grid of each row (SampleBatch.grids).'
-    both = [
-      Cells(math.prod(grid), np.array([[math.prod(grid)]], np.int32), ids[None])
-      for grid, table in zip((cfg.latent_grid_of(size), cfg.vit_grid_of(size)), tables, strict=True)
-      for ids in (packed.position_ids(*grid, table, interpolate=spread),)
-    ]
+    found = cfg.latent_grid_of(size), cfg.vit_grid_of(size)
+    both = [_filled(*grid, table, spread) for grid, table in zip(found, tables, strict=True)]
     return Layout(cfg, size, *both, grids=None)
   both = [
     Cells(count, jnp.prod(grid, axis=1, keepdims=True), _position_ids(grid, count, table, spread))
     for grid, count, table in zip((grids.latent, grids.vit), most, tables, strict=True)
   ]
   return Layout(cfg, size, *both, grids=grids)
+
+
+def _filled(rows: int, columns: int, per_side: int, spread: bool) -> Cells:
+  """The cells of pictures of one size; none without a ViT."""
+  ids = packed.position_ids(rows, columns, per_side, interpolate=spread) if rows else np.zeros(0, np.int32)
+  return Cells(len(ids), np.array([[len(ids)]], np.int32), ids[None])
 
 
 def _position_ids(grid: jax.Array, count: int, per_side: int, spread: bool) -> jax.Array:

@@ -39,7 +39,7 @@ def table(sets: tuple[tuple[str, ...], ...], tokens: tuple[bytes, ...]) -> tuple
   """The automata of sets of stop texts in one table.
 
   >>> after, begin = table((('ab',), ()), (b'a', b'xa', b'ab', b'b', b'bab.'))
-  >>> after[begin[0]].tolist(), after[after[begin[0], 1], 3], begin[1] == NEVER
+  >>> after[begin[0]].tolist(), int(after[after[begin[0], 1], 3]), begin[1] == NEVER
   ([3, 3, 0, 2, 0], 0, True)
 
   Returns: int16[N, V], the state after each token in each state, and the first state of each set.
