@@ -24,11 +24,12 @@ from jax.sharding import PartitionSpec as P
 
 from pdgen.core import config as config_lib
 from pdgen.core import mesh as mesh_lib
+from pdgen.core import modes as modes_lib
 from pdgen.core import packed, trees
 from pdgen.core import trajectory as trajectory_lib
 from pdgen.data import tokenizers
 from pdgen.data.tokenizers import base
-from pdgen.inference import dictation, encoding, learned_modes, memory, results, streaming
+from pdgen.inference import dictation, encoding, learned_modes, memory, results, rounds, streaming
 from pdgen.inference import phases as phases_lib
 from pdgen.inference import requests as requests_lib
 from pdgen.inference.requests import Prompt as Prompt
@@ -106,8 +107,9 @@ class Painter:
         or a `<refine>`. A sequence that holds a picture is one prompt, any other is many. Pictures may have any size;
         the model paints its own.
       mode: a row of `core.modes`, of all or one for each prompt: `process` (plan, sketch, inspect, refine), `direct`
-        (one picture, no words), `edit`, `answer`, `think`, `think_answer`, `free`. Partial trajectories that have steps
-        keep their own. None: `process`, their own for trajectories.
+        (one picture, no words), `edit`, `answer`, `think`, `think_answer`, `free`; those with a protocol
+        (`core.protocols`), `umm_reflection`, `thinkmorph`, `zebra_cot`. Partial trajectories that have steps keep their
+        own. None: `process`, their own for trajectories.
       seed: of the first prompt; the next ones take the next numbers, so that any of them can be had again alone. Or
         one for each prompt.
       sampling: of all, or one for each prompt; by default the config's own. What may differ within a batch is
@@ -118,7 +120,8 @@ class Painter:
       size: (height, width) of the pictures that are painted, of all or one for each prompt: multiples of the codec's
         patch within the position table. None: the model's own, in `edit` and `think` that of the last given picture.
         Each size is a batch and a program of its own.
-      inspector: writes the inspections where sampling.inspection is `dictated` (`inference.dictation`).
+      inspector: writes the inspections, or the texts of a mode with a protocol, where sampling.inspection is `dictated`
+        (`inference.dictation`).
 
     Raises: ValueError for an unknown mode, no prompts, seeds that do not fit, caps that leave no room, or pictures that
       do not fit the model.
@@ -179,15 +182,30 @@ class Painter:
     Arguments and errors as of `sample`, at the call.
     """
     requests = self._requests(prompts, sampling, inspector, size, mode=mode, seed=seed, pictures=pictures)
+    return self._sample_requests(requests, batch_size=batch_size, inspector=inspector)
+
+  def _sample_requests(
+    self,
+    requests: Sequence[requests_lib.Request],
+    *,
+    batch_size: int | None,
+    inspector: dictation.Inspector | None = None,
+  ) -> Iterator[tuple[list[int], Result]]:
+    """The same of requests."""
     batches = list(self._batches(requests, batch_size))
     requests_lib.check(requests)
     for numbers, rows, shape in batches:
-      self._check_fits([requests[i] for i in numbers], prefix=shape.row_budget, rows=rows)
+      if not modes_lib.of(requests[numbers[0]].start.mode).protocol:  # Each call of those is checked by itself.
+        self._check_fits([requests[i] for i in numbers], prefix=shape.row_budget, rows=rows)
 
     def paint() -> Iterator[tuple[list[int], Result]]:
       for numbers, rows, shape in batches:
         began, compiled = time.perf_counter(), _compiled_programs()
         chosen = [requests[i] for i in numbers]
+        if modes_lib.of(chosen[0].start.mode).protocol:
+          call = lambda calls, rows=rows: results.join(self._sample_requests(calls, batch_size=rows))
+          yield numbers, rounds.run(chosen, call, self.config.model, self.tokenizer, inspector)
+          continue
         if inspector is None:
           state = self.run(chosen, batch_size=rows, shape=shape)
         else:
@@ -226,6 +244,7 @@ class Painter:
     Raises: as `sample`, at the call.
     """
     requests = self._requests(prompts, sampling, None, size, mode=mode, seed=seed, pictures=pictures)
+    requests_lib.check_streams(requests)
     shape = requests_lib.prefix_shape(requests, config=self.config, tokenizer=self.tokenizer)
     requests_lib.check(requests)
     rows = self._rows(batch_size, len(requests))
@@ -310,7 +329,8 @@ class Painter:
     groups: dict[Any, list[int]] = {}
     for i, request in enumerate(requests):
       own = requests_lib.any_size(request.start, self.config.model)
-      kind = requests_lib.program_of(request.sampling), request.size, own
+      protocol = modes_lib.of(request.start.mode).protocol is not None
+      kind = requests_lib.program_of(request.sampling), request.size, own, protocol, bool(request.begins)
       groups.setdefault(kind, []).append(i)
     for group in groups.values():
       shape = requests_lib.prefix_shape([requests[i] for i in group], config=self.config, tokenizer=self.tokenizer)

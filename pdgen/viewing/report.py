@@ -49,6 +49,8 @@ def summary(
   judged = [verdict[0] for verdict in verdicts if verdict is not None]
   if judged:
     lines.append(f'\n{sum(judged)} of {len(judged)} prompts painted right, by the exact detector.')
+  if unread := sum(t.stop == trajectory_lib.UNREADABLE for t in trajectories):
+    lines.append(f'{unread} of {len(trajectories)} trajectories ended at a text that cannot be read.')
   compiling = ', compiling included' if timings['compile_calls'] else ''
   lines.append(
     f'{len(trajectories)} trajectories, {timings["pictures"]} pictures and {timings["tokens"]} tokens '
