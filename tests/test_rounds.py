@@ -254,8 +254,8 @@ def test_a_batch_equals_each_alone(mini, monkeypatch):
 
   with pytest.raises(ValueError, match="Mode 'mini' goes round by round"):
     next(painter.stream('a', mode='mini', sampling=SAMPLING))
-  with pytest.raises(ValueError, match='max_text_tokens=48 leaves no room: .* begin with'):
-    painter.sample('a', mode='umm_reflection', sampling=SAMPLING, batch_size=3)
+  with pytest.raises(ValueError, match='max_text_tokens=48 leaves no room: .* begin with 45 tokens'):
+    painter.sample_batches('a', mode='umm_reflection', sampling=SAMPLING, batch_size=3)  # At the call.
 
 
 def test_commands_take_the_modes(monkeypatch):

@@ -182,18 +182,15 @@ class Painter:
     Arguments and errors as of `sample`, at the call.
     """
     requests = self._requests(prompts, sampling, inspector, size, mode=mode, seed=seed, pictures=pictures)
-    return self._sample_requests(requests, batch_size=batch_size, inspector=inspector)
+    return self._sample_requests(requests, batch_size, inspector)
 
   def _sample_requests(
-    self,
-    requests: Sequence[requests_lib.Request],
-    *,
-    batch_size: int | None,
-    inspector: dictation.Inspector | None = None,
+    self, requests: Sequence[requests_lib.Request], batch_size: int | None, inspector: dictation.Inspector | None
   ) -> Iterator[tuple[list[int], Result]]:
     """The same of requests."""
     batches = list(self._batches(requests, batch_size))
     requests_lib.check(requests)
+    rounds.check(requests, self.tokenizer)
     for numbers, rows, shape in batches:
       if not modes_lib.of(requests[numbers[0]].start.mode).protocol:  # Each call of those is checked by itself.
         self._check_fits([requests[i] for i in numbers], prefix=shape.row_budget, rows=rows)
@@ -203,7 +200,7 @@ class Painter:
         began, compiled = time.perf_counter(), _compiled_programs()
         chosen = [requests[i] for i in numbers]
         if modes_lib.of(chosen[0].start.mode).protocol:
-          call = lambda calls, rows=rows: results.join(self._sample_requests(calls, batch_size=rows))
+          call = lambda calls, rows=rows: results.join(self._sample_requests(calls, rows, None))
           yield numbers, rounds.run(chosen, call, self.config.model, self.tokenizer, inspector)
           continue
         if inspector is None:

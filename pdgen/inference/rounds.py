@@ -52,7 +52,7 @@ def run(
     tokenizer: of what the host begins texts with.
     inspector: writes the texts in place of the model.
 
-  Raises: ValueError for what the host writes, or begins, that leaves no room in `sampling.max_text_tokens`.
+  Raises: ValueError for a dictated text that is longer than a text may be.
   """
   rows = [_Row(request, request.start) for request in requests]
   timings: dict[str, float] = dict.fromkeys(_SUMMED, 0.0)
@@ -69,6 +69,20 @@ def run(
         row.finite &= number not in made.not_finite
   not_finite = tuple(number for number, row in enumerate(rows) if not row.finite)
   return results.Result([row.trajectory for row in rows], timings, not_finite, tuple(map(_joined, rows)))
+
+
+def check(requests: Sequence[requests_lib.Request], tokenizer: base.Tokenizer):
+  """Raises ValueError where what the host begins texts with leaves no room in `sampling.max_text_tokens`."""
+  for request in requests:
+    protocol, cap = modes.of(request.start.mode).protocol, request.sampling.max_text_tokens
+    if protocol is None or request.sampling.inspection == config_lib.DICTATED:
+      continue
+    longest = max(map(len, _begins(protocol, 0, tokenizer)), default=0)
+    if longest + grammar.SHORTEST > cap:
+      raise ValueError(
+        f'sampling.max_text_tokens={cap} leaves no room: texts of mode {request.start.mode!r} begin with {longest} '
+        'tokens that the host writes. Allow 512.'
+      )
 
 
 def _next(row: _Row) -> str | None:
@@ -114,11 +128,6 @@ def _request(
     begins = (tuple(dictation.tokens_of(inspector(trajectory), tokenizer, cap)),)
   elif move == modes.WRITE:
     begins = _begins(protocol, len(said), tokenizer)
-    if (longest := max(map(len, begins), default=0)) + grammar.SHORTEST > cap:
-      raise ValueError(
-        f'sampling.max_text_tokens={cap} leaves no room: texts of mode {mode.name!r} begin with {longest} tokens that '
-        'the host writes. Allow 512.'
-      )
   parts = _painted_from(trajectory, said) if move == modes.PAINT else _so_far(trajectory, said)
   start = trajectory_lib.Trajectory(
     prompt=trajectory_lib.joined(parts), steps=(), mode=f'{mode.name}.{move}', stop=None, parts=parts
