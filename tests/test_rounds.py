@@ -43,7 +43,8 @@ class Script:
 
 
 def _run(prompts, mode, texts, **options):
-  made = requests.make(prompts, sampling=dataclasses.replace(SAMPLING, max_text_tokens=200), mode=mode, **options)
+  sampling = dataclasses.replace(SAMPLING, max_text_tokens=200, text_guidance=3.0, image_guidance=1.5)
+  made = requests.make(prompts, sampling=sampling, mode=mode, **options)
   script = Script(texts)
   return host.run(made, script, toy.MODEL, toy.WORDS), script
 
@@ -91,6 +92,8 @@ def test_rounds_of_a_batch_end_one_by_one():
   seeds = [r.seed for call in script.calls for r in call]
   assert len(set(seeds)) == len(seeds) and max(seeds) < 2**32
   assert all(r.pictures == 1 and r.sampling.max_pictures == 1 for call in script.calls for r in call)
+  guided = {r.start.mode: (r.sampling.text_guidance, r.sampling.image_guidance) for call in script.calls for r in call}
+  assert guided == {'umm_reflection.paint': (3.0, 1.5), 'umm_reflection.write': (1.0, 1.0)}
 
   told = [[(r.number, r.move, r.source, r.source_name) for r in rounds.of(t)] for t in result.trajectories]
   assert told[0] == [(0, 'end', None, 'None')]

@@ -135,6 +135,8 @@ def _request(
   count = sum(1 for _ in trajectory.items())
   # Room for one text and one picture, whatever the whole trajectory may take.
   sampling = dataclasses.replace(request.sampling, max_pictures=1, inspection=config_lib.FREE)
+  if move == modes.WRITE:  # Nothing is guided, so that its program has no branches.
+    sampling = dataclasses.replace(sampling, text_guidance=1.0, image_guidance=1.0)
   sampling = dataclasses.replace(sampling, max_tokens=cycle.max_tokens_per_round(model, sampling, request.size))
   return dataclasses.replace(
     request,
