@@ -1,6 +1,7 @@
 """Modes with a protocol, round by round: what each call sees, who goes on, and what is shown of it."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -283,7 +284,7 @@ def test_commands_take_the_modes(monkeypatch):
   assert '1 of them ended by themselves, 3 at a text that cannot be read' in scores.text
 
 
-def test_rounds_are_shown():
+def test_rounds_are_shown(tmp_path):
   texts = {'a': [_controller(0, 'Red.'), _controller(1, 'None', action='done')], 'b': ['what?']}
   result, _ = _run(['a', 'b'], 'umm_reflection', texts)
   page = gallery.page(result.trajectories)
@@ -291,5 +292,12 @@ def test_rounds_are_shown():
   assert 'cannot be read: think is there 0 times' in page
   told = transcript.text(result.trajectories[0])
   assert 'round 0' in told and 'finished by itself after 2 pictures' in told
+  report.Folder(tmp_path, title='t').add(result.trajectories, [None, None])
+  first, second = json.loads((tmp_path / 'trajectories.json').read_text())
+  assert [(r['move'], r['source'], r['values']['score']) for r in first['rounds']] == [
+    ('paint', 0, '3'),
+    ('end', None, '3'),
+  ]
+  assert second['rounds'][0]['problem'] == 'think is there 0 times' and second['stop'] == 'unreadable'
   summary = report.summary(result.trajectories, [None, None], timings=result.timings)
   assert '1 of 2 trajectories ended at a text that cannot be read' in summary
