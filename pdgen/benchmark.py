@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None):
   parser.add_argument(
     '--batch_sizes', type=_sizes, default=[1, 8, 64], help='trajectories painted together, a row each'
   )
-  parser.add_argument('--mode', choices=modes.PAINTING, default='process', help='direct: one picture, no words')
+  parser.add_argument('--mode', choices=modes.IN_ONE_CALL, default='process', help='direct: one picture, no words')
   parser.add_argument(
     '--repeats', type=flags_lib.whole(1, 1000), default=3, help='timed calls, of which the fastest counts'
   )

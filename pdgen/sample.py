@@ -76,7 +76,8 @@ def _parser() -> flags_lib.Parser:
     metavar='N',
     help="N prompts a task that the model's world kept from training",
   )
-  words = 'process: with words; direct: without; edit: of a picture; answer; think: before it paints; free'
+  words = 'process: with words; direct: without; edit: of a picture; answer; think: before it paints; free; the others '
+  words += 'are the protocols of models of those names'
   parser.add_argument('--mode', choices=trajectory_lib.MODES, default='process', help=words)
   parser.add_argument(
     '--seed',

@@ -97,7 +97,7 @@ def test_how_it_stopped_is_said():
 
 
 def test_every_way_to_stop_has_its_words():
-  assert set(transcript.STOPS) == {trajectory.FINISHED, *trajectory.CAPS, None}
+  assert set(transcript.STOPS) == {*trajectory.STOPS, None}
 
 
 def test_a_plan_written_without_the_grammar_is_shown_as_it_is():

@@ -32,6 +32,7 @@ def _step(**changes):
   return [dict(plan=dict(ins='a', des='b'), draft='pictures/0a.png', **changes)]
 
 
+_PARTS = [{'picture': 'pictures/0a.png'}, {'text': 'a'}]
 _REFINE = 'x <refine>y</refine>'
 MALFORMED = {
   'no JSON': (b'{"prompt": "a", "steps"', 'the line is damaged: it is no JSON'),
@@ -56,6 +57,24 @@ MALFORMED = {
   'unknown mode': (dict(prompt='a', steps=_step(), mode='fast'), "mode is 'fast'"),
   'mode of another type': (dict(prompt='a', steps=_step(), mode=['direct']), 'mode is'),
   'words in direct mode': (dict(prompt='a', steps=_step(), mode='direct'), "those of mode 'direct' have"),
+  'words in edits': (dict(parts=_PARTS, steps=_step(), mode='edit'), r"has 'plan', but those of mode 'edit' have"),
+  'an answer without words': (dict(prompt='a', steps=[{}], mode='answer'), r'steps\[0\].text is missing'),
+  'a thought without a picture': (
+    dict(prompt='a', steps=[{'text': 'b'}], mode='think'),
+    r'steps\[0\].draft is missing',
+  ),
+  'two edits': (dict(parts=_PARTS, steps=[{'draft': 'pictures/0a.png'}] * 2, mode='edit'), 'steps has 2 entries'),
+  'an edit of nothing': (
+    dict(prompt='a', steps=[{'draft': 'pictures/0a.png'}], mode='edit'),
+    'needs a picture in parts',
+  ),
+  'parts of another type': (dict(parts='a', steps=_step()), 'parts is str, no list'),
+  'no parts': (dict(parts=[], steps=_step()), 'parts is empty'),
+  'a part of another type': (dict(parts=['a'], steps=_step()), r'parts\[0\] is str, no object'),
+  'a part that is both': (dict(parts=[dict(text='a', picture='b')], steps=_step()), 'it is a text or a picture'),
+  'misspelt part': (dict(parts=[dict(words='a')], steps=_step()), "unknown field 'words'"),
+  'part without its picture': (dict(parts=[dict(picture='../x.png')], steps=_step()), "names '..'"),
+  'parts of another prompt': (dict(prompt='b', parts=_PARTS, steps=_step()), "the texts of parts are 'a'"),
   'unknown split': (dict(prompt='a', steps=_step(), split='test'), "split is 'test'"),
   'split of another type': (dict(prompt='a', steps=_step(), split=['train']), 'split is'),
   'no draft': (dict(prompt='a', steps=[{'plan': {'ins': 'a', 'des': 'b'}}]), r'steps\[0\].draft is missing'),

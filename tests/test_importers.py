@@ -173,6 +173,30 @@ def test_jsonl(tmp_path):
   assert _parts(found[3]) == ([('draft', 30)], [False])
 
 
+def test_jsonl_of_prompts_with_pictures(tmp_path):
+  given = [{'text': 'make this'}, {'picture': 'pictures/0a.png'}, {'text': 'like that'}, {'picture': 'pictures/1a.png'}]
+  edit = dict(parts=given, mode='edit', steps=[dict(draft='pictures/2a.png')])
+  asked = dict(prompt='', parts=given[1:2], mode='answer', steps=[dict(text='A ring.')], split='heldout')
+  think = dict(prompt='a', mode='think', steps=[dict(text='Hm.', draft='pictures/3a.png', draft_is_target=False)])
+  process = foreign.jsonl_line(0, parts=[dict(text='0 rings and a bar'), dict(picture='pictures/4a.png')])
+  foreign.write_jsonl(tmp_path / 'mine', [edit, asked, think, process])
+  found, _ = _read('jsonl', tmp_path / 'mine')
+  assert found[0].prompt == 'make this like that' and found[0].mode == 'edit'
+  assert [part if isinstance(part, str) else part[0, 0].tolist() for part in found[0].parts] == [
+    'make this',
+    foreign.picture(0)[0, 0].tolist(),
+    'like that',
+    foreign.picture(10)[0, 0].tolist(),
+  ]
+  assert _parts(found[0])[0] == [('draft', 20)] and found[1].texts == ['A ring.'] and found[1].prompt == ''
+  assert [(s.text, s.draft is None, s.draft_is_target) for s in found[2].steps] == [('Hm.', False, False)]
+  assert len(found[3].given_pictures) == 1 and found[3].mode == 'process'
+  counts = importers.import_records('jsonl', tmp_path / 'mine', tmp_path / 'out', heldout=0)
+  assert (counts.kept, counts.heldout) == (4, 1)
+  kept = [t for split in ('train', 'heldout') for t in records.read(tmp_path / 'out' / split)]
+  assert sorted(len(t.given_pictures) for t in kept) == [0, 1, 1, 2]
+
+
 def test_the_example_of_the_documents_is_imported(tmp_path, monkeypatch, capsys):
   text = (ROOT / 'docs' / 'add_a_dataset.md').read_text(encoding='utf-8')
   line = json.loads(re.search(r'```json\n(.*?)```', text, re.DOTALL)[1])

@@ -231,7 +231,9 @@ def test_a_mode_is_a_row():
     modes.Mode(name='x', after_prompt=('draw',))
   with pytest.raises(ValueError, match='nothing may follow a text'):
     modes.Mode(name='x', after_prompt=(modes.WRITE,))
-  assert modes.PAINTING == ('process', 'direct', 'think')
+  assert modes.PAINTING == ('process', 'direct', 'think', 'umm_reflection')
+  with pytest.raises(ValueError, match="Unknown mode 'think.write'"):
+    modes.of('think.write')
 
 
 def test_the_prompt_is_never_learned_and_what_follows_is():

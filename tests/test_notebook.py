@@ -41,3 +41,4 @@ def test_paint_one_picture_runs_and_shows_what_it_promises(monkeypatch):
   assert pictures['stages'] == texts['stages'].count('the detector sees') >= 1
   assert (pictures['seeds'], pictures['guidance']) == (1, 3)
   assert texts['guidance'].count('compiled again: 0') == 3
+  assert 'umm_reflection: round 0: done, score 9' in texts['protocols']

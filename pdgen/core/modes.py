@@ -6,6 +6,8 @@ The prompt of a mode is texts and pictures in any order. What its row says is da
 
 import dataclasses
 
+from pdgen.core import protocols
+
 # What may come between two items of the sequence.
 PAINT, WRITE, END = MOVES = ('paint', 'write', 'end')
 # Formats of texts: plans and inspections, and what follows them (`sampling.grammar`); plain words; words and tags.
@@ -32,6 +34,7 @@ class Mode:
     text_guidance_drops: SINCE_PICTURE (paper) or LAST_TEXT (BAGEL, QUIRKS 27).
     image_guidance_keeps_written: the branch without pictures has the texts that the model wrote, not the given ones
       alone (BAGEL leaves thoughts out of it, QUIRKS 27).
+    protocol: what the texts decide, read on the host (`core.protocols`); None: the model's next token decides.
   """
 
   name: str
@@ -46,6 +49,7 @@ class Mode:
   size_of_given: bool = False
   text_guidance_drops: str = LAST_TEXT
   image_guidance_keeps_written: bool = True
+  protocol: protocols.Protocol | None = None
 
   def __post_init__(self):
     known = {'texts': ((self.texts,), TEXTS), 'copies': (self.copies, COPIES)}
@@ -77,12 +81,29 @@ class Mode:
   @property
   def always_paints(self) -> bool:
     """Whether every trajectory ends with a picture, whatever the model writes."""
-    return self.texts == STEPS or self.paints and END not in (*self.after_prompt, *self.after_text)
+    first = self.after_prompt == (PAINT,)
+    return self.texts == STEPS or first or self.paints and END not in (*self.after_prompt, *self.after_text)
 
   @property
   def paints_once(self) -> bool:
     """Whether the first picture is the end."""
     return self.texts != STEPS and self.paints and self.after_picture == (END,)
+
+  def call(self, move: str) -> 'Mode':
+    """The row of one call of a mode with a protocol: one text, or one picture, of all that it is given.
+
+    Args:
+      move: WRITE, or PAINT, which sees what the protocol says.
+    """
+    assert self.protocol is not None
+    name = f'{self.name}.{move}'
+    if move == WRITE:
+      ends = dict(after_prompt=(WRITE,), after_text=(END,))
+      return dataclasses.replace(self, name=name, **ends, protocol=None)
+    if self.protocol.sees == protocols.SOURCE:  # As BAGEL edits, and as it paints where there is no picture.
+      return Mode(name=name, after_prompt=(PAINT,), size_of_given=True)
+    ends = dict(after_prompt=(PAINT,), after_text=(END,), after_picture=(END,), copies=COPIES)
+    return dataclasses.replace(self, name=name, **ends, protocol=None)
 
 
 PLACES = ('prompt', 'text', 'picture')
@@ -121,16 +142,54 @@ TABLE = {
       after_picture=MOVES,
       text_guidance_drops=SINCE_PICTURE,
     ),
+    Mode(
+      name='umm_reflection',
+      after_prompt=(PAINT,),
+      after_text=(PAINT, END),
+      after_picture=(WRITE,),
+      system=protocols.UMM_REFLECTION_SYSTEM,
+      size_of_given=True,
+      protocol=protocols.TABLE['umm_reflection'],
+    ),
+    Mode(
+      name='thinkmorph',
+      after_prompt=(WRITE,),
+      after_text=(PAINT, END),
+      after_picture=(WRITE,),
+      system=protocols.THINKMORPH_SYSTEM,
+      size_of_given=True,
+      image_guidance_keeps_written=False,
+      protocol=protocols.TABLE['thinkmorph'],
+    ),
+    Mode(
+      name='zebra_cot',
+      after_prompt=(WRITE,),
+      after_text=(PAINT, END),
+      after_picture=(WRITE,),
+      system=protocols.ZEBRA_COT_SYSTEM,
+      copies=(VIT,),
+      size_of_given=True,
+      protocol=protocols.TABLE['zebra_cot'],
+    ),
   )
 }
 
 
 # Those that paint a text, whatever the model writes: what can be scored and timed.
 PAINTING = tuple(mode.name for mode in TABLE.values() if mode.always_paints and not mode.needs_picture)
+# Of them, those that are one call of the compiled program.
+IN_ONE_CALL = tuple(name for name in PAINTING if TABLE[name].protocol is None)
 
 
 def of(name: str) -> Mode:
-  """The row of that name. Raises: ValueError naming those that are known."""
-  if name not in TABLE:
+  """The row of that name, or of a call of it (`thinkmorph.write`). Raises: ValueError naming those that are known."""
+  whole, _, move = name.partition('.')
+  mode = TABLE.get(whole)
+  if mode is None or move and (mode.protocol is None or move not in (WRITE, PAINT)):
     raise ValueError(f'Unknown mode {name!r}. Known: {list(TABLE)}')
-  return TABLE[name]
+  return mode.call(move) if move else mode
+
+
+def is_call(name: str) -> bool:
+  """Whether a name is that of one call of a mode with a protocol."""
+  return '.' in name

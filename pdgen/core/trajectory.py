@@ -17,7 +17,8 @@ MODES = tuple(modes.TABLE)
 PROCESS, DIRECT, EDIT, ANSWER, THINK, FREE = 'process', 'direct', 'edit', 'answer', 'think', 'free'
 FINISHED = 'finished'
 CAPS = PICTURE_CAP, TOKEN_CAP = 'picture_cap', 'token_cap'
-STOPS = (FINISHED, *CAPS)
+UNREADABLE = 'unreadable'
+STOPS = (FINISHED, *CAPS, UNREADABLE)
 
 # Parts of a step, in the order of the sequence: fields of `Step`, kinds of `Item`.
 TEXT, PLAN, DRAFT, INSPECTION, CORRECTED_PLAN, REFINED = PARTS = (
@@ -191,7 +192,9 @@ class Trajectory:
   prompt: str  # Its texts alone, joined by a space: what identifies it.
   steps: tuple[Step, ...]
   mode: str = PROCESS  # Name of a row of `core.modes`: `process` (plan, draft, inspect, refine), `direct`, `edit`, ..
-  stop: str | None = FINISHED  # `finished`: the painter ended by itself; one of CAPS: a limit did; None: it is partial.
+  # `finished`: the painter ended by itself; one of CAPS: a limit did; `unreadable`: what it wrote last is not of the
+  # form that its mode's protocol reads; None: it is partial.
+  stop: str | None = FINISHED
   spec: PromptSpec | None = None  # What the prompt asks for; None where that is not known.
   provenance: Provenance | None = None
   expected: tuple[Content, ...] | None = None  # What the last picture (of a partial one: the next) should show.

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from pdgen.core import modes
 from pdgen.core import trajectory as trajectory_lib
 from pdgen.evals import base, geneval_folder, geneval_report, geneval_rules, painting, published
 from pdgen.judges import base as judges_base
@@ -120,6 +121,8 @@ class GenEval:
     if painted is not None and painted.trajectories:
       trajectories = list(painted.trajectories.values())
       details['eval/finished'] = float(np.mean([t.stop == trajectory_lib.FINISHED for t in trajectories]))
+      if modes.of(self.mode).protocol is not None:
+        details['eval/unreadable'] = float(np.mean([t.stop == trajectory_lib.UNREADABLE for t in trajectories]))
       details['eval/pictures'] = float(np.mean([len(t.pictures) for t in trajectories]))
       firsts: dict[str, trajectory_lib.Trajectory] = {}  # of each task, one to look at
       for job, trajectory in painted.trajectories.items():

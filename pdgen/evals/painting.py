@@ -40,8 +40,10 @@ class Painted:
     painted = list(self.trajectories.values())
     count, refined = len(painted), sum(s.refined is not None for t in painted for s in t.steps)
     finished = sum(t.stop == trajectory_lib.FINISHED for t in painted)
+    unread = sum(t.stop == trajectory_lib.UNREADABLE for t in painted)
+    cut = f', {unread} at a text that cannot be read' if unread else ''
     return (
-      f'{count} trajectories in {self.seconds:.0f} s, {finished} of them ended by themselves; '
+      f'{count} trajectories in {self.seconds:.0f} s, {finished} of them ended by themselves{cut}; '
       f'{sum(len(t.pictures) for t in painted) / count:.2f} pictures each, {refined / count:.2f} of them refined'
     )
 

@@ -1,5 +1,7 @@
 """Oracle inspection: someone on the host inspects every draft, and the model goes on from those words.
 
+In modes with a protocol that someone writes every text (`inference.rounds`). Of the process:
+
 The phases of the sampler run one by one (`inference.phases`). After each picture phase the inspector is shown every new
 draft, and what it says is read into the cache in place of the model's own inspection: same cache, same positions, same
 noise of the next picture, so that a painting differs from the model's own only by what was said.
@@ -22,7 +24,7 @@ from pdgen.inference import requests as requests_lib
 from pdgen.inference import results
 from pdgen.sampling import cycle
 
-# From a partial trajectory, whose last step has a draft and no inspection, to the text of the inspection.
+# From a partial trajectory to the text that comes next: of the process, the inspection of its last draft.
 Inspector = Callable[[trajectory_lib.Trajectory], str]
 
 
@@ -61,7 +63,7 @@ def run(
     tokens = np.full((len(seen['status']), cap), -1, np.int32)
     for row, reader in enumerate(readers):
       if seen['status'][row] == cycle.WRITING and _is_due(reader.trajectory):
-        text = _tokens(inspector(reader.trajectory), tokenizer, cap)
+        text = tokens_of(inspector(reader.trajectory), tokenizer, cap)
         tokens[row, : len(text)] = text
     return phases.dictated_text(state, jnp.asarray(tokens)) if (tokens >= 0).any() else state
 
@@ -92,8 +94,11 @@ def _is_due(trajectory: trajectory_lib.Trajectory) -> bool:
   return trajectory.mode == trajectory_lib.PROCESS and last is not None and last.kind == trajectory_lib.DRAFT
 
 
-def _tokens(text: str, tokenizer: base.Tokenizer, cap: int) -> list[int]:
+def tokens_of(text: str, tokenizer: base.Tokenizer, cap: int) -> list[int]:
+  """Ids of a text that is dictated, and of its end. Raises: ValueError for `cap` or more."""
   ids = [*tokenizer.encode_with_tags(text), tokenizer.specials.im_end]
   if len(ids) >= cap:
-    raise ValueError(f'The inspection {text[:40]!r}.. has {len(ids)} tokens of {cap}: raise sampling.max_text_tokens.')
+    raise ValueError(
+      f'The dictated text {text[:40]!r}.. has {len(ids)} tokens of {cap}: raise sampling.max_text_tokens.'
+    )
   return ids

@@ -24,11 +24,12 @@ from jax.sharding import PartitionSpec as P
 
 from pdgen.core import config as config_lib
 from pdgen.core import mesh as mesh_lib
+from pdgen.core import modes as modes_lib
 from pdgen.core import packed, trees
 from pdgen.core import trajectory as trajectory_lib
 from pdgen.data import tokenizers
 from pdgen.data.tokenizers import base
-from pdgen.inference import dictation, encoding, learned_modes, memory, results, streaming
+from pdgen.inference import dictation, encoding, learned_modes, memory, results, rounds, streaming
 from pdgen.inference import phases as phases_lib
 from pdgen.inference import requests as requests_lib
 from pdgen.inference import sizes as sizes_lib
@@ -108,8 +109,9 @@ class Painter:
         or a `<refine>`. A sequence that holds a picture is one prompt, any other is many. Pictures may have any size;
         the model paints its own.
       mode: a row of `core.modes`, of all or one for each prompt: `process` (plan, sketch, inspect, refine), `direct`
-        (one picture, no words), `edit`, `answer`, `think`, `think_answer`, `free`. Partial trajectories that have steps
-        keep their own. None: `process`, their own for trajectories.
+        (one picture, no words), `edit`, `answer`, `think`, `think_answer`, `free`; those with a protocol
+        (`core.protocols`), `umm_reflection`, `thinkmorph`, `zebra_cot`. Partial trajectories that have steps keep their
+        own. None: `process`, their own for trajectories.
       seed: of the first prompt; the next ones take the next numbers, so that any of them can be had again alone. Or
         one for each prompt.
       sampling: of all, or one for each prompt; by default the config's own. What may differ within a batch is
@@ -122,7 +124,8 @@ class Painter:
       size: (height, width) of the pictures that are painted, of all or one for each prompt: multiples of the codec's
         patch within the position table. None: the model's own, in `edit` and `think` that of the last given picture.
         Sizes that are not too unlike share a batch and a program (`inference.sizes`).
-      inspector: writes the inspections where sampling.inspection is `dictated` (`inference.dictation`).
+      inspector: writes the inspections, or the texts of a mode with a protocol, where sampling.inspection is `dictated`
+        (`inference.dictation`).
 
     Raises: ValueError for an unknown mode, no prompts, seeds that do not fit, caps that leave no room, or pictures that
       do not fit the model.
@@ -183,15 +186,27 @@ class Painter:
     Arguments and errors as of `sample`, at the call.
     """
     requests = self._requests(prompts, sampling, inspector, size, mode=mode, seed=seed, pictures=pictures)
+    return self._sample_requests(requests, batch_size, inspector)
+
+  def _sample_requests(
+    self, requests: Sequence[requests_lib.Request], batch_size: int | None, inspector: dictation.Inspector | None
+  ) -> Iterator[tuple[list[int], Result]]:
+    """The same of requests."""
     batches = list(self._batches(requests, batch_size, refill=inspector is None))
     requests_lib.check(requests)
+    rounds.check(requests, self.tokenizer)
     for batch in batches:
-      self._check_fits([requests[i] for i in batch.numbers], shape=batch.shape, rows=batch.rows, plan=batch.plan)
+      if not modes_lib.of(requests[batch.numbers[0]].start.mode).protocol:  # Each call of those is checked by itself.
+        self._check_fits([requests[i] for i in batch.numbers], shape=batch.shape, rows=batch.rows, plan=batch.plan)
 
     def paint() -> Iterator[tuple[list[int], Result]]:
       for batch in batches:
         began, compiled = time.perf_counter(), _compiled_programs()
         chosen = [requests[i] for i in batch.numbers]
+        if modes_lib.of(chosen[0].start.mode).protocol:
+          call = lambda calls, rows=batch.rows: results.join(self._sample_requests(calls, rows, None))
+          yield batch.numbers, rounds.run(chosen, call, self.config.model, self.tokenizer, inspector)
+          continue
         if inspector is None:
           out = self.run(chosen, batch_size=batch.rows, shape=batch.shape, plan=batch.plan)
         else:
@@ -233,6 +248,7 @@ class Painter:
     Raises: as `sample`, at the call.
     """
     requests = self._requests(prompts, sampling, None, size, mode=mode, seed=seed, pictures=pictures)
+    requests_lib.check_streams(requests)
     shape = self._shape(requests)
     requests_lib.check(requests)
     rows = self._rows(batch_size, len(requests))
@@ -337,9 +353,11 @@ class Painter:
     bucket (`sizes.buckets`) share a shape, and so a program, whatever their modes and prefixes. refill: rows may be
     refilled.
     """
-    programs: dict[config_lib.SamplingConfig, list[int]] = {}
+    programs: dict[Any, list[int]] = {}
     for i, request in enumerate(requests):
-      programs.setdefault(requests_lib.program_of(request.sampling), []).append(i)
+      protocol = modes_lib.of(request.start.mode).protocol is not None
+      kind = requests_lib.program_of(request.sampling), protocol, bool(request.begins)
+      programs.setdefault(kind, []).append(i)
     groups: list[list[int]] = []
     for numbers in programs.values():
       painted = [requests[i].painted(self.config.model) for i in numbers]

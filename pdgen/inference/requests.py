@@ -8,6 +8,7 @@ takes pictures of all sizes: each is encoded alone before (`inference.encoding`)
 """
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ from pdgen.core import packed
 from pdgen.core import trajectory as trajectory_lib
 from pdgen.data import images, packing, sequence
 from pdgen.data.tokenizers import base
-from pdgen.inference import encoding
+from pdgen.inference import encoding, guidance
 from pdgen.inference import sizes as sizes_lib
 from pdgen.sampling import canvas, cycle, flow, grammar, stop_texts
 
@@ -52,6 +53,9 @@ class Request:
   has_ended: bool = False  # The trajectory was given as a finished one.
   sampling: config_lib.SamplingConfig
   size: Size | None = None  # (H, W) of the pictures to paint; None: the model's own.
+  begins: tuple[tuple[int, ...], ...] = ()  # Ids that its texts begin with, one of several; (): as it likes.
+  # Parts of the prompt that guidance knows, the first ones; None: all (`core.protocols.Protocol.guides_by_prompt`).
+  asked: int | None = None
 
   def painted(self, model: config_lib.ModelConfig) -> Size | None:
     """(H, W) of the pictures to paint; None: it paints none."""
@@ -140,6 +144,13 @@ def check(requests: Sequence[Request]):
       )
 
 
+def check_streams(requests: Sequence[Request]):
+  """Raises ValueError for a mode with a protocol: it is many calls, and no stream of one."""
+  for request in requests:
+    if modes_lib.of(request.start.mode).protocol:
+      raise ValueError(f'Mode {request.start.mode!r} goes round by round and is not streamed: use Painter.sample.')
+
+
 def start(prompt: Prompt, mode: str | None) -> trajectory_lib.Trajectory:
   """What to continue from. mode: of a trajectory that has no steps yet; None: its own, `process` for other prompts.
 
@@ -201,10 +212,13 @@ def batch_shape(requests: Sequence[Request], *, config: config_lib.Config, token
   apart = any(any_size(request.start, config.model) for request in requests)
   taken = [packing.sizes(_prefix(r.start, config, tokenizer, any_size=apart)) for r in requests]
   und, gen, pictures, vit = (max(column) for column in zip(*taken, strict=True))
-  und, pictures = _round_up(und, _UND_BUCKET), _round_up(pictures, _PICTURE_BUCKET)
+  # What grows from call to call is given more room each time, so that a few programs do for all rounds.
+  grows = any(modes_lib.is_call(request.start.mode) for request in requests)
+  rounded = _doubled if grows else _round_up
+  und, pictures = rounded(und, _UND_BUCKET), rounded(pictures, _PICTURE_BUCKET)
   cells = config.model.latent_tokens
   if apart:
-    gen, vit = _round_up(gen, _PICTURE_BUCKET * cells), _round_up(vit, _PICTURE_BUCKET * config.model.vit_tokens)
+    gen, vit = rounded(gen, _PICTURE_BUCKET * cells), rounded(vit, _PICTURE_BUCKET * config.model.vit_tokens)
     budget = packed.RowBudget(und, gen, 0, vit)
   else:
     budget = packed.RowBudget(und, pictures * cells, pictures)
@@ -249,10 +263,10 @@ def sample_batch(
   rows = [packing.pack_row([sample], shape.row_budget) for sample in samples]
   prefix = jax.tree.map(lambda *x: jnp.asarray(np.stack(x)), *rows)
   grids = canvas.Grids.of(config.model, [r.size or config.model.own_size for r in requests])
-  seen = [_branches(row, r.start, tokenizer.specials) for row, r in zip(rows, requests, strict=True)]
+  seen = [guidance.seen(row, r.start, r.asked, tokenizer.specials) for row, r in zip(rows, requests, strict=True)]
   return cycle.SampleBatch(
     prefix=packed.check(prefix),
-    grammar=grammar.from_trajectories([r.start for r in requests]),
+    grammar=grammar.from_trajectories([r.start for r in requests], [r.begins for r in requests]),
     key=jax.vmap(jax.random.key)(jnp.asarray([r.seed for r in requests], jnp.uint32)),
     picture_limit=jnp.asarray([r.pictures for r in requests], jnp.int32),
     kept_order=jnp.asarray([kept for kept, _ in seen], jnp.int32),
@@ -296,23 +310,6 @@ def sampler_params(
   if not shape.sampling.stop_texts:
     return params
   return params.replace(stops=stop_texts.StopTexts.of([row.stop_texts for row in rows], tokenizer.pieces))
-
-
-def _branches(
-  row: packed.PackedBatch, start: trajectory_lib.Trajectory, specials: config_lib.Specials
-) -> tuple[int, int]:
-  """(kept_order, texts_until) of a prefix, as of `cycle.SampleBatch`."""
-  mode = modes_lib.of(start.mode)
-  given = sum(isinstance(part, str) for part in start.given) + bool(mode.system)
-  tokens = row.und.tokens
-  begins = tokens.order[(row.und.token_id == specials.im_start) & (tokens.segment > 0) & (tokens.span == 0)]
-  drops_last = mode.text_guidance_drops == modes_lib.LAST_TEXT and given > 0
-  kept = int(begins[given - 1]) - 1 if drops_last else -1
-  if mode.image_guidance_keeps_written:
-    return kept, config_lib.MOST
-  if len(begins) > given:
-    return kept, int(begins[given])
-  return kept, int(max(row.und.tokens.order.max(initial=-1), row.gen.tokens.order.max(initial=-1))) + 1
 
 
 def _prefix(
@@ -388,3 +385,8 @@ def _pictures_left(start: trajectory_lib.Trajectory, sampling: config_lib.Sampli
 
 def _round_up(n: int, multiple: int) -> int:
   return -(-n // multiple) * multiple if multiple else n
+
+
+def _doubled(n: int, least: int) -> int:
+  """The first of 0, least, 2 least, 4 least, .. that is not below n."""
+  return least << max(0, math.ceil(math.log2(n / least))) if n and least else n

@@ -32,7 +32,7 @@ class SampleBatch(struct.PyTreeNode):
   grammar: grammar_lib.GrammarState  # where each prefix stands.
   key: jax.Array  # [B] PRNG keys.
   picture_limit: jax.Array  # int32[B]; pictures it may still paint; 0 for rows that only fill the batch.
-  kept_order: jax.Array  # int32[B]; guidance by texts leaves in what comes up to this order, or to the last picture.
+  kept_order: jax.Array  # int32[B]; guidance by texts leaves in what comes up to this order; -1: nothing.
   texts_until: jax.Array  # int32[B]; the branch without pictures has the texts before this order.
   clean: jax.Array | None = None  # f32[B, G, C]; latents of `prefix`, whose pictures are encoded apart; None: here.
   grids: canvas.Grids | None = None  # Of the pictures to paint; None: all have `SamplerSpec.size`.
@@ -116,7 +116,7 @@ def prefill(
   in_picture = real & (both.span > 0)
   last = jnp.argmax(jnp.where(prefix.und.tokens.segment > 0, prefix.und.tokens.order, -1), axis=1)
   ready = batch_in.picture_limit > 0
-  picture_order = jnp.maximum(jnp.max(jnp.where(in_picture, both.order, -1), axis=1), batch_in.kept_order)
+  picture_order = batch_in.kept_order
   position_after = lambda these: jnp.max(jnp.where(real & these, both.position, -1), axis=1) + 1
   text_position = position_after(in_picture | in_texts(both))
   state = State(
@@ -208,7 +208,9 @@ def append_token(model: interleaved.Interleaved, state: State, spec: SamplerSpec
   grammar = grammar_lib.after_token(state.grammar, state.next_input, spec.grammar)
   state = state.replace(
     cache=kv_cache.write(state.cache, kv, und.tokens, slots, after=hidden.und),
-    grammar=jax.tree.map(lambda new, old: jnp.where(active, new, old), grammar, state.grammar),
+    grammar=jax.tree.map(
+      lambda new, old: jnp.where(active.reshape(-1, *[1] * (new.ndim - 1)), new, old), grammar, state.grammar
+    ),
     slot=state.slot + one,
     order=state.order + one,
     position=state.position + one,

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from pdgen.core import config as config_lib
@@ -31,11 +32,43 @@ BOUNDARY, START, INS, INS_CLOSED, DES, DES_CLOSED, TEXT, REFINE, REFINE_CLOSED, 
 # Tokens that closing an open plan takes: </ins> <des> </des> <|im_end|>.
 _CLOSING = 4
 SHORTEST = _CLOSING + 1  # tokens of the shortest plan, so that `max_text_tokens` is at least that
+_LENGTHS = 32  # Of what a text begins with: multiples, so that few programs are compiled.
 _MAX_TEXTS = 2  # between two pictures: an inspection and a plan
 
 
+class Begins(struct.PyTreeNode):
+  """What every text of a mode without a process begins with, one of several."""
+
+  ids: jax.Array  # int32[B, K, N]; each filled up with -1; of -1 alone: none of them.
+  fits: jax.Array  # bool[B, K]; those that the text being written agrees with so far.
+
+  @classmethod
+  def of(cls, rows: Sequence[Sequence[Sequence[int]]]) -> 'Begins | None':
+    """Of the ids of each row; None where no row has any."""
+    longest = max((len(ids) for row in rows for ids in row), default=0)
+    if not longest:
+      return None
+    ids = np.full((len(rows), max(map(len, rows)), -(-longest // _LENGTHS) * _LENGTHS), -1, np.int32)
+    for i, row in enumerate(rows):
+      for k, one in enumerate(row):
+        ids[i, k, : len(one)] = one
+    return cls(jnp.asarray(ids), jnp.zeros(ids.shape[:2], bool))
+
+  def due(self, length: jax.Array) -> jax.Array:
+    """Ids that may come next in a text of `length` tokens, int32[B, K]; -1: none of this one."""
+    index = jnp.minimum(length, self.ids.shape[-1] - 1)[:, None, None]
+    ids = jnp.take_along_axis(self.ids, index, axis=2)[..., 0]
+    return jnp.where(self.fits & (length < self.ids.shape[-1])[:, None], ids, -1)
+
+  def after(self, token: jax.Array, length: jax.Array, opens: jax.Array) -> 'Begins':
+    """After a token was read in a text of `length` tokens, or opened one. opens: bool[B]."""
+    due = self.due(length)
+    agrees = self.fits & ((due < 0) | (due == token[:, None]))
+    return self.replace(fits=jnp.where(opens[:, None], self.ids[:, :, 0] >= 0, agrees))
+
+
 class GrammarState(struct.PyTreeNode):
-  """Where each trajectory stands. Every field [B]."""
+  """Where each trajectory stands. Every field [B], but for those of `begins`."""
 
   last_item: jax.Array  # int32; the last complete item.
   tag_state: jax.Array  # int32; place inside the text being written, BOUNDARY outside.
@@ -45,6 +78,7 @@ class GrammarState(struct.PyTreeNode):
   edits: jax.Array  # int32; refined pictures so far.
   texts: jax.Array  # int32; format of its texts: index in `modes.TEXTS`.
   moves: jax.Array  # int32; what may come where in a mode without a process: bits, as of `_moves`.
+  begins: 'Begins | None' = None  # What texts begin with; None: no row says so.
 
   @property
   def is_process(self) -> jax.Array:
@@ -71,8 +105,15 @@ class Grammar(NamedTuple):
   inspection: str = config_lib.FREE
 
 
-def from_trajectories(trajectories: Sequence[trajectory_lib.Trajectory]) -> GrammarState:
-  """Where partial trajectories continue, one a row: each between two items of the sequence."""
+def from_trajectories(
+  trajectories: Sequence[trajectory_lib.Trajectory], begins: Sequence[Sequence[Sequence[int]]] = ()
+) -> GrammarState:
+  """Where partial trajectories continue, one a row: each between two items of the sequence.
+
+  Args:
+    trajectories: one a row.
+    begins: for each of them the ids that its texts begin with, one of several; no row has any: as they like.
+  """
   rows = [_between_items(trajectory) for trajectory in trajectories]
   last_item, texts, refining = (jnp.asarray(column) for column in zip(*rows, strict=True))
   zeros = jnp.zeros_like(last_item)
@@ -86,6 +127,7 @@ def from_trajectories(trajectories: Sequence[trajectory_lib.Trajectory]) -> Gram
     edits=jnp.asarray([sum(step.refined is not None for step in t.steps) for t in trajectories], jnp.int32),
     texts=jnp.asarray([modes.TEXTS.index(mode.texts) for mode in rules], jnp.int32),
     moves=jnp.asarray([_moves(mode) for mode in rules], jnp.int32),
+    begins=Begins.of(begins),
   )
 
 
@@ -151,6 +193,7 @@ def after_token(state: GrammarState, token: jax.Array, rules: Grammar) -> Gramma
     length=jnp.where(opens, 0, state.length + 1),
     texts_since_picture=state.texts_since_picture + closes.astype(jnp.int32),
     refining=refining,
+    begins=state.begins and state.begins.after(token, state.length, opens),
   )
 
 
@@ -220,7 +263,14 @@ def allowed_tokens(
     asks = jnp.where(near_cap[:, None], only(s.refine)[None], (words | only(s.refine))[None])
     result = jnp.where(((state.tag_state == TEXT) & left)[:, None], asks, result)
   spent = ~left & (state.last_item == DRAFT) & state.is_process
-  return result & ~(spent[:, None] & only(s.refine)[None])
+  result &= ~(spent[:, None] & only(s.refine)[None])
+  if state.begins is None:
+    return result
+  due = jnp.where((state.tag_state == PLAIN)[:, None], state.begins.due(state.length), -1)
+  bound = jnp.any(due >= 0, axis=1)
+  rows, due = jnp.arange(len(due))[:, None], jnp.where(due >= 0, due, rules.vocab_size)
+  one_of = jnp.zeros_like(result).at[rows, due].set(True, mode='drop')
+  return jnp.where(bound[:, None], one_of, result)
 
 
 def _boundary(state: GrammarState, rules: Grammar, only, max_edits: jax.Array | int) -> jax.Array:

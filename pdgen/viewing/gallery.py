@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from pdgen.core import modes, tags
+from pdgen.core import modes, rounds, tags
 from pdgen.core import trajectory as trajectory_lib
 from pdgen.viewing import transcript
 
@@ -60,7 +60,10 @@ def fragment(
 def steps(trajectory: trajectory_lib.Trajectory) -> str:
   """The steps as a list, in HTML; '' for modes of one picture without words."""
   mode = modes.of(trajectory.mode)
-  parts = ''.join(_step(number, step) for number, step in enumerate(trajectory.steps if mode.writes else (), 1))
+  said = iter(rounds.of(trajectory))
+  notes = [str(next(said)) if step.text is not None and mode.protocol else '' for step in trajectory.steps]
+  shown = zip(trajectory.steps, notes, strict=True) if mode.writes else ()
+  parts = ''.join(_step(number, *one) for number, one in enumerate(shown, 1))
   if parts and mode.texts == modes.STEPS and trajectory.stop == trajectory_lib.FINISHED:
     parts += '<li class="end">It looked at the last picture once more, and found it finished.</li>'
   return parts and f'<ol>{parts}</ol>'
@@ -165,10 +168,11 @@ def _given(trajectory: trajectory_lib.Trajectory) -> str:
   return f'<div class="given">{"".join(cells)}</div>' if cells else ''
 
 
-def _step(number: int, step: trajectory_lib.Step) -> str:
+def _step(number: int, step: trajectory_lib.Step, note: str) -> str:
   cells = [] if step.plan is None else [f'<div class="plan">{_plan(f"Plan {number}", step.plan)}</div>']
   if step.text is not None:
-    words = f'<p class="name">Text {number}</p><p class="does">{text(step.text)}</p>'
+    round_ = f', {text(note)}' if note else ''
+    words = f'<p class="name">Text {number}{round_}</p><p class="does">{text(step.text)}</p>'
     cells.append(f'<div class="plan">{words}</div>')
   if step.draft is not None:
     state, name = ' rejected' if step.rejected else '', 'Sketch' if step.text is None else 'Picture'

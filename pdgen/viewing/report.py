@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from pdgen.core import rounds
 from pdgen.core import trajectory as trajectory_lib
 from pdgen.viewing import gallery, transcript
 
@@ -49,6 +50,8 @@ def summary(
   judged = [verdict[0] for verdict in verdicts if verdict is not None]
   if judged:
     lines.append(f'\n{sum(judged)} of {len(judged)} prompts painted right, by the exact detector.')
+  if unread := sum(t.stop == trajectory_lib.UNREADABLE for t in trajectories):
+    lines.append(f'{unread} of {len(trajectories)} trajectories ended at a text that cannot be read.')
   compiling = ', compiling included' if timings['compile_calls'] else ''
   lines.append(
     f'{len(trajectories)} trajectories, {timings["pictures"]} pictures and {timings["tokens"]} tokens '
@@ -58,7 +61,7 @@ def summary(
 
 
 class Folder:
-  """A folder that grows batch by batch: index.html, trajectories.json (texts, and files of pictures), pictures/*.png.
+  """A folder that grows batch by batch: index.html, trajectories.json (texts, files of pictures), pictures/*.png.
 
   Page and texts are whole after every batch. What an earlier page has left in the folder goes with the first batch, so
   that nothing stands beside the new page that is not on it; files of other names stay.
@@ -87,6 +90,8 @@ class Folder:
     for trajectory, verdict in zip(trajectories, verdicts, strict=True):
       record = dataclasses.asdict(dataclasses.replace(trajectory, parts=()))
       record['parts'] = self._given(trajectory)
+      if said := rounds.of(trajectory):
+        record['rounds'] = [{'said': str(one), **dataclasses.asdict(one)} for one in said]
       for item in trajectory.items():
         if item.is_picture:
           file = f'pictures/{len(self._records):05d}_{item.number + 1}_{item.kind}.png'

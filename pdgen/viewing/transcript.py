@@ -1,12 +1,13 @@
 """Plain-text transcript of a trajectory, for terminals and logs."""
 
+import itertools
 import re
 import textwrap
 from collections.abc import Callable
 
 import numpy as np
 
-from pdgen.core import modes, tags
+from pdgen.core import modes, rounds, tags
 from pdgen.core import trajectory as trajectory_lib
 
 _WIDTH = 110
@@ -24,6 +25,7 @@ STOPS = {
   trajectory_lib.FINISHED: 'finished by itself',
   trajectory_lib.PICTURE_CAP: 'stopped: as many pictures as allowed',
   trajectory_lib.TOKEN_CAP: 'stopped: no room for another round',
+  trajectory_lib.UNREADABLE: 'stopped: what it wrote last cannot be read',
   None: 'to be continued',
 }
 
@@ -39,7 +41,7 @@ def text(trajectory: trajectory_lib.Trajectory, *, describe: Callable[[np.ndarra
   sketch   [picture 1: all black]
   (finished by itself after 1 picture)
   """
-  lines, given, count = [], 0, 0
+  lines, given, count, said = [], 0, 0, iter(rounds.of(trajectory))
   for part in trajectory.given:
     if not isinstance(part, str):
       given += 1
@@ -52,6 +54,7 @@ def text(trajectory: trajectory_lib.Trajectory, *, describe: Callable[[np.ndarra
       lines.append(_paragraph(name, f'[picture {count}{": " + describe(item.picture) if describe else ""}]'))
     elif item.kind in (trajectory_lib.INSPECTION, trajectory_lib.TEXT):
       lines.append(_paragraph(name, item.text))
+      lines += [_paragraph('', f'({one})') for one in itertools.islice(said, 1)]
     else:
       lines.extend(_plan(name, item.text))
   lines.append(f'({stop(trajectory)})')

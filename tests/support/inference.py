@@ -72,7 +72,9 @@ def _contexts(prefix):
   zeros = jnp.zeros(rows, jnp.int32)
   lane = grammar.from_trajectories([toy.Trajectory(prompt='', steps=(), mode='direct')] * rows)
   keys = jax.vmap(jax.random.key)(jnp.arange(rows))
-  return cycle.SampleBatch(prefix, lane, keys, zeros + 1, zeros - 1, zeros + config.MOST)
+  tokens = spans.concatenate(prefix.und.tokens, prefix.gen.tokens)
+  kept = jnp.max(jnp.where((tokens.segment > 0) & (tokens.span > 0), tokens.order, -1), axis=1)
+  return cycle.SampleBatch(prefix, lane, keys, zeros + 1, kept, zeros + config.MOST)
 
 
 def start(prefix, *, cfg, shape=None):

@@ -53,7 +53,9 @@ class Entry(NamedTuple):
 
   where: Where
   outcome: trajectory_lib.Trajectory | Rejected | None  # None: it was not wanted.
-  files: Sequence[bytes | None] = ()  # Of the trajectory's pictures, to store as they are; see `records.Writer.write`.
+  files: Sequence[
+    bytes | None
+  ] = ()  # Of the prompt's pictures and the trajectory's, to store as they are; see `records.Writer.write`.
 
 
 Load = Callable[[], Any] | Rejected | None
@@ -102,8 +104,9 @@ class Pictures:
     return picture
 
   def files_of(self, trajectory: trajectory_lib.Trajectory) -> list[bytes | None]:
-    """The files of its pictures, in order; None where there is none that shows exactly that picture."""
-    return [self._files.get(id(picture), (None, None))[1] for picture in trajectory.pictures]
+    """The files of its pictures, the prompt's first; None where there is none that shows exactly that picture."""
+    pictures = [*trajectory.given_pictures, *trajectory.pictures]
+    return [self._files.get(id(picture), (None, None))[1] for picture in pictures]
 
 
 def entries(
