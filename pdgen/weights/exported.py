@@ -27,6 +27,7 @@ from pdgen.core import json_file, paths, trees
 from pdgen.core import mesh as mesh_lib
 from pdgen.models import attention, interleaved, partition, remat
 from pdgen.models import params as params_lib
+from pdgen.models import quantize as quantize_lib
 from pdgen.weights import folders, safetensors_io
 
 CONFIG, PARAMS, TOKENIZER, SOURCE = folders.CONFIG, 'params.safetensors', 'tokenizer.model', 'source'
@@ -101,11 +102,16 @@ def is_export(directory: str | os.PathLike) -> bool:
   return (pathlib.Path(directory) / CONFIG).is_file()
 
 
-def load_export(directory: str | os.PathLike, *, mesh: Mesh | None = None) -> Export:
+def load_export(directory: str | os.PathLike, *, mesh: Mesh | None = None, quantize: str | None = None) -> Export:
   """Reads the folder back, weights straight into their shards: a process reads and holds its own share, no more.
 
-  mesh: None: the first device. Weights are float32, except bfloat16 ones of a model that computes in bfloat16: to it
-  they are the same numbers, in half the memory.
+  Weights are float32, except bfloat16 ones of a model that computes in bfloat16: to it they are the same numbers, in
+  half the memory.
+
+  Args:
+    directory: the folder.
+    mesh: None: the first device.
+    quantize: of `models.quantize.KINDS`: each matrix is quantised before the next one is read. None: they stay whole.
 
   Raises: FileNotFoundError for a missing file, ValueError for a damaged one or for weights of another model.
   """
@@ -119,14 +125,17 @@ def load_export(directory: str | os.PathLike, *, mesh: Mesh | None = None) -> Ex
   placed = dict(trees.flatten_with_paths(partition.shardings(wanted, mesh)))
   half = jnp.dtype(config.model.dtype) == jnp.bfloat16
 
-  def load(name: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+  def load(name: str, leaf: jax.ShapeDtypeStruct) -> jax.Array | quantize_lib.Quantized:
     keep = half and stored.infos[name].dtype == jnp.bfloat16
 
     def read(index: tuple[slice, ...]) -> np.ndarray:
       array = stored.read(name, index)
       return array if keep else array.astype(np.float32, copy=False)
 
-    return mesh_lib.array_from_callback(leaf.shape, placed[name], read)
+    whole = mesh_lib.array_from_callback(leaf.shape, placed[name], read)
+    if quantize is None or not quantize_lib.is_quantizable(name, leaf.shape):
+      return whole
+    return partition.put(quantize_lib.matrix(whole, quantize), mesh, at=name)
 
   tokenizer = TOKENIZER if TOKENIZER in header['sha256'] else SOURCE
   return Export(config, trees.map_with_path(load, wanted), directory / tokenizer)
