@@ -78,6 +78,18 @@ def matrix(w: jax.Array, kind: str) -> Quantized:
   return convert(w)
 
 
+def whole(tree: Any, dtype: jax.typing.DTypeLike) -> Any:
+  """The parameters with each quantised matrix as the numbers that it stands for."""
+
+  def convert(leaf: Any) -> Any:
+    if not isinstance(leaf, Quantized):
+      return leaf
+    one = functools.partial(dequantize, dtype=dtype)
+    return (jax.vmap(one) if leaf.values.ndim == 3 else one)(leaf)
+
+  return jax.tree.map(convert, tree, is_leaf=lambda x: isinstance(x, Quantized))
+
+
 def dequantize(w: Quantized, dtype: jax.typing.DTypeLike) -> jax.Array:
   """The matrix [in, out]. For more axes: `jax.vmap`."""
   if w.kind == 'int8':

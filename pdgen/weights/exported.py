@@ -15,6 +15,7 @@ import os
 import pathlib
 import shutil
 from collections.abc import Mapping
+from concurrent import futures
 from typing import Any
 
 import jax
@@ -116,9 +117,18 @@ def load_export(directory: str | os.PathLike, *, mesh: Mesh | None = None, quant
   Raises: FileNotFoundError for a missing file, ValueError for a damaged one or for weights of another model.
   """
   directory = pathlib.Path(directory)
-  header = read_manifest(directory)
-  config = read_config(directory, header)
+  header = read_manifest(directory, weights=False)
   mesh = mesh or mesh_lib.make_mesh(config_lib.MeshConfig(), devices=jax.devices()[:1])
+  with futures.ThreadPoolExecutor(1) as pool:
+    checked = pool.submit(_check_digest, directory, PARAMS, header['sha256'][PARAMS])
+    try:
+      return _load(directory, header, mesh=mesh, quantize=quantize)
+    finally:
+      checked.result()  # A damaged file is named as such, whatever came of reading it.
+
+
+def _load(directory: pathlib.Path, header: dict[str, Any], *, mesh: Mesh, quantize: str | None) -> Export:
+  config = read_config(directory, header)
   stored = safetensors_io.Reader(directory / PARAMS)
   wanted = abstract_params(directory, config)
   check_shapes(stored, dict(trees.flatten_with_paths(wanted)))
@@ -141,10 +151,10 @@ def load_export(directory: str | os.PathLike, *, mesh: Mesh | None = None, quant
   return Export(config, trees.map_with_path(load, wanted), directory / tokenizer)
 
 
-def read_manifest(directory: str | os.PathLike) -> dict[str, Any]:
+def read_manifest(directory: str | os.PathLike, *, weights: bool = True) -> dict[str, Any]:
   """The content of an exported folder's config.json, after every file has been checked against it.
 
-  Where several processes share the work, none of them reads all of the weights for their digest's sake.
+  weights: whether the weights are checked, too.
 
   Raises: as `load_export`.
   """
@@ -167,13 +177,20 @@ def read_manifest(directory: str | os.PathLike) -> dict[str, Any]:
   for name, digest in expected.items():
     if not paths.inside(directory, name).is_file():
       raise FileNotFoundError(_lacks(directory, name))
-    if name == PARAMS and jax.process_count() > 1:
-      continue
-    if safetensors_io.sha256(directory / name) != digest:
-      raise ValueError(
-        f'{directory / name} is damaged: its SHA-256 is not the one in {CONFIG}. Export the model again.'
-      )
+    if name != PARAMS or weights:
+      _check_digest(directory, name, digest)
   return header
+
+
+def _check_digest(directory: pathlib.Path, name: str, digest: Any):
+  """Raises ValueError for a file that is not what the manifest says.
+
+  Where several processes share the work, none of them reads all of the weights for their digest's sake.
+  """
+  if name == PARAMS and jax.process_count() > 1:
+    return
+  if safetensors_io.sha256(directory / name) != digest:
+    raise ValueError(f'{directory / name} is damaged: its SHA-256 is not the one in {CONFIG}. Export the model again.')
 
 
 def read_config(directory: str | os.PathLike, manifest: dict[str, Any]) -> config_lib.Config:
