@@ -24,6 +24,7 @@ from pdgen.data import sequence
 from pdgen.inference import memory
 from pdgen.inference import painter as painter_lib
 from pdgen.models import interleaved, mot, quantize
+from pdgen.models import params as params_lib
 
 BFLOAT16 = 'bfloat16'
 _TRUNK = 'trunk/layers/'
@@ -34,7 +35,7 @@ def run(sizes: sizes_lib.Sizes) -> Iterator[dict[str, object]]:
   painter = painter_lib.load(sizes.checkpoint)
   model = dataclasses.replace(painter.config.model, dtype='float32')
   params = jax.tree.map(lambda x: x.astype(jnp.float32), painter.params)
-  half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+  half = trees.map_with_path(lambda name, x: x.astype(jnp.bfloat16) if params_lib.is_matrix(name) else x, params)
   row = _row(painter, model)
   want = _states(model, params, row)
   for kind in (BFLOAT16, *quantize.KINDS):

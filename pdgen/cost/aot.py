@@ -132,7 +132,8 @@ def devices(
   if importlib.util.find_spec(module) is None:
     raise ModuleNotFoundError(f"{target.name} needs XLA's compiler for it: pip install '{extra}'")
   if platform == 'tpu':
-    return topologies.get_topology_desc(target.name, platform='tpu').devices
+    alone = {'chips_per_host_bounds': (1, 1, 1)} if target.devices == 1 else {}  # Hosts have four, unless it is said.
+    return topologies.get_topology_desc(target.name, platform='tpu', **alone).devices
   hosts = max(1, target.devices // target.machine.host_devices)
   shape = f'1x{hosts}x{target.devices // hosts}'
   return topologies.get_topology_desc(
