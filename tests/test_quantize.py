@@ -16,6 +16,7 @@ from pdgen import sample
 from pdgen.core import config as config_lib
 from pdgen.core import mesh as mesh_lib
 from pdgen.core import trees
+from pdgen.cost import aot
 from pdgen.data import tokenizers
 from pdgen.inference import memory
 from pdgen.inference import painter as painter_lib
@@ -25,7 +26,7 @@ from pdgen.weights import exported, loading
 pytestmark = pytest.mark.usefixtures('quick_to_compile')
 
 # Rows of 32, 64 and 96: one block, two, three; 144 ids divide by 8 devices. The ViT has blocks of 16 rows, and of 8.
-CFG = dataclasses.replace(toy.WITH_VAE, vocab_size=144, mlp_dim=96, num_heads=8)
+CFG = dataclasses.replace(toy.WITH_VIT, vocab_size=144, mlp_dim=96, num_heads=8)
 SAMPLING = config_lib.SamplingConfig(max_pictures=1, max_text_tokens=8, max_tokens=60, flow_steps=1, text_guidance=1.0)
 EXACT = {'rtol': 1e-5, 'atol': 1e-5}  # Sums in another order, of values of 1.
 
@@ -204,7 +205,13 @@ def test_every_command_that_samples_takes_the_option(capsys):
   assert "invalid choice: 'int2'" in capsys.readouterr().err
 
 
-def test_painters_of_int8_weights_sample_in_one_program():
-  painter = dataclasses.replace(toy.painter(toy.MODEL, SAMPLING), quantize='int8')
-  result = painter.sample(['ab', 'c'], seed=3, mode='direct')
-  assert [len(t.pictures) for t in result.trajectories] == [1, 1] and result.timings['compile_calls'] == 1
+def test_the_sampler_is_compiled_ahead_with_the_weights_that_a_painter_holds():
+  config = config_lib.Config(model=dataclasses.replace(CFG, dtype='bfloat16'), sampling=SAMPLING)
+  mesh = mesh_lib.make_mesh(config_lib.MeshConfig(fsdp=4, tensor=2))
+  program = aot.sample_program(config, mesh, 4, 'int4')
+  painter = painter_lib.Painter(
+    config=config, params=toy.params(config.model), tokenizer=toy.WORDS, mesh=mesh, quantize='int4'
+  )
+  like = lambda leaf: (leaf.shape, leaf.dtype, leaf.sharding.shard_shape(leaf.shape))
+  assert jax.tree.map(like, program.arguments['parameters']) == jax.tree.map(like, painter.params)
+  assert 'tensor<2x16x96xui8>' in program.lower().as_text()
