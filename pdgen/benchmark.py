@@ -5,9 +5,10 @@
 
 What is measured, and how: `pdgen.inference.timing`. A second call of a batch size must not compile anything. With
 `--suite` it is the device that is measured, at the sizes of a public model with random weights (`pdgen.benchmarks`):
-products, attention, a train step, painting, writing; and of its host how fast records are read. Several suites run in
-processes of their own; the folder gets a JSON file for each and README.md, their tables; `--compare=EARLIER` sets them
-beside those of an earlier run. `--suite=reference --size=bagel_59m`: what the public PyTorch code was timed on.
+products, attention, a train step, painting, writing; and of its host how fast records are read. The suite
+`quantization` compares the weights of --checkpoint, in int8 and int4, with themselves, layer by layer; `reference` with
+--size=bagel_59m is what the public PyTorch code was timed on. Several suites run in processes of their own; the folder
+gets a JSON file for each and README.md, their tables; `--compare=EARLIER` sets them beside those of an earlier run.
 """
 
 from pdgen import startup as startup  # First: Ctrl-C while the rest is imported.
@@ -71,7 +72,7 @@ def _run_suites(parser: flags_lib.Parser, flags: argparse.Namespace, kept: flags
     parser.error('--suite wants --out: a folder, or for a single suite a file that ends in .json')
   if len(flags.suite) == 1 and flags.out.endswith('.json'):
     file = flags_lib.writable_file(flags.out)
-    given = {'records': flags.records} if flags.records else {}
+    given = {'checkpoint': flags.checkpoint} | ({'records': flags.records} if flags.records else {})
     runner.run_here(flags.suite[0], _size(flags.size), file, functools.partial(print, flush=True), **given)
     if flags.compare:
       print(report.page(file, f'--suite={flags.suite[0]}', before=flags.compare))
@@ -85,6 +86,7 @@ def _run_suites(parser: flags_lib.Parser, flags: argparse.Namespace, kept: flags
     out,
     command=[
       *(sys.executable, '-m', f'{flags_lib.__package__}.benchmark'),
+      f'--checkpoint={flags.checkpoint}',
       *([f'--records={flags.records}'] if flags.records else []),
     ],
     limit=flags.limit,

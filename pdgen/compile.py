@@ -37,6 +37,7 @@ def main():
   batch_flag = flags.DEFINE_integer(
     'batch_size', 0, 'Trajectories sampled at once; 0: four for each row of devices.', 0
   )
+  quantize_flag = flags.DEFINE_enum('quantize', None, ['int8', 'int4'], 'Of the weights that are sampled with.')
   json_flag = flags.DEFINE_string('json', None, 'File to write; default: out/compile/<config>-<target>-<program>.json.')
   flags.mark_flag_as_required('config')
 
@@ -45,10 +46,15 @@ def main():
     target = accelerators.parse(target_flag.value)
     if json_flag.value == '':
       raise ValueError('--json: the name is empty.')
-    name = f'{config.name}-{target.name.replace(":", "-")}-{program_flag.value}.json'
+    if quantize_flag.value and program_flag.value == 'train':
+      raise ValueError('--quantize: whole weights are trained. Give --program=sample.')
+    weights = f'-{quantize_flag.value}' if quantize_flag.value else ''
+    name = f'{config.name}-{target.name.replace(":", "-")}-{program_flag.value}{weights}.json'
     file = flags_lib.writable_file(json_flag.value or f'out/compile/{name}')
     aot.configure(target)
-    found = aot.report(config, target, program=program_flag.value, batch_size=batch_flag.value)
+    found = aot.report(
+      config, target, program=program_flag.value, batch_size=batch_flag.value, quantize=quantize_flag.value
+    )
     print(aot.text(found))
     file.write_text(json.dumps(found, indent=2) + '\n')
     sys.exit(0 if found['fits'] else 1)

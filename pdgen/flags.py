@@ -188,10 +188,12 @@ def config_file(file: str, overrides: Sequence[str] = ()) -> config_dict.ConfigD
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-  """Adds `--checkpoint` and one option a field of SamplingConfig and of MeshConfig."""
+  """Adds `--checkpoint`, `--quantize` and one option a field of SamplingConfig and of MeshConfig."""
   parser.add_argument(
     '--checkpoint', type=path, default='shapes', help='a shipped model, an exported folder or a workdir'
   )
+  kinds = ('int8', 'int4')
+  parser.add_argument('--quantize', choices=kinds, help='hold large matrices in a half or a quarter of the memory')
   parser.add_argument('--debug', action='store_true', help='show tracebacks')
   group = parser.add_argument_group("sampling, if not as the checkpoint's config says (SamplingConfig)")
   _add_fields(group, config_lib.SamplingConfig, _SAMPLING)
@@ -249,7 +251,7 @@ def load(
     from pdgen.inference import painter as painter_lib
 
   try:
-    painter = painter_lib.load(flags.checkpoint, mesh=make_mesh(flags))
+    painter = painter_lib.load(flags.checkpoint, mesh=make_mesh(flags), quantize=flags.quantize)
     sampling = dataclasses.replace(painter.config.sampling, **sampling_given(flags))
     painter.check(sampling)
     name = painter.config.data.world

@@ -9,15 +9,18 @@ import sys
 
 import numpy as np
 import pytest
+from support import toy
 
 from pdgen import benchmark, benchmarks
-from pdgen.benchmarks import pipeline, reference, report, runner, shapes, synthetic, train
+from pdgen.benchmarks import pipeline, quantization, reference, report, runner, shapes, synthetic, train
+from pdgen.core import config as config_lib
 from pdgen.core import masks, packed, trees
 from pdgen.cost import training_flops
-from pdgen.data import records
+from pdgen.data import records, tokenizers
 from pdgen.inference import painter as painter_lib
 from pdgen.models import interleaved
 from pdgen.models.attention import pallas_gpu
+from pdgen.weights import exported
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -78,6 +81,27 @@ def test_a_suite_gives_rows_of_finite_figures(name, sizes):
     assert all(row['flops'] > 0 and row['of_peak'] > 0 for row in rows[1:3])
   if name == 'text':
     assert rows[0]['batch_size'] == 2 and rows[0]['steps'] >= 2
+
+
+def test_errors_of_quantised_weights_are_told_layer_by_layer(sizes, tmp_path):
+  model = dataclasses.replace(sizes.model, vocab_size=640, depth=2)
+  config = config_lib.Config(model=model, data=config_lib.DataConfig(sources=(), sequence=toy.PLAIN))
+  tokenizer = tokenizers.ASSETS / 'shapes.model'
+  exported.export_ema(tmp_path / 'model', toy.params(model), config=config, tokenizer=tokenizer)
+  rows = list(quantization.run(dataclasses.replace(sizes, checkpoint=str(tmp_path / 'model'))))
+  layers = {(row['weights'], row['layer']): row for row in rows if 'layer' in row}
+  outputs = {row['weights']: row for row in rows if 'layer' not in row}
+  assert len(layers) == 6 and set(outputs) == {'bfloat16', 'int8', 'int4'}
+  for name in ('und', 'gen'):
+    for layer in (1, 2):
+      assert 0 < layers['int8', layer][f'{name}_own'] < layers['int4', layer][f'{name}_own'] < 0.2
+    # The first layer's own error is that of all before it: the ViT's (und alone) and its own.
+    assert layers['int4', 1]['gen_all'] == pytest.approx(layers['int4', 1]['gen_own'], rel=0.2)
+    assert layers['int4', 2][f'{name}_all'] > layers['int4', 2][f'{name}_own']
+  for name in ('vit', 'logits', 'velocities'):
+    assert 0 < outputs['int8'][name] < 0.1 < outputs['int4'][name] * 10 and outputs['bfloat16'][name] < 0.05
+  assert outputs['int4']['bytes'] < outputs['int8']['bytes'] < outputs['bfloat16']['bytes']
+  assert outputs['int8']['same_choice'] > outputs['int4']['same_choice']
 
 
 def test_reading_is_measured_beside_what_a_step_takes(sizes, tmp_path):

@@ -4,7 +4,6 @@ import dataclasses
 
 import jax
 import numpy as np
-import pytest
 from support import toy
 
 from pdgen.core import config, mesh, trees
@@ -12,7 +11,6 @@ from pdgen.data import packing
 from pdgen.training import state as state_lib
 from pdgen.training import step as step_lib
 
-pytestmark = pytest.mark.usefixtures('quick_to_compile')
 MODEL = dataclasses.replace(toy.MODEL, depth=1, prediction='x')
 DATA = config.DataConfig(
   batch_size=1, und_tokens=64, gen_tokens=48, pictures=4, packing_bins=1, prefetch=0, sequence=toy.PLAIN

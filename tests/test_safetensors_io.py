@@ -1,6 +1,8 @@
 """Slices of safetensors files are what the package reads; what is written it can read; damage is named."""
 
+import functools
 import json
+import threading
 
 import jax.numpy as jnp
 import ml_dtypes
@@ -53,6 +55,47 @@ def test_slices_are_those_of_the_array(tensors, small_blocks, tmp_path):
     got = reader.read(name, index if isinstance(index, tuple) else (index,))
     assert got.dtype == want.dtype and got.shape == want.shape
     assert got.tobytes() == want.tobytes()
+
+
+def test_tasks_run_side_by_side_and_give_their_results_in_order(monkeypatch):
+  """Three at a time: each of the first three waits for the other two; the fourth begins when one has been taken."""
+  monkeypatch.setattr(safetensors_io, 'THREADS', 3)
+  together, running, most = threading.Barrier(3), [], []
+
+  def task(number):
+    running.append(number)
+    most.append(len(running))
+    if number < 3:
+      together.wait(timeout=60)
+    running.remove(number)
+    if number == 5:
+      raise ValueError('the fifth')
+    return number, list(safetensors_io.in_order([threading.get_ident] * 2))
+
+  found = safetensors_io.in_order(functools.partial(task, number) for number in range(8))
+  numbers, inner = zip(*(next(found) for _ in range(5)), strict=True)
+  assert numbers == (0, 1, 2, 3, 4) and max(most) == 3
+  assert all(first == second for first, second in inner), 'tasks of tasks have no threads of their own'
+  with pytest.raises(ValueError, match='the fifth'):
+    next(found)
+
+
+@pytest.mark.parametrize('threads', [1, 4])
+def test_threads_share_a_block(tensors, threads, monkeypatch, tmp_path):
+  """No part that is mapped is larger than a thread's share, and all parts are the tensor."""
+  monkeypatch.setattr(safetensors_io, 'THREADS', threads)
+  monkeypatch.setattr(safetensors_io, 'BLOCK', 1600)
+  safetensors.numpy.save_file({'a': tensors['a']}, tmp_path / 'x')
+  mapped, memmap = [], np.memmap
+
+  def told(*arguments, **options):
+    mapped.append(memmap(*arguments, **options))
+    return mapped[-1]
+
+  monkeypatch.setattr(np, 'memmap', told)
+  np.testing.assert_array_equal(safetensors_io.Reader(tmp_path / 'x').read('a'), tensors['a'])
+  assert {part.nbytes for part in mapped} == ({1536, 768} if threads == 1 else {384})
+  assert sum(part.nbytes for part in mapped) == tensors['a'].nbytes
 
 
 def test_what_is_written_is_a_safetensors_file(tensors, tmp_path):

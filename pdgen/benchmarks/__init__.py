@@ -7,7 +7,7 @@ synthetic trajectories: speed does not depend on what they say.
 
 from collections.abc import Callable, Iterator
 
-from pdgen.benchmarks import attention, flow, matmul, pipeline, reference, shapes, text, train
+from pdgen.benchmarks import attention, flow, matmul, pipeline, quantization, reference, shapes, text, train
 from pdgen.benchmarks.sizes import SIZES as SIZES
 from pdgen.benchmarks.sizes import Sizes as Sizes
 
@@ -22,5 +22,6 @@ SUITES: dict[str, Callable[[Sizes], Iterator[Row]]] = {
   'shapes_train': shapes.train,
   'shapes_sample': shapes.sample,
   'pipeline': pipeline.run,
+  'quantization': quantization.run,
   'reference': reference.run,
 }

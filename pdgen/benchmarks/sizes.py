@@ -25,6 +25,7 @@ class Sizes:
   read_steps: tuple[int, ...]  # Pictures of the trajectories in them, in turn.
   workers: tuple[int, ...]  # Processes that read them, each in turn.
   max_depth: int | None = None  # Most layers of the train step; None: all.
+  checkpoint: str = 'shapes'  # Whose weights are quantised.
   records: str = ''  # A record set to read; empty: one that is made.
 
 

@@ -23,6 +23,7 @@ from pdgen.core import trajectory as trajectory_lib
 from pdgen.cost import accelerators, hlo, roofline
 from pdgen.models import interleaved, partition
 from pdgen.models import params as params_lib
+from pdgen.models import quantize as quantize_lib
 from pdgen.sampling import cycle, flow, grammar
 from pdgen.training import state as state_lib
 from pdgen.training import step as step_lib
@@ -53,7 +54,12 @@ def configure(target: accelerators.Topology):
 
 
 def report(
-  config: config_lib.Config, target: accelerators.Topology, *, program: str, batch_size: int = 0
+  config: config_lib.Config,
+  target: accelerators.Topology,
+  *,
+  program: str,
+  batch_size: int = 0,
+  quantize: str | None = None,
 ) -> dict[str, Any]:
   """Compiles a program for a target. Returns everything that is known of it, as JSON takes it.
 
@@ -62,23 +68,26 @@ def report(
     target: devices to compile for.
     program: `train` or `sample`.
     batch_size: trajectories sampled at once; 0: four for each place along data x fsdp.
+    quantize: of `models.quantize.KINDS`, of the weights that are sampled with; None: whole ones.
 
   Raises: ModuleNotFoundError, naming what to install, where the compiler for the target is missing; ValueError for a
   mesh that does not fit the devices or the model.
   """
   mesh = mesh_lib.make_mesh(config.mesh, devices=devices(target))
   batch_size = batch_size or 4 * mesh.shape['data'] * mesh.shape['fsdp']
-  lowering = sample_program(config, mesh, batch_size) if program == 'sample' else train_program(config, mesh)
+  lowering = sample_program(config, mesh, batch_size, quantize) if program == 'sample' else train_program(config, mesh)
   kinds = {kind: _bytes_a_device(tree) for kind, tree in lowering.arguments.items()}
   out: dict[str, Any] = {
     'config': config.name,
     'program': program,
     'target': target.name,
     'mesh': dict(mesh.shape),
-    'parameters': sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(lowering.arguments['parameters'])),
+    'parameters': sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(interleaved.abstract_params(config.model))),
     'bytes': kinds,
     'capacity': target.machine.memory,
   }
+  if quantize is not None:
+    out['quantize'] = quantize
   if program == 'train' and (half := _in_bfloat16(lowering.arguments['parameters'][1])):
     out['frozen_in_bfloat16'] = half
   began = time.perf_counter()
@@ -97,7 +106,9 @@ def report(
   found = hlo.collectives(compiled.as_text() or '', devices=mesh.size)
   out['collectives'] = _sent(found)
   if program == 'sample':
-    return out | roofline.sample(config, target.machine, mesh, batch_size=batch_size, prefix=PREFIX)
+    size = None if quantize is None else quantize_lib.BYTES[quantize]
+    found = roofline.sample(config, target.machine, mesh, batch_size=batch_size, prefix=PREFIX, weight_bytes=size)
+    return out | found
   network = roofline.collective_seconds(found, target.machine)
   return out | roofline.train(config, target.machine, mesh, kinds, network)
 
@@ -121,7 +132,8 @@ def devices(
   if importlib.util.find_spec(module) is None:
     raise ModuleNotFoundError(f"{target.name} needs XLA's compiler for it: pip install '{extra}'")
   if platform == 'tpu':
-    return topologies.get_topology_desc(target.name, platform='tpu').devices
+    alone = {'chips_per_host_bounds': (1, 1, 1)} if target.devices == 1 else {}  # Hosts have four, unless it is said.
+    return topologies.get_topology_desc(target.name, platform='tpu', **alone).devices
   hosts = max(1, target.devices // target.machine.host_devices)
   shape = f'1x{hosts}x{target.devices // hosts}'
   return topologies.get_topology_desc(
@@ -142,12 +154,14 @@ def train_program(config: config_lib.Config, mesh: Mesh) -> Program:
   return Program(lambda: step_lib.make_train_step(config, mesh).lower(state, batch), arguments)
 
 
-def sample_program(config: config_lib.Config, mesh: Mesh, batch_size: int) -> Program:
-  """The sampler (`pdgen.sampling.cycle`) for prompts of PREFIX tokens. Matrices are in the compute dtype."""
+def sample_program(config: config_lib.Config, mesh: Mesh, batch_size: int, quantize: str | None = None) -> Program:
+  """The sampler (`pdgen.sampling.cycle`) for prompts of PREFIX tokens. Matrices: in the compute dtype, or quantised."""
   cfg, sampling = config.model, config.sampling
   params = interleaved.abstract_params(cfg)
   dtype = lambda name, leaf: cfg.dtype if params_lib.is_matrix(name) else leaf.dtype
   params = trees.map_with_path(lambda name, x: jax.ShapeDtypeStruct(x.shape, dtype(name, x)), params)
+  if quantize is not None:
+    params = jax.eval_shape(lambda whole: quantize_lib.params(whole, quantize), params)
   where = partition.shardings(params, mesh)
   params = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), params, where)
   batch = _placed(_abstract_prompts(cfg, batch_size), NamedSharding(mesh, P(mesh_lib.ROWS)))
@@ -199,6 +213,7 @@ def advice(
     ]
   else:
     less_state.append('split heads and columns over more devices: config.mesh.tensor')
+    less_state.append('hold matrices in 8 or 4 bits: --quantize=int8, --quantize=int4')
     less_activations.append('sample fewer trajectories at once: --batch_size')
     less_activations.append('give them a shorter cache: config.sampling.max_tokens')
   capacity = target.machine.memory or math.inf
@@ -209,9 +224,8 @@ def advice(
 def text(found: Mapping[str, Any]) -> str:
   """A report for a person."""
   mesh = ' x '.join(f'{axis} {size}' for axis, size in found['mesh'].items() if size > 1) or 'one device'
-  lines = [
-    f'{found["config"]} {found["program"]} on {found["target"]}: {mesh}; {found["parameters"] / 1e9:.2f}G parameters'
-  ]
+  of = f'{found["parameters"] / 1e9:.2f}G parameters' + (f' in {found["quantize"]}' if 'quantize' in found else '')
+  lines = [f'{found["config"]} {found["program"]} on {found["target"]}: {mesh}; {of}']
   lines += [f'  {kind:<12}{size / accelerators.GIB:9.2f} GiB a device' for kind, size in found['bytes'].items()]
   if found['capacity']:
     lines.append(

@@ -42,7 +42,13 @@ def train(
 
 
 def sample(
-  config: config_lib.Config, machine: accelerators.Accelerator, mesh: Mesh, *, batch_size: int, prefix: int
+  config: config_lib.Config,
+  machine: accelerators.Accelerator,
+  mesh: Mesh,
+  *,
+  batch_size: int,
+  prefix: int,
+  weight_bytes: float | None = None,
 ) -> dict[str, Any]:
   """Of a batch of the longest trajectories that the caps allow: FLOPs and seconds by phase.
 
@@ -54,13 +60,15 @@ def sample(
     mesh: over the devices.
     batch_size: trajectories.
     prefix: und tokens of a prompt.
+    weight_bytes: of a number of a matrix of the layers; None: those of the compute dtype.
   """
   phases = sampling_flops.sample_flops(config, batch_size=batch_size, prefix=prefix)
   width, parts = jnp.dtype(config.model.dtype).itemsize, {}
   for name, phase in phases.items():
     compute = phase.flops / mesh.size / machine.flops
     # Weights that are gathered over fsdp are read where they are used, whole; the cache is split by rows and heads.
-    memory = width * (phase.weights / mesh.shape['tensor'] + phase.cache / mesh.size) / machine.memory_bandwidth
+    weights = (width if weight_bytes is None else weight_bytes) * phase.layers + width * phase.head
+    memory = (weights / mesh.shape['tensor'] + width * phase.cache / mesh.size) / machine.memory_bandwidth
     parts[name] = phase.calls * max(compute, memory)
   work = {name: float(phase.calls * phase.flops) for name, phase in phases.items()}
   work['total'] = sum(work.values())

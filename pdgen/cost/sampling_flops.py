@@ -18,7 +18,8 @@ class Phase(NamedTuple):
 
   calls: int  # Forward passes.
   flops: float  # Of one call, whole batch.
-  weights: float  # Parameters that a call reads: a number, not bytes.
+  layers: float  # Parameters of the layers that a call reads: a number, not bytes.
+  head: float  # And of the language head.
   cache: float  # Keys and values that a call reads, whole batch: a number, not bytes.
 
 
@@ -46,7 +47,8 @@ def sample_flops(config: config_lib.Config, *, batch_size: int, prefix: int) -> 
     return Phase(
       calls,
       batch_size * (2 * (und + gen) * expert + 2 * logits * head + attention),
-      expert * ((und > 0) + (gen > 0)) + (head if logits else 0),
+      expert * ((und > 0) + (gen > 0)),
+      head if logits else 0,
       batch_size * 2 * cfg.depth * kv * context,
     )
 

@@ -70,7 +70,7 @@ def inspection_of(world: Any, flags: argparse.Namespace) -> base.Evaluator:
     own_drafts=flags.drafts,
     seed=flags.seed,
     batch_size=flags.batch_size,
-    checkpoint=flags.checkpoint,
+    checkpoint=_checkpoint(flags),
     questions=world.__name__,
   )
 
@@ -87,7 +87,7 @@ def process_of(world: Any, flags: argparse.Namespace) -> base.Evaluator:
     settings=tuple(name.strip() for name in flags.settings.split(',')),
     seed=flags.seed,
     batch_size=flags.batch_size,
-    checkpoint=flags.checkpoint,
+    checkpoint=_checkpoint(flags),
   )
 
 
@@ -172,7 +172,12 @@ def add_judge(parser: argparse.ArgumentParser):
 
 def _painting(flags: argparse.Namespace) -> dict[str, Any]:
   """Options that all evaluators of pictures have."""
-  return dict(mode=flags.mode, seed=flags.seed, batch_size=flags.batch_size, checkpoint=flags.checkpoint)
+  return dict(mode=flags.mode, seed=flags.seed, batch_size=flags.batch_size, checkpoint=_checkpoint(flags))
+
+
+def _checkpoint(flags: argparse.Namespace) -> str:
+  """What is scored, by name: quantised weights are another model."""
+  return f'{flags.checkpoint} in {flags.quantize}' if flags.quantize else flags.checkpoint
 
 
 def _world(world: Any, flags: argparse.Namespace) -> Any:

@@ -38,6 +38,7 @@ from pdgen.inference.requests import Size as Size
 from pdgen.inference.results import Result as Result
 from pdgen.models import interleaved, partition
 from pdgen.models import params as params_lib
+from pdgen.models import quantize as quantize_lib
 from pdgen.sampling import cycle, flow, grammar, lanes, stop_texts
 from pdgen.weights import loading
 
@@ -47,18 +48,19 @@ DEFAULT_BATCH = 32
 QUEUE = 4  # Trajectories of a compiled call, to a row of the batch, where rows that have ended take the next one.
 
 
-def load(name_or_path: str | os.PathLike, *, mesh: Mesh | None = None) -> 'Painter':
+def load(name_or_path: str | os.PathLike, *, mesh: Mesh | None = None, quantize: str | None = None) -> 'Painter':
   """Loads a model with its tokenizer.
 
   Args:
     name_or_path: a shipped checkpoint by name (`shapes`), an exported folder, or a training run's workdir (its newest
       average).
     mesh: devices to sample on, see `Painter.mesh`; `core.mesh.make_mesh(MeshConfig(tensor=4))` makes one.
+    quantize: `int8` or `int4`, see `Painter.quantize`. Of an exported folder one matrix at a time is whole on a device.
 
   Raises: FileNotFoundError naming what is shipped; ValueError for a damaged folder or a mesh that does not fit.
   """
-  config, params, tokenizer = loading.load_for_sampling(name_or_path, mesh=mesh)
-  return Painter(config=config, params=params, tokenizer=tokenizers.load(tokenizer), mesh=mesh)
+  config, params, tokenizer = loading.load_for_sampling(name_or_path, mesh=mesh, quantize=quantize)
+  return Painter(config=config, params=params, tokenizer=tokenizers.load(tokenizer), mesh=mesh, quantize=quantize)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +75,8 @@ class Painter:
   # Devices that share the work: rows of a batch over `data` and `fsdp`, weights over `fsdp` and `tensor`, and the heads
   # of the KV cache over `tensor` where it divides them. None: the device that the parameters are on.
   mesh: Mesh | None = None
+  # `int8` or `int4`: large matrices are held so (`models.quantize`), a half or a quarter of the memory. None: as given.
+  quantize: str | None = None
 
   def __post_init__(self):
     if self.tokenizer.vocab_size > self.config.model.vocab_size:
@@ -84,6 +88,9 @@ class Painter:
           'sample, and use the devices for mesh.data, mesh.fsdp or mesh.tensor.'
         )
       object.__setattr__(self, 'params', _placed(self.params, self.config.model, self.mesh))
+    if self.quantize is not None:
+      small = quantize_lib.params(self.params, self.quantize)
+      object.__setattr__(self, 'params', small if self.mesh is None else partition.put(small, self.mesh))
 
   @functools.cached_property
   def graphdef(self) -> nnx.GraphDef:

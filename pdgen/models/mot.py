@@ -5,6 +5,7 @@ computed twice (BAGEL routes by index into one sequence; the results are the sam
 """
 
 import re
+from collections.abc import Callable
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
@@ -134,14 +135,18 @@ class Trunk(nnx.Module):
 
   def forward(self, x: PerExpert[jax.Array], und: packed.TokenMeta, gen: packed.TokenMeta) -> PerExpert[jax.Array]:
     """Training: tokens see one another as their metadata says. Returns the normed hidden states, [B, T, D] each."""
-    x, _ = self._run(x, und, gen, cache=None, keep=False)
+    x, _ = self._run(x, und, gen, cache=None, keep=lambda x, k, v: None)
     return x
 
   def extend(
     self, x: PerExpert[jax.Array], und: packed.TokenMeta, gen: packed.TokenMeta, cache: attention.KVCache
   ) -> tuple[PerExpert[jax.Array], tuple[jax.Array, jax.Array]]:
     """Inference: new tokens see the cache and one another. Returns hidden states and (k, v): [L, B, U + G, K, H]."""
-    return self._run(x, und, gen, cache=cache, keep=True)
+    return self._run(x, und, gen, cache=cache, keep=lambda x, k, v: (k, v))
+
+  def states(self, x: PerExpert[jax.Array], und: packed.TokenMeta, gen: packed.TokenMeta) -> PerExpert[jax.Array]:
+    """The residual stream after every layer, [L, B, T, D] each: to compare models layer by layer."""
+    return self._run(x, und, gen, cache=None, keep=lambda x, k, v: x)[1]
 
   def _run(
     self,
@@ -150,7 +155,7 @@ class Trunk(nnx.Module):
     gen: packed.TokenMeta,
     *,
     cache: attention.KVCache | None,
-    keep: bool,
+    keep: Callable[[PerExpert[jax.Array], jax.Array, jax.Array], Any],
   ) -> tuple[PerExpert[jax.Array], Any]:
     cfg = self.cfg
     und_angles, gen_angles = (layers.rope_angles(t.position, cfg.head_dim, cfg.rope_theta) for t in (und, gen))
@@ -168,8 +173,8 @@ class Trunk(nnx.Module):
       und, gen = (mesh_lib.constrain(s, mesh_lib.ROWS, 'sequence') for s in x)
       before = None if cache is None else attention.KVCacheLayer(cache.k, cache.v, layer)
       x, k, v = nnx.merge(graphdef, weights)(PerExpert(und, gen), rope, mask, before)
-      return x, (k, v) if keep else None
+      return x, keep(x, k, v)
 
     scanned = (weights, None if cache is None else jnp.arange(cfg.depth))
-    x, kv = jax.lax.scan(remat.wrap(body, cfg.remat), x, scanned, unroll=1 if cfg.scan_layers else cfg.depth)
-    return PerExpert(self.und_norm(x.und), self.gen_norm(x.gen)), kv
+    x, kept = jax.lax.scan(remat.wrap(body, cfg.remat), x, scanned, unroll=1 if cfg.scan_layers else cfg.depth)
+    return PerExpert(self.und_norm(x.und), self.gen_norm(x.gen)), kept

@@ -55,8 +55,19 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
   return trees.map_with_path(lambda name, leaf: NamedSharding(mesh, _checked(name, leaf.shape, mesh)), tree)
 
 
+def put(tree: Any, mesh: Mesh, *, at: str = '') -> Any:
+  """The tree of arrays on the mesh. at: path that stands before those of the tree (`head/kernel`); empty: none."""
+  prefix = f'{at}/' if at else ''
+  place = lambda name, leaf: jax.device_put(leaf, NamedSharding(mesh, _checked(prefix + name, leaf.shape, mesh)))
+  return trees.map_with_path(place, tree)
+
+
 def spec(name: str) -> P:
-  """The rule for a path. Raises ValueError when no rule, or more than one, matches."""
+  """The rule for a path; for the arrays of a quantised kernel that of the kernel.
+
+  Raises: ValueError when no rule, or more than one, matches.
+  """
+  name = re.sub(r'(/kernel)/(values|scale)$', r'\1', name)
   found = [partition for pattern, partition in RULES if re.fullmatch(rf'(.*/)?{pattern}', name)]
   if len(found) != 1:
     raise ValueError(
@@ -106,13 +117,16 @@ _gather.defvjp(
 def _checked(name: str, shape: tuple[int, ...], mesh: Mesh) -> P:
   if not shape:
     return P()
-  partition = spec(name)
+  partition, kept = spec(name), []
   for size, axes in zip(shape, partition, strict=False):
-    axes = mesh_lib.axis_names(axes)
-    ways = math.prod(mesh.shape[axis] for axis in axes)
-    if size % ways:
+    names = mesh_lib.axis_names(axes)
+    ways = math.prod(mesh.shape[axis] for axis in names)
+    if size % ways and name.endswith('/kernel/scale'):
+      axes = None  # Few numbers, for the blocks of a quantised kernel; one for all rows with int8.
+    elif size % ways:
       raise ValueError(
-        f'{name} {list(shape)}: {size} does not divide by {" x ".join(axes)} = {ways}. '
+        f'{name} {list(shape)}: {size} does not divide by {" x ".join(names)} = {ways}. '
         'Choose other sizes in config.mesh or in config.model.'
       )
-  return partition
+    kept.append(axes)
+  return P(*kept)

@@ -7,6 +7,7 @@ of its own shards.
 The tokenizer of a checkpoint is the caller's to read and check: weights know no tokenizers.
 """
 
+import functools
 import math
 import os
 import pathlib
@@ -336,19 +337,18 @@ def _write_ours(
     # of several types.
     half = types == {safetensors_io.DTYPES['BF16']}
     kinds[name] = safetensors_io.TensorInfo(safetensors_io.DTYPES['BF16' if half else 'F32'], (*stack, *shape))
-  blocks = (
-    block.astype(kinds[name].dtype, copy=False)
+  tasks = (
+    functools.partial(_our_block, part, tensors[part.file], index, kinds[name].dtype)
     for name, parts in ours.items()
     for part in parts
-    for block in _our_blocks(part, tensors[part.file])
+    for index in _blocks(part, part.shape, tensors[part.file])
   )
-  return safetensors_io.write(path, safetensors_io.header(kinds), blocks)
+  return safetensors_io.write(path, safetensors_io.header(kinds), safetensors_io.in_order(tasks))
 
 
-def _our_blocks(entry: bagel.Entry, reader: shards.Tensors) -> Iterator[np.ndarray]:
-  """A released tensor with our axes, as blocks that follow one another in our file."""
-  for index in _blocks(entry, entry.shape, reader):
-    yield bagel.to_ours(reader.read(entry.name, index), entry.layout)
+def _our_block(entry: bagel.Entry, reader: shards.Tensors, index: tuple[slice, ...], dtype: np.dtype) -> np.ndarray:
+  """A part of a released tensor with our axes and type, in the order of our file."""
+  return np.ascontiguousarray(bagel.to_ours(reader.read(entry.name, index), entry.layout).astype(dtype, copy=False))
 
 
 def _released_blocks(

@@ -15,6 +15,7 @@ import os
 import pathlib
 import shutil
 from collections.abc import Mapping
+from concurrent import futures
 from typing import Any
 
 import jax
@@ -27,6 +28,7 @@ from pdgen.core import json_file, paths, trees
 from pdgen.core import mesh as mesh_lib
 from pdgen.models import attention, interleaved, partition, remat
 from pdgen.models import params as params_lib
+from pdgen.models import quantize as quantize_lib
 from pdgen.weights import folders, safetensors_io
 
 CONFIG, PARAMS, TOKENIZER, SOURCE = folders.CONFIG, 'params.safetensors', 'tokenizer.model', 'source'
@@ -101,41 +103,58 @@ def is_export(directory: str | os.PathLike) -> bool:
   return (pathlib.Path(directory) / CONFIG).is_file()
 
 
-def load_export(directory: str | os.PathLike, *, mesh: Mesh | None = None) -> Export:
+def load_export(directory: str | os.PathLike, *, mesh: Mesh | None = None, quantize: str | None = None) -> Export:
   """Reads the folder back, weights straight into their shards: a process reads and holds its own share, no more.
 
-  mesh: None: the first device. Weights are float32, except bfloat16 ones of a model that computes in bfloat16: to it
-  they are the same numbers, in half the memory.
+  Weights are float32, except bfloat16 ones of a model that computes in bfloat16: to it they are the same numbers, in
+  half the memory.
+
+  Args:
+    directory: the folder.
+    mesh: None: the first device.
+    quantize: of `models.quantize.KINDS`: each matrix is quantised before the next one is read. None: they stay whole.
 
   Raises: FileNotFoundError for a missing file, ValueError for a damaged one or for weights of another model.
   """
   directory = pathlib.Path(directory)
-  header = read_manifest(directory)
-  config = read_config(directory, header)
+  header = read_manifest(directory, weights=False)
   mesh = mesh or mesh_lib.make_mesh(config_lib.MeshConfig(), devices=jax.devices()[:1])
+  with futures.ThreadPoolExecutor(1) as pool:
+    checked = pool.submit(_check_digest, directory, PARAMS, header['sha256'][PARAMS])
+    try:
+      return _load(directory, header, mesh=mesh, quantize=quantize)
+    finally:
+      checked.result()  # A damaged file is named as such, whatever came of reading it.
+
+
+def _load(directory: pathlib.Path, header: dict[str, Any], *, mesh: Mesh, quantize: str | None) -> Export:
+  config = read_config(directory, header)
   stored = safetensors_io.Reader(directory / PARAMS)
   wanted = abstract_params(directory, config)
   check_shapes(stored, dict(trees.flatten_with_paths(wanted)))
   placed = dict(trees.flatten_with_paths(partition.shardings(wanted, mesh)))
   half = jnp.dtype(config.model.dtype) == jnp.bfloat16
 
-  def load(name: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+  def load(name: str, leaf: jax.ShapeDtypeStruct) -> jax.Array | quantize_lib.Quantized:
     keep = half and stored.infos[name].dtype == jnp.bfloat16
 
     def read(index: tuple[slice, ...]) -> np.ndarray:
       array = stored.read(name, index)
       return array if keep else array.astype(np.float32, copy=False)
 
-    return mesh_lib.array_from_callback(leaf.shape, placed[name], read)
+    whole = mesh_lib.array_from_callback(leaf.shape, placed[name], read)
+    if quantize is None or not quantize_lib.is_quantizable(name, leaf.shape):
+      return whole
+    return partition.put(quantize_lib.matrix(whole, quantize), mesh, at=name)
 
   tokenizer = TOKENIZER if TOKENIZER in header['sha256'] else SOURCE
   return Export(config, trees.map_with_path(load, wanted), directory / tokenizer)
 
 
-def read_manifest(directory: str | os.PathLike) -> dict[str, Any]:
+def read_manifest(directory: str | os.PathLike, *, weights: bool = True) -> dict[str, Any]:
   """The content of an exported folder's config.json, after every file has been checked against it.
 
-  Where several processes share the work, none of them reads all of the weights for their digest's sake.
+  weights: whether the weights are checked, too.
 
   Raises: as `load_export`.
   """
@@ -158,13 +177,20 @@ def read_manifest(directory: str | os.PathLike) -> dict[str, Any]:
   for name, digest in expected.items():
     if not paths.inside(directory, name).is_file():
       raise FileNotFoundError(_lacks(directory, name))
-    if name == PARAMS and jax.process_count() > 1:
-      continue
-    if safetensors_io.sha256(directory / name) != digest:
-      raise ValueError(
-        f'{directory / name} is damaged: its SHA-256 is not the one in {CONFIG}. Export the model again.'
-      )
+    if name != PARAMS or weights:
+      _check_digest(directory, name, digest)
   return header
+
+
+def _check_digest(directory: pathlib.Path, name: str, digest: Any):
+  """Raises ValueError for a file that is not what the manifest says.
+
+  Where several processes share the work, none of them reads all of the weights for their digest's sake.
+  """
+  if name == PARAMS and jax.process_count() > 1:
+    return
+  if safetensors_io.sha256(directory / name) != digest:
+    raise ValueError(f'{directory / name} is damaged: its SHA-256 is not the one in {CONFIG}. Export the model again.')
 
 
 def read_config(directory: str | os.PathLike, manifest: dict[str, Any]) -> config_lib.Config:

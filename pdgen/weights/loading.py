@@ -10,18 +10,25 @@ from jax.sharding import Mesh
 
 from pdgen.core import config as config_lib
 from pdgen.core import mesh as mesh_lib
+from pdgen.models import partition
+from pdgen.models import quantize as quantize_lib
 from pdgen.weights import exported, folders, run_checkpoints
 
 SHIPPED = pathlib.Path(__file__).parent / 'shipped'  # Exported models that come with the package.
 
 
 def load_for_sampling(
-  name_or_path: str | os.PathLike, *, mesh: Mesh | None = None
+  name_or_path: str | os.PathLike, *, mesh: Mesh | None = None, quantize: str | None = None
 ) -> tuple[config_lib.Config, dict[str, Any], str]:
   """A shipped model by name, an exported folder, or the workdir of a run (its newest average).
 
   A text without a separator is the shipped model of that name, if there is one. What is written as a path (`./shapes`,
   `shapes/`, a pathlib.Path of a folder that is there) is that folder, never a shipped model.
+
+  Args:
+    name_or_path: of the model.
+    mesh: devices; None: the first one.
+    quantize: of `models.quantize.KINDS`; None: the weights as they are.
 
   Returns: configuration, parameters (nested dicts, on the mesh, or on the first device), and the name or path that
   `data.tokenizers.load` takes. Raises: FileNotFoundError naming what is shipped; ValueError for damaged files.
@@ -30,8 +37,9 @@ def load_for_sampling(
   path = locate(name_or_path)
   if (path / run_checkpoints.CHECKPOINTS).is_dir():
     config, params = run_checkpoints.load_averaged(path / run_checkpoints.CHECKPOINTS, mesh=mesh)
+    params = partition.put(quantize_lib.params(params, quantize), mesh) if quantize else params
     return config, params, config.data.tokenizer
-  stored = exported.load_export(path, mesh=mesh)
+  stored = exported.load_export(path, mesh=mesh, quantize=quantize)
   return stored.config, stored.params, str(stored.tokenizer)
 
 

@@ -4,20 +4,24 @@ The safetensors package reads whole tensors into memory. Here a process that hol
 it, and a file that is converted is never in memory as a whole.
 """
 
+import collections
 import hashlib
 import json
 import math
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent import futures
+from typing import Any, NamedTuple, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
 
 from pdgen.core import json_file
 
-BLOCK = 32 * 2**20  # Bytes that are mapped, or written, together.
+BLOCK = 32 * 2**20  # Bytes that are mapped, or written, together, by all threads.
+THREADS = min(4, os.cpu_count() or 1)  # That read at a time, a share of a block each.
 
 DTYPES = {'F32': np.dtype(np.float32), 'F16': np.dtype(np.float16), 'BF16': np.dtype(jnp.bfloat16)}
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -26,6 +30,8 @@ _MAX_HEADER = 100_000_000  # Bytes; the safetensors package's limit.
 _CHECKED = 2**20  # Numbers that are looked at together: they stay in the processor's cache.
 
 Index = tuple[int | slice, ...]
+_Result = TypeVar('_Result')
+_thread = threading.local()
 
 
 class TensorInfo(NamedTuple):
@@ -64,7 +70,7 @@ class Reader:
       raise ValueError(f'{path} has {size} bytes, but its header says {end}. Fetch it again.')
 
   def read(self, name: str, index: Index = ()) -> np.ndarray:
-    """`tensor[index]` as a new array. No more than that and `BLOCK` bytes are ever in memory.
+    """`tensor[index]` as a new array, read by THREADS. No more than that and `BLOCK` bytes are ever in memory.
 
     index: integers first, then slices without step; missing ones are whole.
 
@@ -83,25 +89,54 @@ class Reader:
     out = np.empty([b.stop - b.start for b in bounds], info.dtype)
     if out.size:
       # A scalar is a row of one.
-      self._fill(name, out.reshape(out.shape or (1,)), start, shape or (1,), bounds or [slice(0, 1)])
+      parts = self._parts(out.reshape(out.shape or (1,)), start, shape or (1,), bounds or [slice(0, 1)])
+      collections.deque(in_order(lambda part=part: self._fill(name, *part) for part in parts), maxlen=0)
     return out
 
-  def _fill(self, name: str, out: np.ndarray, start: int, shape: tuple[int, ...], bounds: list[slice]):
-    row = math.prod(shape[1:]) * out.dtype.itemsize
+  def _parts(
+    self, out: np.ndarray, start: int, shape: tuple[int, ...], bounds: list[slice]
+  ) -> Iterator[tuple[np.ndarray, int, tuple[int, ...], list[slice]]]:
+    """Parts of `out` of a thread's share of a block: (part, place in the file, shape there, slices of that)."""
+    row, share = math.prod(shape[1:]) * out.dtype.itemsize, BLOCK // THREADS
     first, stop = bounds[0].start, bounds[0].stop
-    if row > BLOCK and len(shape) > 1:
+    if row > share and len(shape) > 1:
       for i in range(first, stop):
-        self._fill(name, out[i - first], start + i * row, shape[1:], bounds[1:])
+        yield from self._parts(out[i - first], start + i * row, shape[1:], bounds[1:])
       return
-    rows = max(1, BLOCK // row)
+    rows = max(1, share // row)
     for i in range(first, stop, rows):
       count = min(rows, stop - i)
-      # A map of its own for every block: pages of a file that stay mapped count as memory of the process.
-      block = np.memmap(self.path, out.dtype, 'r', offset=start + i * row, shape=(count, *shape[1:]))
-      part = out[i - first : i - first + count]
-      part[...] = block[(slice(None), *bounds[1:])]
-      if not is_finite(part):
-        raise ValueError(f'{self.path}: {name} holds a number that is not finite (NaN or infinity). No model has such.')
+      yield out[i - first : i - first + count], start + i * row, (count, *shape[1:]), bounds[1:]
+
+  def _fill(self, name: str, part: np.ndarray, start: int, shape: tuple[int, ...], bounds: list[slice]):
+    # A map of its own for every part: pages of a file that stay mapped count as memory of the process.
+    block = np.memmap(self.path, part.dtype, 'r', offset=start, shape=shape)
+    part[...] = block[(slice(None), *bounds)]
+    if not is_finite(part):
+      raise ValueError(f'{self.path}: {name} holds a number that is not finite (NaN or infinity). No model has such.')
+
+
+def in_order(tasks: Iterable[Callable[[], _Result]]) -> Iterator[_Result]:
+  """Results of tasks in their order, THREADS of which run at a time; tasks of tasks run one by one.
+
+  numpy copies, and hashlib hashes, without Python's lock. What a task raises comes in its place.
+  """
+  if THREADS == 1 or getattr(_thread, 'of_pool', False):
+    yield from (task() for task in tasks)
+    return
+  begin = lambda: setattr(_thread, 'of_pool', True)
+  with futures.ThreadPoolExecutor(THREADS, initializer=begin) as pool:
+    waiting: collections.deque[futures.Future[_Result]] = collections.deque()
+    try:
+      for task in tasks:
+        waiting.append(pool.submit(task))
+        if len(waiting) == THREADS:
+          yield waiting.popleft().result()
+      while waiting:
+        yield waiting.popleft().result()
+    finally:
+      for future in waiting:
+        future.cancel()
 
 
 def is_finite(array: np.ndarray) -> bool:
@@ -173,12 +208,12 @@ def sha256(path: str | os.PathLike) -> str:
 
 
 def block_slices(length: int, row_bytes: int) -> Iterator[slice]:
-  """Slices of an axis that take at most `BLOCK` bytes each.
+  """Slices of an axis that take at most a thread's share of `BLOCK` bytes each.
 
-  >>> list(block_slices(5, BLOCK // 2))
+  >>> list(block_slices(5, BLOCK // THREADS // 2))
   [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
   """
-  step = max(1, BLOCK // max(1, row_bytes))
+  step = max(1, BLOCK // THREADS // max(1, row_bytes))
   return (slice(i, min(i + step, length)) for i in range(0, length, step))
 
 
