@@ -106,7 +106,7 @@ def test_a_process_goes_on_as_it_does_alone(painter, together, pixels):
   assert got.output_tokens[0, :count].tolist() == alone.output_tokens[0, :count].tolist()
   for name in ('output_count', 'picture_count', 'stop', 'order', 'position', 'text_position', 'picture_order'):
     assert getattr(got, name)[0] == getattr(alone, name)[0], name
-  budget = painter._shape(_requests(painter, range(len(ASKED)))).row_budget
+  budget = painter._calls.shape(_requests(painter, range(len(ASKED)))).row_budget
   for state, prefix in ((got, budget.und_tokens + budget.gen_tokens), (alone, 32)):
     assert state.slot[0] - prefix == state.order[0] - len('ab') - 2
   _assert_alike(together, 0, rounds)
@@ -115,11 +115,11 @@ def test_a_process_goes_on_as_it_does_alone(painter, together, pixels):
 @pytest.fixture(scope='module')
 def painted(painter):
   """The first picture of a request alone, before it is rounded, by the phases of its own size."""
-  budget = painter._shape(_requests(painter, range(len(ASKED)))).row_budget
+  budget = painter._calls.shape(_requests(painter, range(len(ASKED)))).row_budget
 
   def of(number):
     asked = _requests(painter, [number])
-    shape = painter._shape(asked)._replace(row_budget=budget)
+    shape = painter._calls.shape(asked)._replace(row_budget=budget)
     assert shape.canvas == sizes.Canvas(ASKED[number][2])
     phases = painter._phases(asked, 1, shape)
     # What is read does not depend on what is painted: one program for all.

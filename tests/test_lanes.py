@@ -35,7 +35,7 @@ def refilled():
 def together():
   """Every trajectory in a row of its own, until the last one has ended."""
   asked = requests.make(PROMPTS, sampling=OWN, seed=3, pictures=2)
-  batch = next(PAINTER._batches(asked, len(asked), refill=False))
+  batch = next(PAINTER._calls.split(asked, len(asked), refill=False))
   assert batch.plan is None and len(batch.numbers) == len(PROMPTS)
   return asked, PAINTER.run(asked, shape=batch.shape)
 
@@ -75,7 +75,7 @@ def test_queues_of_other_lengths_share_a_program(refilled):
 
 def test_it_is_one_equation_that_calls_nobody_outside():
   asked = requests.make(PROMPTS, sampling=OWN)
-  batch, phases = PAINTER.sample_batch(asked, batch_size=16), PAINTER._phases(asked, 16, PAINTER._shape(asked))
+  batch, phases = PAINTER.sample_batch(asked, batch_size=16), PAINTER._phases(asked, 16, PAINTER._calls.shape(asked))
   queue = lanes.Queue(batch, jnp.int32(13), phases.sampler)
   lowered = lanes.run.lower(PAINTER.graphdef, PAINTER.params, queue, phases.spec, lanes.Plan.of(LANES))
   for outside in ('infeed', 'outfeed', 'stablehlo.send', 'stablehlo.recv', 'custom_call', 'callback'):

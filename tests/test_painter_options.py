@@ -82,10 +82,10 @@ def test_the_cache_of_a_request_is_reckoned_as_it_is_made(monkeypatch):
     monkeypatch.setattr(memory, 'limit', lambda params, limit=limit: limit)
     painter = dataclasses.replace(PAINTER)
     if fits:
-      painter._check_fits(asked, shape=shape, rows=3)
+      painter._calls.check_fits(asked, shape=shape, rows=3)
     else:
       with pytest.raises(ValueError, match='the device has'):
-        painter._check_fits(asked, shape=shape, rows=3)
+        painter._calls.check_fits(asked, shape=shape, rows=3)
 
 
 def test_a_container_may_have_less_than_the_machine(monkeypatch, tmp_path):

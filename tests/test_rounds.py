@@ -16,7 +16,6 @@ from pdgen.viewing import gallery, report, transcript
 from pdgen.worlds import shapes
 
 pytestmark = [
-  pytest.mark.usefixtures('quick_to_compile'),
   pytest.mark.filterwarnings('ignore:The model was not trained in mode'),
 ]
 UMM = protocols.TABLE['umm_reflection']

@@ -70,7 +70,7 @@ class Knowledge:
     for asked in (FACT, PLAIN):
       texts = self.prompts.texts if asked == FACT else [row['plain'] for row in self.prompts.rows]
       todo = [job for job in painting.jobs(texts, seed=self.seed) if (asked, job.number) not in rows]
-      size = self.batch_size or painting.BATCH
+      size = painting.CALL * (self.batch_size or painting.BATCH)
       for first in range(0, len(todo), size):
         batch = todo[first : first + size]
         painted = painting.paint(painter, batch, mode=self.mode, batch_size=self.batch_size, write=None).trajectories

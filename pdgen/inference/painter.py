@@ -9,11 +9,10 @@ On several devices: `pdgen.load('shapes', mesh=mesh.make_mesh(config.MeshConfig(
 
 import dataclasses
 import functools
-import math
 import os
 import time
 from collections.abc import Generator, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +28,7 @@ from pdgen.core import packed, trees
 from pdgen.core import trajectory as trajectory_lib
 from pdgen.data import tokenizers
 from pdgen.data.tokenizers import base
-from pdgen.inference import dictation, encoding, learned_modes, memory, results, rounds, streaming
+from pdgen.inference import calls, dictation, encoding, learned_modes, results, rounds, streaming
 from pdgen.inference import phases as phases_lib
 from pdgen.inference import requests as requests_lib
 from pdgen.inference import sizes as sizes_lib
@@ -43,9 +42,6 @@ from pdgen.sampling import cycle, flow, grammar, lanes, stop_texts
 from pdgen.weights import loading
 
 Sampling = config_lib.SamplingConfig | Sequence[config_lib.SamplingConfig]  # Of all prompts, or one for each.
-# Trajectories of a batch when the caller does not say: enough to use the machine, small enough for any of them.
-DEFAULT_BATCH = 32
-QUEUE = 4  # Trajectories of a compiled call, to a row of the batch, where rows that have ended take the next one.
 
 
 def load(name_or_path: str | os.PathLike, *, mesh: Mesh | None = None, quantize: str | None = None) -> 'Painter':
@@ -199,12 +195,14 @@ class Painter:
     self, requests: Sequence[requests_lib.Request], batch_size: int | None, inspector: dictation.Inspector | None
   ) -> Iterator[tuple[list[int], Result]]:
     """The same of requests."""
-    batches = list(self._batches(requests, batch_size, refill=inspector is None))
+    batches = list(self._calls.split(requests, batch_size, refill=inspector is None))
     requests_lib.check(requests)
     rounds.check(requests, self.tokenizer)
     for batch in batches:
       if not modes_lib.of(requests[batch.numbers[0]].start.mode).protocol:  # Each call of those is checked by itself.
-        self._check_fits([requests[i] for i in batch.numbers], shape=batch.shape, rows=batch.rows, plan=batch.plan)
+        self._calls.check_fits(
+          [requests[i] for i in batch.numbers], shape=batch.shape, rows=batch.rows, plan=batch.plan
+        )
 
     def paint() -> Iterator[tuple[list[int], Result]]:
       for batch in batches:
@@ -256,10 +254,10 @@ class Painter:
     """
     requests = self._requests(prompts, sampling, None, size, mode=mode, seed=seed, pictures=pictures)
     requests_lib.check_streams(requests)
-    shape = self._shape(requests)
+    shape = self._calls.shape(requests)
     requests_lib.check(requests)
-    rows = self._rows(batch_size, len(requests))
-    self._check_fits(requests, shape=shape, rows=rows)
+    rows = self._calls.rows(batch_size, len(requests))
+    self._calls.check_fits(requests, shape=shape, rows=rows)
     batch = self.sample_batch(requests, batch_size=rows, shape=shape)
     return streaming.events(self._phases(requests, rows, shape), batch, requests, self.tokenizer)
 
@@ -279,7 +277,7 @@ class Painter:
       shape: as of `sample_batch`.
       plan: lanes that work off the requests; None: each has a row of its own, until the last one has ended.
     """
-    shape = shape or self._shape(requests)
+    shape = shape or self._calls.shape(requests)
     batch = self.sample_batch(requests, batch_size=batch_size, shape=shape)
     phases = self._phases(requests, batch.key.shape[0], shape)
     if plan is not None:
@@ -287,6 +285,10 @@ class Painter:
       return lanes.run(self.graphdef, self.params, queue, phases.spec, plan)
     with phases_lib.on_mesh(self.mesh):
       return cycle.run(self.graphdef, self.params, batch, phases.sampler, phases.spec)
+
+  @functools.cached_property
+  def _calls(self) -> calls.Planner:
+    return calls.Planner(self.config, self.params, self.tokenizer, self.mesh)
 
   def phases(self, sampling: config_lib.SamplingConfig) -> phases_lib.Phases:
     """The parts of that call, compiled one by one, of a batch whose requests all have this config."""
@@ -305,14 +307,11 @@ class Painter:
   def _phases_of(self, sampler: flow.SamplerParams, spec: cycle.SamplerSpec) -> phases_lib.Phases:
     return phases_lib.Phases(graphdef=self.graphdef, params=self.params, sampler=sampler, spec=spec, mesh=self.mesh)
 
-  def _shape(self, requests: Sequence[requests_lib.Request]) -> requests_lib.BatchShape:
-    return requests_lib.batch_shape(requests, config=self.config, tokenizer=self.tokenizer)
-
   def check(self, sampling: config_lib.SamplingConfig):
     """Raises ValueError when the caps leave no room for one round, or do not fit the memory of the device."""
     if sampling.max_text_tokens < grammar.SHORTEST:
       raise ValueError(f'{sampling.max_text_tokens=} leaves no room: the tags of a plan alone take {grammar.SHORTEST}.')
-    self._check_room(requests_lib.BatchShape(packed.RowBudget(1, 0, 0), sampling), rows=1, sizes=[None])
+    self._calls.check_room(requests_lib.BatchShape(packed.RowBudget(1, 0, 0), sampling), rows=1, sizes=[None])
 
   def spec(
     self, sampling: config_lib.SamplingConfig, canvas: sizes_lib.Canvas = sizes_lib.Canvas()
@@ -344,7 +343,7 @@ class Painter:
     shape: requests_lib.BatchShape | None = None,
   ) -> cycle.SampleBatch:
     """Requests as one batch on the device or the mesh. Arguments as of `requests.sample_batch`."""
-    size = self._rows(batch_size, len(requests))
+    size = self._calls.rows(batch_size, len(requests))
     with phases_lib.on_mesh(self.mesh):
       batch = requests_lib.sample_batch(
         requests, config=self.config, tokenizer=self.tokenizer, encode=self._encode, batch_size=size, shape=shape
@@ -353,97 +352,8 @@ class Painter:
       return batch
     return jax.device_put(batch, NamedSharding(self.mesh, P(mesh_lib.ROWS)))
 
-  def _batches(
-    self, requests: Sequence[requests_lib.Request], batch_size: int | None, *, refill: bool
-  ) -> Iterator['_Batch']:
-    """What each compiled call takes. Requests whose sampling configs may share a program and that paint sizes of one
-    bucket (`sizes.buckets`) share a shape, and so a program, whatever their modes and prefixes. refill: rows may be
-    refilled.
-    """
-    programs: dict[Any, list[int]] = {}
-    for i, request in enumerate(requests):
-      protocol = modes_lib.of(request.start.mode).protocol is not None
-      kind = requests_lib.program_of(request.sampling), protocol, bool(request.begins)
-      programs.setdefault(kind, []).append(i)
-    groups: list[list[int]] = []
-    for numbers in programs.values():
-      painted = [requests[i].painted(self.config.model) for i in numbers]
-      groups += [[numbers[i] for i in bucket] for bucket in sizes_lib.buckets(painted, self.config.model)]
-    for group in groups:
-      shape = self._shape([requests[i] for i in group])
-      size = self._rows(batch_size, min(len(group), DEFAULT_BATCH))
-      plan = lanes.Plan.of(size) if refill and self.mesh is None and size >= lanes.LEAST else None
-      rows = size if plan is None or len(group) <= size else QUEUE * size
-      if plan and not self._fits([requests[i] for i in group], shape=shape, rows=rows, plan=plan):
-        plan, rows = None, size  # Lanes hold some of the cache twice.
-      for first in range(0, len(group), rows):
-        yield _Batch(group[first : first + rows], rows, shape, plan)
-
   def _encode(self, picture: np.ndarray) -> np.ndarray:
     return np.asarray(encoding.encode(self.graphdef, self.params, picture))
-
-  def _rows(self, batch_size: int | None, default: int) -> int:
-    """The batch size, rounded up to what the mesh divides. Raises: ValueError for a size below 1."""
-    batch_size = default if batch_size is None else batch_size
-    if batch_size < 1:
-      raise ValueError(f'{batch_size=}: a batch holds at least 1 trajectory.')
-    ways = self._row_ways
-    return -(-batch_size // ways) * ways
-
-  @property
-  def _row_ways(self) -> int:
-    """Devices that share the rows of a batch."""
-    return 1 if self.mesh is None else math.prod(self.mesh.shape[axis] for axis in mesh_lib.ROWS)
-
-  @functools.cached_property
-  def _memory(self) -> tuple[int, int | None]:
-    """Bytes on a device: of the weights, and of all that it has (None: not known)."""
-    return memory.of_weights(self.params), memory.limit(self.params)
-
-  def _fits(self, requests: Sequence[requests_lib.Request], **batch: Any) -> bool:
-    """Whether a batch fits the device. Arguments as of `_check_fits`."""
-    try:
-      self._check_fits(requests, **batch)
-    except ValueError:
-      return False
-    return True
-
-  def _check_fits(
-    self,
-    requests: Sequence[requests_lib.Request],
-    *,
-    shape: requests_lib.BatchShape,
-    rows: int,
-    plan: lanes.Plan | None = None,
-  ):
-    """Raises ValueError for a batch with caps that leave no room, or that does not fit the device."""
-    self._check_room(shape, rows=rows, sizes=[request.size for request in requests], plan=plan)
-
-  def _check_room(
-    self, shape: requests_lib.BatchShape, *, rows: int, sizes: Sequence[Size | None], plan: lanes.Plan | None = None
-  ):
-    model, sampling, prefix = self.config.model, shape.sampling, shape.row_budget
-    picture_tokens = max(model.picture_tokens_of(size or model.own_size) for size in sizes)
-    worst = cycle.max_tokens_per_round(sampling, picture_tokens)
-    if sampling.max_tokens < worst:
-      raise ValueError(f'{sampling.max_tokens=} leaves no room: a plan, an inspection and a picture may take {worst}.')
-    weights, limit = self._memory
-    rows = -(-rows // self._row_ways)
-    split = 1 if self.mesh is None else self.mesh.shape['tensor']
-    limit = 2**63 if limit is None else limit
-    needed = memory.required(
-      model, sampling, prefix=prefix, rows=rows, heads_split=split, canvas=shape.canvas, plan=plan
-    )
-    memory.check(needed, weights=weights, rows=rows, prefix=prefix, max_tokens=sampling.max_tokens, limit=limit)
-
-
-class _Batch(NamedTuple):
-  """What a compiled call takes."""
-
-  numbers: list[int]  # Of the requests.
-  rows: int  # Of the batch, or of the queue.
-  shape: requests_lib.BatchShape
-  plan: lanes.Plan | None  # None: each request has its own row.
 
 
 def _compiled_programs() -> int:
