@@ -270,9 +270,11 @@ def test_every_field_of_the_sampling_config_is_an_option():
     [
       f'--sampling.{f.name}={",".join(map(str, f.default)) if isinstance(f.default, tuple) else f.default}'
       for f in dataclasses.fields(config.SamplingConfig)
+      if f.default != ()
     ]
+    + ['--sampling.stop_texts=a, b', '--sampling.stop_texts=c']  # Texts of any kind: one is given at a time.
   )
-  assert config.SamplingConfig(**flags_lib.sampling_given(given)) == config.SamplingConfig()
+  assert config.SamplingConfig(**flags_lib.sampling_given(given)) == config.SamplingConfig(stop_texts=('a, b', 'c'))
 
 
 def test_geneval_writes_the_official_folder_and_prints_what_is_in_it(checkpoint, tmp_path, capsys):

@@ -133,13 +133,12 @@ class Interleaved(nnx.Module):
     return (z - prediction) / jnp.maximum(t, 1e-3)[..., None]
 
 
-@functools.cache
 def graphdef(cfg: config_lib.ModelConfig) -> nnx.GraphDef:
   """The structure of the model, without parameters: `nnx.merge(graphdef, params)` is the model.
 
   One object for each config: as a static argument of compiled functions, another one would compile them again.
   """
-  return nnx.split(_abstract_model(cfg), nnx.Param)[0]
+  return _abstract(cfg)[0]
 
 
 def sampling_graphdef(cfg: config_lib.ModelConfig) -> nnx.GraphDef:
@@ -152,11 +151,14 @@ def sampling_graphdef(cfg: config_lib.ModelConfig) -> nnx.GraphDef:
 
 def abstract_params(cfg: config_lib.ModelConfig) -> Any:
   """The parameters as nested dicts of ShapeDtypeStruct."""
-  return nnx.to_pure_dict(nnx.split(_abstract_model(cfg), nnx.Param)[1])
+  return jax.tree.map(lambda leaf: leaf, _abstract(cfg)[1])  # Dicts that the caller may change.
 
 
-def _abstract_model(cfg: config_lib.ModelConfig) -> Interleaved:
-  return nnx.eval_shape(lambda: Interleaved(cfg, rngs=nnx.Rngs(0)))
+@functools.cache
+def _abstract(cfg: config_lib.ModelConfig) -> tuple[nnx.GraphDef, Any]:
+  """Structure and parameters. Tracing a model with an autoencoder takes seconds, most of them in flax."""
+  graphdef, params = nnx.split(nnx.eval_shape(lambda: Interleaved(cfg, rngs=nnx.Rngs(0))), nnx.Param)
+  return graphdef, nnx.to_pure_dict(params)
 
 
 def _index_in_picture(gen: packed.GenStream) -> jax.Array:
