@@ -83,7 +83,7 @@ def test_a_suite_gives_rows_of_finite_figures(name, sizes):
     assert rows[0]['batch_size'] == 2 and rows[0]['steps'] >= 2
 
 
-def test_errors_of_quantised_weights_are_told_layer_by_layer(sizes, quick_to_compile, tmp_path):
+def test_errors_of_quantised_weights_are_told_layer_by_layer(sizes, tmp_path):
   model = dataclasses.replace(sizes.model, vocab_size=640, attention='reference', remat='none')
   config = config_lib.Config(model=model, data=config_lib.DataConfig(sources=(), sequence=toy.PLAIN))
   tokenizer = tokenizers.ASSETS / 'shapes.model'

@@ -8,7 +8,7 @@ import pytest
 from support import toy
 
 from pdgen.core import config, tags, trajectory
-from pdgen.sampling import cycle
+from pdgen.inference import painter as painter_lib
 
 GREEDY = config.SamplingConfig(max_pictures=6, max_text_tokens=12, max_tokens=200, flow_steps=1)
 WARM = dataclasses.replace(GREEDY, temperature=0.5)
@@ -50,7 +50,7 @@ def free():
 
 def test_at_most_k_edits_and_one_program_for_every_budget(free):
   assert max(map(edits, free)) >= 2
-  compiled = cycle.run._cache_size()
+  compiled = painter_lib._compiled_programs()
   for most in (0, 1, 2):
     *got, continued = paint(max_edits=most)
     assert max(map(edits, got)) == most
@@ -61,7 +61,7 @@ def test_at_most_k_edits_and_one_program_for_every_budget(free):
       assert edits(one) <= most and (edits(other) > most or content(one) == content(other))
       assert content(one)[0][0] == content(other)[0][0]
   assert [content(t) for t in paint(max_edits=100)] == [content(t) for t in free]
-  assert cycle.run._cache_size() == compiled
+  assert painter_lib._compiled_programs() == compiled
 
 
 def test_forced_every_draft_is_refined():

@@ -14,7 +14,7 @@ from pdgen import prompt_flags, sample
 from pdgen.core import config, modes, trajectory
 from pdgen.data import record_codec
 from pdgen.inference import requests, results, streaming
-from pdgen.sampling import cycle
+from pdgen.sampling import cycle, lanes
 from pdgen.viewing import gallery, report, transcript
 
 SAMPLING = config.SamplingConfig(max_pictures=3, max_text_tokens=10, max_tokens=140, flow_steps=2)
@@ -72,22 +72,20 @@ def _alone(painter, asked, seed):
   shape = requests.batch_shape(everything, config=painter.config, tokenizer=toy.WORDS)
   prompts, options = _arguments([asked])
   chosen = requests.make(prompts, **{**options, 'seed': seed})
-  batch = painter.sample_batch(chosen, batch_size=len(ASKED), shape=shape)
-  sampler = requests.sampler_params([*chosen, *everything[1:]], len(ASKED), shape=shape, tokenizer=toy.WORDS)
-  state = cycle.run(painter.graphdef, painter.params, batch, sampler, painter.spec(requests.joint(everything)))
-  host = jax.device_get({name: getattr(state, name) for name in results.FETCHED})
+  out = painter.run(chosen, batch_size=len(ASKED), shape=shape, plan=lanes.Plan.of(len(ASKED)))
+  host = jax.device_get({name: getattr(out, name) for name in results.FETCHED})
   return results.parse_output(chosen[0], host, 0, toy.WORDS)
 
 
 def test_modes_and_scales_share_a_batch_and_a_program(painter, together):
   assert together.timings['compile_calls'] == 1
-  programs = cycle.run._cache_size()
+  programs = lanes.run._cache_size()
   for number, asked in enumerate(ASKED):
     want, got = _alone(painter, asked, number), together.trajectories[number]
     assert got.texts == want.texts and got.stop == want.stop
     for a, b in zip(got.pictures, want.pictures, strict=True):
       assert np.abs(a.astype(int) - b).max() <= 1  # Within 1e-5 of 2: the same level, or neighbours where they round.
-  assert cycle.run._cache_size() == programs
+  assert lanes.run._cache_size() == programs
 
 
 def test_scales_and_modes_matter(painter, together):
