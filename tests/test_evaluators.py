@@ -65,7 +65,7 @@ class Paints:
 
 def make_geneval(**changes):
   rows = tuple(shapes.prompts('heldout', per_task=2))
-  options = dict(prompts=base.PromptSet('heldout', rows), detector=EXACT, batch_size=5)
+  options = dict(prompts=base.PromptSet('heldout', rows), detector=EXACT, batch_size=1)
   return geneval.GenEval(**{**options, **changes})
 
 
