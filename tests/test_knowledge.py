@@ -187,7 +187,7 @@ def evaluator(**changes):
     detector=in_training.judges.detector('exact', shapes),
     described=shapes.described,
   )
-  return knowledge.Knowledge(**{**options, 'batch_size': 5, **changes})
+  return knowledge.Knowledge(**{**options, 'batch_size': 1, **changes})
 
 
 def test_figures_of_known_paintings():
