@@ -29,7 +29,6 @@ PROMPTS = ['ab', 'c', PARTIAL, 'a longer prompt', 'e']
 MESHES = {
   'data=8': dict(data=8, fsdp=1),
   'fsdp=4, tensor=2': dict(fsdp=4, tensor=2),
-  'tensor=4': dict(fsdp=1, tensor=4),
 }
 
 
