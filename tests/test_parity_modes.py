@@ -55,7 +55,7 @@ def _config():
 
 
 # Of every context here, so that one program reads them all.
-_SHAPE = requests.PrefixShape(packed.RowBudget(64, 24, 0, 16), any_size=True)
+_SHAPE = requests.BatchShape(packed.RowBudget(64, 24, 0, 16), SAMPLING, any_size=True)
 
 
 @pytest.fixture(scope='module', autouse=True)
