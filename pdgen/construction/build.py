@@ -12,7 +12,6 @@ A **slot** is one wanted sample, + or -; it has `config.tries` attempts, each a 
 Slots are made by processes (exact worlds) or threads (services) and written in their order.
 """
 
-import collections
 import concurrent.futures
 import dataclasses
 import functools
@@ -28,6 +27,7 @@ import numpy as np
 
 from pdgen.construction import alignment, build_config, conflict, multi_turn, slot_files, tools, traces
 from pdgen.construction.importers import base, run
+from pdgen.core import in_order
 from pdgen.core import rng as rng_lib
 from pdgen.core import trajectory as trajectory_lib
 from pdgen.data import records, splits
@@ -206,7 +206,9 @@ def _in_order(
     kit = tools.of(config, out, make_painter=make_painter)
     make = functools.partial(slot_files.kept, out / FINISHED, functools.partial(slots.make, kit), lasts=_lasts)
     with concurrent.futures.ThreadPoolExecutor(config.work.threads) as pool:
-      yield from _windowed(pool, make, range(first, len(slots)), ahead=2 * config.work.threads)
+      yield from in_order.results(
+        pool, (functools.partial(make, piece) for piece in range(first, len(slots))), ahead=2 * config.work.threads
+      )
     return
   # Threads of the painter's own are enough, and its weights are not sent to other processes.
   exact = config.renderer.name == 'world' and config.judge.name == 'exact'
@@ -220,25 +222,10 @@ def _in_order(
   with concurrent.futures.ProcessPoolExecutor(
     config.work.processes, mp_context=context, initializer=_start_worker, initargs=(slots,)
   ) as pool:
-    for made in _windowed(pool, _make_chunk, chunks, ahead=2 * config.work.processes):
+    for made in in_order.results(
+      pool, (functools.partial(_make_chunk, piece) for piece in chunks), ahead=2 * config.work.processes
+    ):
       yield from made
-
-
-def _windowed(
-  pool: concurrent.futures.Executor, make: Callable[[Any], Any], work: Sequence[Any], *, ahead: int
-) -> Iterator[Any]:
-  """Results in the order of the work, with a bounded number of pieces under way."""
-  waiting: collections.deque[concurrent.futures.Future] = collections.deque()
-  try:
-    for piece in work:
-      waiting.append(pool.submit(make, piece))
-      if len(waiting) >= ahead:
-        yield waiting.popleft().result()
-    while waiting:
-      yield waiting.popleft().result()
-  finally:
-    for future in waiting:
-      future.cancel()
 
 
 _worker: list[Any] = []  # Of a worker process: its slots and tools.

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax.numpy as jnp
 import numpy as np
 
+from pdgen.core import in_order as in_order_lib
 from pdgen.core import json_file
 
 BLOCK = 32 * 2**20  # Bytes that are mapped, or written, together, by all threads.
@@ -126,17 +127,7 @@ def in_order(tasks: Iterable[Callable[[], _Result]]) -> Iterator[_Result]:
     return
   begin = lambda: setattr(_thread, 'of_pool', True)
   with futures.ThreadPoolExecutor(THREADS, initializer=begin) as pool:
-    waiting: collections.deque[futures.Future[_Result]] = collections.deque()
-    try:
-      for task in tasks:
-        waiting.append(pool.submit(task))
-        if len(waiting) == THREADS:
-          yield waiting.popleft().result()
-      while waiting:
-        yield waiting.popleft().result()
-    finally:
-      for future in waiting:
-        future.cancel()
+    yield from in_order_lib.results(pool, tasks, ahead=THREADS)
 
 
 def is_finite(array: np.ndarray) -> bool:
