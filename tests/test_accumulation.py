@@ -25,14 +25,6 @@ from pdgen.training import step as step_lib
 TOLERANCE = 1e-5
 
 
-@pytest.fixture(scope='module', autouse=True)
-def _quick():
-  """A third of the time to compile what runs once."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-
-
 def _with(config, accumulate, **changes):
   train = dataclasses.replace(config.train, accumulate=accumulate, **changes.pop('train', {}))
   return dataclasses.replace(config, train=train, **changes)

@@ -9,7 +9,6 @@ import shlex
 import shutil
 import warnings
 
-import jax
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -104,14 +103,6 @@ def run(module, arguments, server):
     assert module == 'pdgen.sample'
     few = dict(max_pictures=1, flow_steps=1, max_text_tokens=8, max_tokens=400, text_guidance=1.0)
     sample.main([*arguments, *(f'--sampling.{name}={value}' for name, value in few.items())])
-
-
-@pytest.fixture(scope='module', autouse=True)
-def _quick():
-  """A third of the time to compile what runs once."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
 
 
 @pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')  # Of ml_collections.
