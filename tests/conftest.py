@@ -2,7 +2,8 @@
 
 PDGEN_TEST_PLATFORM=cuda (or tpu) runs tests on an accelerator, in float32 with float32 products: the parity tests, of
 which `--parity_json=FILE` keeps every error (launch/accelerator_check.sh). On CPUs programs are compiled with few
-optimizations, those of commands that tests run, too; as users compile them with JAX_DISABLE_MOST_OPTIMIZATIONS=0.
+optimizations (`support.xla_flags`), those of commands that tests run, too; as users compile them with
+JAX_DISABLE_MOST_OPTIMIZATIONS=0.
 """
 
 import gc
@@ -11,11 +12,14 @@ import os
 import pathlib
 import sys
 
+from support import xla_flags
+
 os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=8'.strip()
 os.environ['JAX_PLATFORMS'] = os.environ.get('PDGEN_TEST_PLATFORM', 'cpu')
 if os.environ['JAX_PLATFORMS'] == 'cpu':
-  # A third of the time to compile, for programs that run for milliseconds. Read by jax as it is imported.
-  os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
+  # A tenth of the time to compile, for programs that run for milliseconds. Read by jax as it is imported.
+  if os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1') == '1':
+    os.environ['XLA_FLAGS'] += ' ' + xla_flags.fast_compile()
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', '')  # What a user's commands compile is not the tests' to touch.
 
 import jax
@@ -41,6 +45,9 @@ def pytest_sessionstart(session):
   if PLATFORM == 'cpu' and jax.device_count() != 8:
     raise pytest.UsageError(f'The tests need 8 devices, {jax.device_count()} are there: jax was imported too early.')
 
+
+# The collector walks over all that was ever traced and imported: a tenth of the time of tracing.
+gc.set_threshold(20_000, 20, 20)
 
 # Every compiled program holds dozens of memory maps, of which Linux gives a process 65,530: the next compilation, of
 # whatever, then ends in a segmentation fault.

@@ -12,6 +12,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from support import xla_flags
 
 from pdgen.core import config as config_lib
 from pdgen.core import mesh as mesh_lib
@@ -52,7 +53,7 @@ def start(workdir, *, processes=1, process=0, port=0, arguments=(), **changes):
   settings = {**SHRUNK, 'mesh.cpu_devices': 8 // processes, **changes}
   command = [sys.executable, '-m', 'pdgen.train', '--config=configs/shapes.py', f'--workdir={workdir}']
   command += [*(f'--config.{name}={value}' for name, value in settings.items()), *arguments]
-  environment = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}
+  environment = {**os.environ, 'XLA_FLAGS': xla_flags.without_devices()}
   if processes > 1:
     address = dict(PDGEN_COORDINATOR=f'localhost:{port}', PDGEN_PROCESSES=processes, PDGEN_PROCESS=process)
     environment.update({name: str(value) for name, value in address.items()})

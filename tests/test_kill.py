@@ -8,6 +8,7 @@ import sys
 import time
 
 import numpy as np
+from support import xla_flags
 
 # The suite takes as many as it has time for; `PDGEN_KILLS=20 python -m pytest tests/test_kill.py` takes 20.
 KILLS = int(os.environ.get('PDGEN_KILLS', 2))
@@ -16,7 +17,7 @@ STEPS = 12 + 6 * KILLS
 
 def start(workdir, cache):
   root = pathlib.Path(__file__).parents[1]
-  environment = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}
+  environment = {**os.environ, 'XLA_FLAGS': xla_flags.without_devices()}
   environment['PYTHONPATH'] = f'{root}{os.pathsep}{environment.get("PYTHONPATH", "")}'
   command = [sys.executable, root / 'tests' / 'support' / 'killable.py', workdir, str(STEPS), cache]
   return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

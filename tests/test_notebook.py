@@ -6,6 +6,7 @@ import pathlib
 import nbclient
 import nbformat
 import pytest
+from support import xla_flags
 
 FOLDER = pathlib.Path(__file__).parents[1] / 'notebooks'
 
@@ -24,7 +25,7 @@ def test_the_committed_notebook_is_valid_and_light(path):
 def test_paint_one_picture_runs_and_shows_what_it_promises(monkeypatch):
   # The kernel finds the package where this test finds it, and needs one device.
   monkeypatch.setenv('PYTHONPATH', os.pathsep.join([str(FOLDER.parent), os.environ.get('PYTHONPATH', '')]))
-  monkeypatch.setenv('XLA_FLAGS', '')
+  monkeypatch.setenv('XLA_FLAGS', xla_flags.without_devices())
   notebook = nbformat.read(FOLDER / '01_paint_one_picture.ipynb', as_version=4)
   client = nbclient.NotebookClient(
     notebook, timeout=600, kernel_name='python3', resources={'metadata': {'path': FOLDER}}
