@@ -43,6 +43,12 @@ class Scribbler:
     return types.SimpleNamespace(trajectories=done)
 
 
+@pytest.fixture(scope='module')
+def tiny(tiny):
+  """Of two rows a batch: runs of this file take some 150 steps."""
+  return dataclasses.replace(tiny, data=dataclasses.replace(tiny.data, batch_size=2))
+
+
 @pytest.fixture(autouse=True)
 def scribbler(monkeypatch):
   monkeypatch.setattr(train, 'make_painter', Scribbler)
@@ -160,7 +166,7 @@ def test_self_sampled_drafts_reach_the_batches(finished, tiny):
   counts = []
   for before in (4, 5):
     data = feed.DataFeed(tiny, self_sampled=self_sampled.read_drafts(tiny, workdir, before=before))
-    pictures = np.concatenate([next(data).pictures.reshape(-1, 32, 32, 3) for _ in range(4)])
+    pictures = np.concatenate([next(data).pictures.reshape(-1, 32, 32, 3) for _ in range(16)])
     data.close()
     # Pictures of the world have a few flat colours; noise has a thousand.
     counts.append(sum(len(np.unique(p.reshape(-1, 3), axis=0)) > 900 for p in pictures))

@@ -28,7 +28,8 @@ def main(workdir: pathlib.Path, steps: int, cache: str):
   jax.config.update('jax_num_cpu_devices', 2)
   tiny = testing.tiny_config()
   settings = dataclasses.replace(tiny.train, steps=steps, checkpoint_every=2, log_every=1, self_samples=4)
-  data = dataclasses.replace(tiny.data, und_tokens=768)  # So many batches have a trajectory of more than 640 tokens.
+  # Some batches have a trajectory of more than 640 tokens.
+  data = dataclasses.replace(tiny.data, und_tokens=768, batch_size=4)
   config = dataclasses.replace(tiny, train=settings, data=data, mesh=dataclasses.replace(tiny.mesh, data=2))
   workdir.mkdir(exist_ok=True)
   consumed = (workdir / 'consumed.txt').open('a', buffering=1)
