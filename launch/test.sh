@@ -12,4 +12,4 @@ venv '[test]'
 .venv/bin/ruff format --check .
 .venv/bin/basedpyright
 # A process for each core, four at most (each takes 3 GB): most of the time goes into compiling, which is sequential.
-.venv/bin/python -m pytest -n auto --maxprocesses=4 --dist=loadfile "$@"
+.venv/bin/python -m pytest -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder "$@"

@@ -64,6 +64,14 @@ def _let_programs_go():
     gc.collect()
 
 
+# What takes a minute or so begins first: a process that began with it last would work alone at the end.
+_LONGEST = [f'test_{name}.py' for name in ('distributed', 'benchmarks', 'train', 'kill', 'parity_flow', 'accumulation')]
+
+
+def pytest_collection_modifyitems(items):
+  items.sort(key=lambda item: _LONGEST.index(item.path.name) if item.path.name in _LONGEST else len(_LONGEST))
+
+
 @pytest.fixture(scope='session')
 def tiny() -> config_lib.Config:
   return testing.tiny_config()

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-SPREAD = '-n auto --maxprocesses=4 --dist=loadfile'
+SPREAD = '-n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder'
 
 # Is new enough; `-m venv` puts itself there as .venv/bin/python; its name and arguments go to a log.
 STUB = """#!/usr/bin/env bash
