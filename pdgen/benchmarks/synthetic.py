@@ -1,6 +1,7 @@
 """Inputs without data: random weights, and rows packed of synthetic trajectories."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -21,18 +22,21 @@ _WORDS = 'a small round red thing stands beside the old wooden table, '
 
 def random_params(cfg: config_lib.ModelConfig) -> Any:
   """Random weights on the device, matrices in the compute dtype: as a painter holds them."""
+  numbers = iter(range(1_000_000))
+  key = jax.random.key(0, impl='rbg')
 
-  def draw(key: jax.Array, name: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+  def made(name: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    number = next(numbers)
     if not params_lib.is_matrix(name):
       return jnp.ones(leaf.shape, leaf.dtype)
-    return jax.random.normal(key, leaf.shape, jnp.dtype(cfg.dtype)) * jnp.asarray(leaf.shape[-2] ** -0.5, cfg.dtype)
+    return _random_matrix(jax.random.fold_in(key, number), leaf.shape, cfg.dtype)
 
-  made = jax.jit(draw, static_argnames=('name', 'leaf'))
-  keys = iter(range(1_000_000))
-  key = jax.random.key(0, impl='rbg')
-  return trees.map_with_path(
-    lambda name, leaf: made(jax.random.fold_in(key, next(keys)), name, leaf), interleaved.abstract_params(cfg)
-  )
+  return trees.map_with_path(made, interleaved.abstract_params(cfg))
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))  # Compiled once for all matrices of a shape.
+def _random_matrix(key: jax.Array, shape: tuple[int, ...], dtype: str) -> jax.Array:
+  return jax.random.normal(key, shape, jnp.dtype(dtype)) * jnp.asarray(shape[-2] ** -0.5, dtype)
 
 
 def config(sizes: sizes_lib.Sizes, *, tokens: int, depth: int | None = None) -> config_lib.Config:
