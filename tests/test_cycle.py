@@ -273,7 +273,8 @@ def _kept(state, row, segment):
   cache = jax.device_get(state.cache)
   at = np.flatnonzero(cache.tokens.segment[row] == segment)
   at = at[np.argsort(cache.tokens.order[row][at])]
-  return jax.tree.map(lambda x: x[row][at], cache.tokens), cache.k[:, row, at], cache.v[:, row, at]
+  k, v = (np.swapaxes(x, 2, 3)[:, row, at] for x in (cache.k, cache.v))
+  return jax.tree.map(lambda x: x[row][at], cache.tokens), k, v
 
 
 def test_the_cache_ends_as_the_sequence_of_the_trajectory(request_and_state, forwards):
@@ -359,7 +360,7 @@ def test_no_step_copies_the_cache():
   knobs, program = flow.SamplerParams.of(GREEDY), painter.spec(GREEDY)
   lowered = cycle.run.lower(painter.graphdef, painter.params, request, knobs, program)
   cached = jax.tree.leaves(lowered.out_info)[0].shape
-  assert cached[:2] == (cfg.depth, 3) and cached[3:] == (cfg.num_kv_heads, cfg.head_dim)
+  assert cached[:3] == (cfg.depth, 3, cfg.num_kv_heads) and cached[4] == cfg.head_dim
   loops, entry = lowered.compile(compiler_options=xla_flags.undone()).as_text().split('\nENTRY ')
   of_the_cache = re.compile(rf'= f32\[{",".join(map(str, cached))}\]\S* (\S+)\(')
   assert 'scatter' in of_the_cache.findall(loops)

@@ -1,6 +1,7 @@
 """Denoising from the cache gives the velocities of the training layout: same tokens, times, positions, visibility."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -68,17 +69,20 @@ def sampler(cfg):
   # Scales of 1 must not take the branches out of the program.
   program = painter.spec(dataclasses.replace(SAMPLING, text_guidance=2.0, image_guidance=2.0))
 
-  @jax.jit
-  def run(params, request, knobs, count):
+  @functools.partial(jax.jit, static_argnames='program')
+  def run(params, request, knobs, count, *, program):
     model = nnx.merge(painter.graphdef, params)
     state = cycle.prefill(model, request, knobs, program)
     state = state.replace(picture_count=state.picture_count + count)
     return cycle.denoise(model, state, knobs, program), state.status
 
-  def sample(*, count=0, flow_steps=1, **changes):
+  def sample(*, count=0, flow_steps=1, intervals=None, **changes):
     values = dataclasses.replace(SAMPLING, **changes)
     knobs = flow.SamplerParams.of(values).replace(flow_steps=jnp.int32(flow_steps))
-    z, status = run(painter.params, request, knobs, jnp.int32(count))
+    if intervals is not None:  # Of each row.
+      knobs = knobs.replace(guidance_interval=jnp.asarray([*intervals, (0.0, 1.0)]))
+    own = program._replace(drafts=values.draft_steps > 0, reuses=values.guidance_every > 1)
+    z, status = run(painter.params, request, knobs, jnp.int32(count), program=own)
     assert status.tolist() == [cycle.WAITING] * 3 + [cycle.ENDED]
     return np.asarray(z)[:3]
 
@@ -166,3 +170,41 @@ def test_noise_is_drawn_for_each_seed_and_each_picture(sampler):
     np.abs(np.corrcoef(np.stack([first[0], first[1], second[0], second[1]]).reshape(4, -1)) - np.eye(4)).max() < 0.2
   )
   assert abs(first[:2].mean()) < 0.1 and abs(first[:2].std() - 1) < 0.1
+
+
+SCALES = dict(text_guidance=3.0, image_guidance=1.5)
+
+
+def test_guidance_that_is_not_computed_at_every_step_is_not_dropped(sampler, trained):
+  guide = lambda v, v_text, v_image: v_image + 1.5 * (v_text + 3.0 * (v - v_text) - v_image)
+  noise = sampler(flow_steps=0)
+  v, *others = (trained(name, noise, 1.0) for name in BRANCHES)
+  half = noise - 0.5 * guide(v, *others)
+  later = trained('full', half, 0.5)
+  want = half - 0.5 * guide(later, *(later - (v - other) for other in others))
+  whole = [(0.0, 1.0)] * 3
+  got = sampler(flow_steps=2, guidance_every=2, intervals=whole, **SCALES)
+  np.testing.assert_allclose(got, want, atol=8 * TOLERANCE)
+  assert np.abs(got - sampler(flow_steps=2, **SCALES)).max(axis=(1, 2)).min() > 1e-3
+  # Counted from the first step that is guided, which is always computed: here the second one.
+  late = sampler(flow_steps=2, guidance_every=2, intervals=[(0.0, 0.6)] * 3, **SCALES)
+  want = sampler(flow_steps=2, guidance_interval=(0.0, 0.6), **SCALES)
+  np.testing.assert_allclose(late, want, atol=TOLERANCE)
+
+
+def test_guidance_is_computed_anew_for_each_trajectory_as_if_it_were_alone(sampler):
+  """The times of 5 steps are 1, .8, .6, .4, .2: the rows begin to be guided at the first, the second and the third."""
+  intervals = [(0.0, 1.0), (0.1, 0.9), (0.3, 0.7)]
+  options = dict(flow_steps=5, guidance_every=2, **SCALES)
+  together = sampler(intervals=intervals, **options)
+  for row, interval in enumerate(intervals):
+    alone = sampler(intervals=[interval] * 3, **options)
+    np.testing.assert_allclose(together[row], alone[row], atol=TOLERANCE)
+
+
+def test_drafts_take_steps_of_their_own(sampler):
+  few, many = (sampler(flow_steps=n, **SCALES) for n in (2, 5))
+  got = sampler(flow_steps=5, draft_steps=2, **SCALES)
+  for row, want in enumerate((few, many, few)):  # A draft, a refined picture, a draft.
+    np.testing.assert_allclose(got[row], want[row], atol=TOLERANCE)
+  assert np.abs(few - many).max(axis=(1, 2)).min() > 0.01

@@ -2,6 +2,7 @@
 
 import types
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -24,6 +25,8 @@ def _knobs(**changes):
     renorm_min=0.0,
     timestep_shift=1.0,
     flow_steps=1,
+    draft_steps=0,
+    guidance_every=1,
     max_edits=9,
   )
   return flow.SamplerParams(**{**values, **changes})
@@ -55,6 +58,66 @@ def test_the_first_time_is_exactly_one(shift):
   # Guidance is on up to t = 1: rounding above it would switch it off.
   knobs = _knobs(timestep_shift=jnp.float32(shift), flow_steps=jnp.int32(5))
   assert float(flow.time_at(jnp.int32(0), knobs)) == 1.0 and float(flow.time_at(jnp.int32(5), knobs)) == 0.0
+
+
+def _of_rates(at, memory):
+  """dz/dt = rate z, a rate a trajectory, whose solution is known; counts its calls."""
+  return RATES[:, None, None] * at.z, memory + 1
+
+
+RATES = np.array([0.5, -1.5], np.float32)
+NOISE = np.ones((2, 1, 1), np.float32)
+
+
+def _error(solver, steps):
+  """Largest distance to the solution z exp(-rate), with a time grid that is not even."""
+  knobs = _knobs(timestep_shift=3.0, flow_steps=jnp.int32(steps))
+  got = flow.integrate(jnp.asarray(NOISE), _of_rates, knobs, solver=solver, memory=0)
+  return np.abs(got[:, 0, 0] - np.exp(-RATES)).max()
+
+
+@pytest.mark.parametrize(('solver', 'order'), [('euler', 1), ('ab2', 2), ('heun', 2)])
+def test_solvers_have_their_order(solver, order):
+  # The last step is Euler's, whose error is of second order, too.
+  assert 0.8 * 2**order < _error(solver, 64) / _error(solver, 128) < 1.25 * 2**order
+  assert solver == 'euler' or _error(solver, 8) < 0.7 * _error('euler', 8)
+
+
+@pytest.mark.parametrize('solver', config.SOLVERS)
+def test_a_trajectory_takes_its_own_steps_beside_others(solver):
+  knobs = _knobs(timestep_shift=3.0, flow_steps=jnp.int32(9))
+  together = flow.integrate(
+    jnp.asarray(NOISE), _of_rates, knobs, solver=solver, memory=0, steps=jnp.array([2, 5], jnp.int32)
+  )
+  for row, steps in enumerate((2, 5)):
+    alone = flow.integrate(
+      jnp.asarray(NOISE), _of_rates, knobs.replace(flow_steps=jnp.int32(steps)), solver=solver, memory=0
+    )
+    np.testing.assert_allclose(together[row], alone[row], rtol=1e-6)
+
+
+@pytest.mark.parametrize('solver', config.SOLVERS)
+def test_evaluations_are_counted_as_they_are_made(solver):
+  calls = []
+
+  def velocity(at, memory):
+    jax.debug.callback(lambda t: calls.append(float(t)), at.t)
+    return at.z, memory
+
+  sampling = config.SamplingConfig(solver=solver, flow_steps=5, draft_steps=2)
+  knobs = flow.SamplerParams.of(sampling)
+  jax.block_until_ready(flow.integrate(jnp.asarray(NOISE), velocity, knobs, solver=solver))
+  jax.effects_barrier()
+  assert len(calls) == sampling.evaluations(refined=True) == (9 if solver == 'heun' else 5)
+  assert sampling.evaluations(refined=False) == (3 if solver == 'heun' else 2)
+
+
+@pytest.mark.parametrize('solver', config.SOLVERS)
+def test_the_last_step_ends_at_the_predicted_picture(solver):
+  """A model of clean latents, whose velocity is (z - picture) / t, ends at the picture exactly."""
+  velocity = lambda at, memory: ((at.z - 0.25) / at.t, memory)
+  got = flow.integrate(jnp.asarray(NOISE), velocity, _knobs(flow_steps=jnp.int32(3)), solver=solver)
+  np.testing.assert_allclose(got, np.full_like(NOISE, 0.25), atol=1e-6)
 
 
 # One trajectory of two tokens with two channels.

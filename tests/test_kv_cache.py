@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 from support import toy
 
-from pdgen.core import packed
+from pdgen.core import masks, packed
 from pdgen.models import attention, interleaved
 from pdgen.models.attention import decode
 from pdgen.sampling import kv_cache, spans
@@ -83,7 +83,7 @@ def test_in_chunks_equals_at_once(cfg, spare):
 
 def test_an_empty_slot_and_a_row_that_does_not_take_part_stay_as_they_are():
   cache = kv_cache.empty(toy.MODEL, batch=2, slots=5)
-  assert cache.k.shape == cache.v.shape == (2, 2, 5, 2, 8)
+  assert cache.k.shape == cache.v.shape == (2, 2, 2, 5, 8) and cache.slots == 5
   rng = np.random.default_rng(0)
   kv = tuple(jnp.asarray(rng.normal(size=(2, 2, 2, 2, 8)), jnp.float32) for _ in range(2))
   fields = dict(order=[[7, 8], [3, 4]], reach=[[7, 8], [9, 9]], span=[[0, 0], [4, 4]], noised=[[0, 0], [0, 0]])
@@ -96,6 +96,7 @@ def test_an_empty_slot_and_a_row_that_does_not_take_part_stay_as_they_are():
   np.testing.assert_array_equal(after.tokens.order, [[8, 0, 0, 7, 0], [0, 0, 3, 0, 0]])
   np.testing.assert_array_equal(after.tokens.span, [[0, 0, 0, 0, 0], [0, 0, 4, 0, 0]])
   for old, new, written in zip(cache[:2], after[:2], kv, strict=True):
+    new, old = (np.swapaxes(x, 2, 3) for x in (new, old))  # Slots before heads.
     np.testing.assert_array_equal(new[:, 0, [3, 0]], written[:, 0])
     np.testing.assert_array_equal(new[:, 1, 2], written[:, 1, 0])
     np.testing.assert_array_equal(new[:, 0, [1, 2, 4]], old[:, 0, [1, 2, 4]])
@@ -111,12 +112,13 @@ def test_writing_does_not_touch_what_is_there():
   cache = write(cache, (ones, 2 * ones), token, np.array([[1]]))
   cache = write(cache, (3 * ones, 4 * ones), token._replace(order=np.array([[9]], np.int32)), np.array([[2]]))
   cache = jax.device_get(cache)
-  np.testing.assert_array_equal(cache.k[0, 0, :, 0, 0], [0, 1, 3, 0])
-  np.testing.assert_array_equal(cache.v[0, 0, :, 0, 0], [0, 2, 4, 0])
+  np.testing.assert_array_equal(cache.k[0, 0, 0, :, 0], [0, 1, 3, 0])
+  np.testing.assert_array_equal(cache.v[0, 0, 0, :, 0], [0, 2, 4, 0])
   np.testing.assert_array_equal(cache.tokens.order, [[0, 1, 9, 0]])
 
 
-def test_chunks_that_nobody_sees_are_not_read():
+@pytest.mark.parametrize('few', [1, 0])
+def test_chunks_that_nobody_sees_are_not_read(few):
   """Those that are come first. What stands in the others does not matter: here it would make everything NaN."""
   chunk, heads = decode.CHUNK, (2, 4)
   segment = np.zeros((2, 5 * chunk - 7), np.int32)
@@ -125,18 +127,45 @@ def test_chunks_that_nobody_sees_are_not_read():
   cache = packed.TokenMeta(segment, zeros, zeros, zeros, zeros, zeros)
   ones = np.ones((2, 1), np.int32)
   query = packed.TokenMeta(ones, ones, ones, 0 * ones, 0 * ones, ones)
-  chunks = decode.prepare(query, cache)
-  assert chunks.order[: int(chunks.num_visible)].tolist() == [1, 4]
+  chunks = decode.prepare(query, cache, few=few)
+  order, count = (np.ravel(x) for x in (chunks.order, chunks.num_visible))
+  assert order[: int(count[0])].tolist() == [1, 4]
 
   rng = np.random.default_rng(0)
   q, k, v = (jnp.asarray(rng.normal(size=(2, 1, *heads)), jnp.float32) for _ in range(3))
-  stored = rng.normal(size=(2, 2, 2, segment.shape[1], *heads)).astype(np.float32)
+  stored = rng.normal(size=(2, 2, 2, heads[0], segment.shape[1], heads[1])).astype(np.float32)
   stored[:, 0] = np.nan  # another layer
-  stored[:, 1, :, :chunk] = stored[:, 1, :, 2 * chunk : 4 * chunk - 7] = np.nan
+  stored[:, 1, :, :, :chunk] = stored[:, 1, :, :, 2 * chunk : 4 * chunk - 7] = np.nan
   got = chunks.attend(q, k, v, attention.KVCacheLayer(*map(jnp.asarray, stored), jnp.int32(1)))
   layer = attention.KVCacheLayer(*np.nan_to_num(stored), 1)
   want = attention.attend(attention.prepare('reference', query, query, cache), q, k, v, layer)
   np.testing.assert_allclose(got, want, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(('new', 'few'), [(70, 256), (70, 0), (300, 256)])
+def test_new_tokens_read_cache_and_one_another_as_the_reference_does(new, few):
+  """Two packed rows, cut anywhere: what is in the cache lies in any order, with empty slots between."""
+  rng = np.random.default_rng(new + few)
+  length, slots = 620, 700
+  segment = np.sort(rng.integers(1, 4, (2, length)), axis=1)
+  order = np.stack([np.concatenate([np.arange(np.sum(row == s)) for s in (1, 2, 3)]) for row in segment])
+  noised = (rng.random((2, length)) < 0.3) & (order % 50 < 25)
+  span = np.where(order % 50 < 25, order // 50 * 4 + noised + 1, 0)
+  reach = np.where(span > 0, order // 50 * 50 - 1 + 25 * (noised == 0), order)
+  tokens = packed.TokenMeta(*(x.astype(np.int32) for x in (segment, order, reach, span, noised, order)))
+  places = np.stack([rng.permutation(length) for _ in range(2)])
+  mixed = packed.TokenMeta(*(np.take_along_axis(field, places, axis=1) for field in tokens))
+  query, old = (packed.TokenMeta(*(f[:, part] for f in mixed)) for part in (np.s_[:new], np.s_[new:]))
+  old = old._replace(segment=np.where(old.noised > 0, 0, old.segment))  # Noised copies are never kept.
+  cache = packed.TokenMeta(*(np.pad(f, ((0, 0), (0, slots - length + new))) for f in old))
+  q, k, v = (jnp.asarray(rng.normal(size=(2, new, heads, 8)), jnp.float32) for heads in (4, 2, 2))
+  stored = (jnp.asarray(rng.normal(size=(3, 2, 2, slots, 8)), jnp.float32) for _ in range(2))
+  layer = attention.KVCacheLayer(*stored, jnp.int32(2))
+  got = decode.prepare(query, cache, few=few).attend(q, k, v, layer)
+  want = attention.attend(attention.prepare('reference', query, query, cache), q, k, v, layer)
+  sees = np.asarray(masks.visible(query, packed.TokenMeta(*map(np.hstack, zip(cache, query, strict=True))))).any(-1)
+  assert sees.mean() > 0.9
+  np.testing.assert_allclose(got[sees], want[sees], atol=TOLERANCE)
 
 
 def test_the_cache_is_kept_in_the_compute_dtype():

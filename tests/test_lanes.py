@@ -1,12 +1,13 @@
 """Continuous batching: lanes that refill from a queue give what one batch of all trajectories gives, in less work."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import toy
+from support import toy, xla_flags
 
 from pdgen.core import config, trajectory
 from pdgen.inference import painter as painter_lib
@@ -84,6 +85,12 @@ def test_it_is_one_equation_that_calls_nobody_outside():
   for name in lanes.OUTPUTS:
     assert getattr(lowered.out_info, name).shape == getattr(state, name).shape
     assert getattr(lowered.out_info, name).dtype == getattr(state, name).dtype
+
+  # A conditional that changes them, or a phase that writes whole rows back, would copy the caches of all lanes.
+  cache = f'f32[{",".join(map(str, (state.cache.k.shape[0], LANES, *state.cache.k.shape[2:])))}]'
+  loops, _ = lowered.compile(compiler_options=xla_flags.undone()).as_text().split('\nENTRY ')
+  made = re.findall(rf'= {re.escape(cache)}\S* (\S+)\(', loops)
+  assert 'scatter' in made and 'copy' not in made
 
 
 @pytest.mark.parametrize('count', [1, 2, 3, 4, 5, 32])

@@ -80,7 +80,7 @@ def test_rows_and_weights_are_split():
   for leaf in jax.tree.leaves(batch):
     assert leaf.sharding.shard_shape(leaf.shape)[0] == 2
   state = painter.phases(SAMPLING).prefill(batch)
-  assert state.cache.k.sharding.shard_shape(state.cache.k.shape) == (2, 2, state.cache.k.shape[2], 1, 8)
+  assert state.cache.k.sharding.shard_shape(state.cache.k.shape) == (2, 2, 1, state.cache.slots, 8)
 
 
 def test_streams_on_a_mesh_compile_once(alone):

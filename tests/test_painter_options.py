@@ -36,6 +36,9 @@ OPTIONS = {
   'renorm_min': (0.5, False),
   'timestep_shift': (2.0, False),
   'flow_steps': (3, False),
+  'draft_steps': (5, True),  # From those of all pictures to others.
+  'solver': ('ab2', True),
+  'guidance_every': (2, True),  # From every step to some.
 }
 
 

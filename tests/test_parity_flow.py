@@ -59,7 +59,7 @@ def test_the_three_contexts_are_one_cache(how):
   positions = dict(full=state.position, cfg_text=state.picture_position, cfg_img=state.text_position)
   for branch, (segment, reach) in _BRANCHES.items():
     cache: attention.KVCache = state.cache
-    keys, order = inference.in_order(cache.tokens, cache.k[-1], cache.tokens.order, segment=segment)
+    keys, order = inference.in_order(cache.tokens, cache.k[-1].swapaxes(1, 2), cache.tokens.order, segment=segment)
     keys = keys[order <= (int(state.picture_order[0]) if reach else order.max())]
     equal([len(keys)], f'{FLOW}/{branch}_kv_lens')
     equal(positions[branch], f'{FLOW}/{branch}_ropes')
@@ -243,7 +243,7 @@ def test_whole_pictures_in_bfloat16():
 
 
 def test_the_sampler_paints_what_was_compared():
-  """`cycle.denoise` is `flow.euler` over `cycle.velocities`, on the model's own grid and noise."""
+  """`cycle.denoise` is `flow.integrate` over `cycle.velocities`, on the model's own grid and noise."""
   cfg, (shape, numbers) = golden_folder.model_config(), _run('global')
   cfg = presets.at_image_size(cfg, 3 * cfg.codec.patch)
   state, params = _state(), golden_folder.params()

@@ -214,9 +214,9 @@ def test_steps_that_a_cap_cut_are_not_counted():
   step = {'errors': ['extra'], 'inspected': False, 'rejected': False, 'refined': None}
   row = dict(tag='a', correct=True, edits=0, pictures=1, tokens=1, stop='picture_cap', well_formed=False, seconds=1.0)
   count = lambda **changes: (
-    process_figures.figures({'free': [{**row, 'steps': [step], **changes}]}, flow_steps=1, references=['free'])[
-      'free/recall'
-    ].count
+    process_figures.figures(
+      {'free': [{**row, 'steps': [step], **changes}]}, sampling=config.SamplingConfig(flow_steps=1), references=['free']
+    )['free/recall'].count
   )
   assert count() == 0 and count(stop='finished') == 1
   assert count(steps=[step, dict(step, inspected=True)]) == 2

@@ -84,6 +84,12 @@ class AblationsConfig:
       raise ValueError(f'config.tables names {unknown[0]!r}. Known: {list(arms.TABLES)}')
     if not self.tables or not self.seeds or len(set(self.seeds)) < len(self.seeds):
       raise ValueError(f'config.tables={self.tables} and config.seeds={self.seeds}: at least one each, no seed twice.')
+    for name in ('process', 'direct'):
+      sampling = getattr(self, name).sampling
+      if any(sampling.evaluations(refined=refined) != sampling.flow_steps for refined in (False, True)):
+        raise ValueError(
+          f'config.{name}.sampling: the tables count flow_steps a picture. Leave solver and draft_steps.'
+        )
 
   @property
   def arms(self) -> tuple[str, ...]:

@@ -51,7 +51,7 @@ def run(sizes: sizes_lib.Sizes) -> Iterator[dict[str, object]]:
   calls = [functools.partial(_prepare, sizes, params, side) for side in sizes.pictures]
   for side, ready in zip(sizes.pictures, clock.side_by_side(calls), strict=True):
     context = int(jnp.sum(ready.state.cache.tokens.segment[0] == spans.FULL))
-    shared = {'context': context, 'cache_slots': ready.state.cache.k.shape[2], 'first_call': ready.first_call}
+    shared = {'context': context, 'cache_slots': ready.state.cache.slots, 'first_call': ready.first_call}
     for guidance, (interval, branches) in INTERVALS.items():
       few, many = 2, 2 + max(10, sizes.flow_steps // 4)
       short, long = (ready.denoise(guidance_interval=interval, flow_steps=n).median for n in (few, many))

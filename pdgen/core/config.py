@@ -21,6 +21,7 @@ from pdgen.core.model_config import VaeConfig as VaeConfig
 from pdgen.core.model_config import VitConfig as VitConfig
 
 MOST = 2**31 - 1  # Of what is counted in int32.
+EULER, HEUN, AB2 = SOLVERS = ('euler', 'heun', 'ab2')  # `SamplingConfig.solver`
 FREE, OFF, FORCED, DICTATED = INSPECTIONS = ('free', 'off', 'forced', 'dictated')  # `SamplingConfig.inspection`
 
 
@@ -132,15 +133,20 @@ class TrainConfig:
 class SamplingConfig:
   """How trajectories are sampled.
 
-  The caps, `grammar`, `inspection`, `renorm`, `contiguous_positions`, and whether a scale of guidance, `top_p` or
-  `repetition_penalty` is 1, `top_k` 0, or there are `stop_texts`, shape the compiled program; the others are its
-  arguments.
+  The caps, `grammar`, `inspection`, `renorm`, `contiguous_positions`, `solver`, and whether a scale of guidance,
+  `top_p`, `repetition_penalty` or `guidance_every` is 1, `top_k` or `draft_steps` 0, or there are `stop_texts`, shape
+  the compiled program; the others are its arguments.
 
   Attributes:
     max_pictures: pictures a trajectory, drafts and refined ones together (paper: up to 5 steps).
     max_text_tokens: tokens of one text; the grammar closes what is open when it is reached.
     max_tokens: tokens a trajectory may add to its prompt (texts and picture copies): the size of its cache.
-    flow_steps: Euler steps a picture.
+    flow_steps: steps of the solver a picture.
+    draft_steps: steps of a draft; refined pictures take `flow_steps`; 0: so do drafts.
+    solver: `euler`; `ab2`: of second order, at one evaluation a step, too; `heun`: of second order, at two
+      (`sampling.flow.integrate`).
+    guidance_every: the branches of guidance are computed at one of so many steps, and what they take away from the
+      velocity is used again in between: a step without them costs one branch.
     grammar: hold texts to the format of plans and inspections; False lets the model write what it likes.
     inspection: of drafts; `free`: as the model likes. For studies (`evals.process`), all with the grammar: `off`: none,
       a draft is followed by a plan or the end; `forced`: of every draft, and it asks to refine; `dictated`: of every
@@ -170,6 +176,9 @@ class SamplingConfig:
   max_text_tokens: int = 96
   max_tokens: int = 1024
   flow_steps: int = 8
+  draft_steps: int = 0
+  solver: str = EULER
+  guidance_every: int = 1
   grammar: bool = True
   inspection: str = 'free'
   renorm: str = 'none'
@@ -196,17 +205,21 @@ class SamplingConfig:
     if self.stop_texts and self.inspection == DICTATED:
       raise ValueError("config.sampling.stop_texts has no say in what is dictated: leave it out with 'dictated'.")
     _check_stop_texts(self.stop_texts)
+    if self.solver not in SOLVERS:
+      raise ValueError(f'Unknown solver {self.solver!r} (config.sampling). Known: {list(SOLVERS)}')
     if self.renorm not in ('none', 'global', 'channel', 'text_channel'):
       raise ValueError(f"Unknown renorm {self.renorm!r}. Known: ['none', 'global', 'channel', 'text_channel']")
     dataclass_io.finite(self, 'sampling')
     dataclass_io.at_least(
       self, 'sampling', max_pictures=1, max_text_tokens=1, max_tokens=1, flow_steps=1, temperature=0, renorm_min=0
     )
+    dataclass_io.at_least(self, 'sampling', draft_steps=0, guidance_every=1)
     for name in ('timestep_shift', 'top_p', 'repetition_penalty'):
       dataclass_io.positive(self, 'sampling', name)
     dataclass_io.at_least(self, 'sampling', timestep_shift=1e-6)  # Less is 0 in float32, some of it.
     # temperature: from about 1e37 on, noise times temperature is infinite, and what the grammar forbids is written.
     dataclass_io.at_most(self, 'sampling', temperature=1e6, renorm_min=1, flow_steps=10_000, timestep_shift=1e6)
+    dataclass_io.at_most(self, 'sampling', draft_steps=10_000, guidance_every=10_000)
     dataclass_io.at_least(self, 'sampling', max_edits=0, top_k=0)
     dataclass_io.at_most(self, 'sampling', top_k=MOST, top_p=1, repetition_penalty=1e3)
     dataclass_io.at_most(self, 'sampling', max_edits=MOST, max_pictures=MOST, max_text_tokens=MOST, max_tokens=MOST)
@@ -214,6 +227,11 @@ class SamplingConfig:
       raise ValueError(
         f'config.sampling.guidance_interval={self.guidance_interval}: give two times, the lower one first.'
       )
+
+  def evaluations(self, *, refined: bool) -> int:
+    """Velocities that a picture takes, of all branches of guidance one: of a refined picture, or of a draft."""
+    steps = self.flow_steps if refined or not self.draft_steps else self.draft_steps
+    return 2 * steps - 1 if self.solver == HEUN else steps
 
 
 def _check_stop_texts(texts: tuple[str, ...]):

@@ -24,7 +24,7 @@ class Phase(NamedTuple):
 
 
 def sample_flops(config: config_lib.Config, *, batch_size: int, prefix: int) -> dict[str, Phase]:
-  """The phases by name: `text` (decode steps), `denoise` (Euler steps), `look` (the picture enters the cache).
+  """The phases by name: `text` (decode steps), `denoise` (velocities), `look` (the picture enters the cache).
 
   Args:
     config: of the model and the sampler.
@@ -40,7 +40,9 @@ def sample_flops(config: config_lib.Config, *, batch_size: int, prefix: int) -> 
   texts = min(sampling.max_tokens - in_pictures, 2 * pictures * (sampling.max_text_tokens + 2))
   context = (prefix + texts + in_pictures) / 2
   branches = 1 + (sampling.text_guidance != 1.0) + (sampling.image_guidance != 1.0)
-  copies = 1 + (branches - 1) * _guided(sampling)
+  copies = 1 + (branches - 1) * _guided(sampling) / sampling.guidance_every
+  # Of the longest trajectories every other picture is a refined one.
+  evaluations = sum(sampling.evaluations(refined=refined) for refined in (False, True)) / 2
 
   def phase(calls: int, und: float, gen: float, logits: int) -> Phase:
     attention = cfg.depth * 4 * inner * (und + gen) * context
@@ -55,7 +57,7 @@ def sample_flops(config: config_lib.Config, *, batch_size: int, prefix: int) -> 
   und_in_picture = cfg.picture_tokens - cfg.latent_tokens
   return {
     'text': phase(texts, 1, 0, 1),
-    'denoise': phase(pictures * sampling.flow_steps, 2 * copies, cfg.latent_tokens * copies, 0),
+    'denoise': phase(round(pictures * evaluations), 2 * copies, cfg.latent_tokens * copies, 0),
     'look': phase(pictures, und_in_picture, cfg.latent_tokens, 1),
   }
 

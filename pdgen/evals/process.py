@@ -119,7 +119,7 @@ class Process:
     for setting in sorted(self.settings, key=lambda setting: setting != FREE):  # FREE first: budgets start from it.
       rows[setting] = self._rows(painter, out, setting, rows.get(FREE, []))
     rows = {setting: rows[setting] for setting in self.settings}
-    values = process_figures.figures(rows, flow_steps=sampling.flow_steps, references=(NO_EDITS, APPROVED))
+    values = process_figures.figures(rows, sampling=sampling, references=(NO_EDITS, APPROVED))
     return base.Scores(
       name=self.name,
       values=values,

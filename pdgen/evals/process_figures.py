@@ -4,6 +4,7 @@ import collections
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pdgen.core import config as config_lib
 from pdgen.core import trajectory as trajectory_lib
 from pdgen.evals import intervals
 
@@ -11,7 +12,9 @@ Row = Mapping[str, Any]
 Values = dict[str, intervals.Estimate]
 
 
-def figures(rows: Mapping[str, Sequence[Row]], *, flow_steps: int, references: Sequence[str]) -> Values:
+def figures(
+  rows: Mapping[str, Sequence[Row]], *, sampling: config_lib.SamplingConfig, references: Sequence[str]
+) -> Values:
   """Figures by name, `<setting>/<figure>`.
 
     accuracy                        right paintings, mean over tasks; Wilson, square-and-add
@@ -19,7 +22,7 @@ def figures(rows: Mapping[str, Sequence[Row]], *, flow_steps: int, references: S
                                     wrong there; wrong of those right there. Against another one: gain/NAME, ..
     finished, well_formed           ended by themselves; of whole form, too
     edits, pictures, tokens         of a painting
-    evaluations                     Euler steps of a painting (the paper's 131 = 2.62 x 50)
+    evaluations                     velocities of a painting (the paper's 131 = 2.62 x 50)
     seconds                         of a picture, all counted; batches that compiled are left out
     drafts_right, refined_right     steps
     recall, recall/KIND, precision  of `<refine>`: wrong drafts that are rejected; rejected drafts that are wrong
@@ -32,12 +35,12 @@ def figures(rows: Mapping[str, Sequence[Row]], *, flow_steps: int, references: S
 
   Args:
     rows: of `evals.process.Process`, by setting; the same prompts in each.
-    flow_steps: Euler steps a picture.
+    sampling: what a picture takes.
     references: settings that the others are compared with; those that are absent are left out.
   """
   values: Values = {}
   for setting, of in rows.items():
-    values |= {f'{setting}/{name}': e for name, e in _paintings(of, flow_steps).items()}
+    values |= {f'{setting}/{name}': e for name, e in _paintings(of, sampling).items()}
     for reference in references:
       if setting != reference and reference in rows:
         end = '' if reference == references[0] else f'/{reference}'
@@ -46,17 +49,19 @@ def figures(rows: Mapping[str, Sequence[Row]], *, flow_steps: int, references: S
   return values
 
 
-def _paintings(rows: Sequence[Row], flow_steps: int) -> Values:
+def _paintings(rows: Sequence[Row], sampling: config_lib.SamplingConfig) -> Values:
   tasks = collections.defaultdict(list)
   for row in rows:
     tasks[row['tag']].append(row['correct'])
+  draft, refined = (sampling.evaluations(refined=refined) for refined in (False, True))
+  evaluations = [(row['pictures'] - row['edits']) * draft + row['edits'] * refined for row in rows]
   timed = [row for row in rows if row['seconds'] is not None]
   return {
     'accuracy': intervals.mean_of_rates([intervals.rate(answers) for answers in tasks.values()]),
     'finished': intervals.rate(row['stop'] == trajectory_lib.FINISHED for row in rows).estimate,
     'well_formed': intervals.rate(row['well_formed'] for row in rows).estimate,
     **{name: intervals.ratio([row[name] for row in rows]) for name in ('edits', 'pictures', 'tokens')},
-    'evaluations': intervals.ratio([row['pictures'] * flow_steps for row in rows]),
+    'evaluations': intervals.ratio(evaluations),
     'seconds': intervals.ratio([row['seconds'] for row in timed], [row['pictures'] for row in timed]),
   }
 

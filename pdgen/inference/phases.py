@@ -93,7 +93,7 @@ def _compiled(phase: Callable[..., Any], *, donate: bool) -> Any:
 
 def _over_mesh(state: cycle.State) -> cycle.State:
   """The state split in one way, whichever phase made it, so that the next phase compiles once."""
-  heads = lambda x: mesh_lib.constrain(x, None, mesh_lib.ROWS, None, 'tensor')
+  heads = lambda x: mesh_lib.constrain(x, None, mesh_lib.ROWS, 'tensor')
   rows = lambda x: mesh_lib.constrain(x, mesh_lib.ROWS)
   tokens = jax.tree.map(rows, state.cache.tokens)
   cache = attention.KVCache(heads(state.cache.k), heads(state.cache.v), tokens)

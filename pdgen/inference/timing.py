@@ -113,6 +113,7 @@ def _compiled(phase: Callable[..., Any], *, donate: bool = True) -> Any:
 
 _start, _denoise = _compiled(lanes.start), _compiled(lanes.denoise, donate=False)
 _LANES = {phase: _compiled(phase) for phase in lanes.PHASES}
+_LANES[lanes.write] = _compiled(functools.partial(lanes.stretch, lanes.write))  # All steps until another phase.
 _SPENT_ON = {lanes.refill: 'reading', lanes.paint: 'looking', lanes.write: 'text'}
 
 

@@ -161,7 +161,7 @@ class Trunk(nnx.Module):
     und_angles, gen_angles = (layers.rope_angles(t.position, cfg.head_dim, cfg.rope_theta) for t in (und, gen))
     rope = PerExpert(und_angles, gen_angles)
     query = packed.TokenMeta(*(concat_streams(*pair) for pair in zip(und, gen, strict=True)))
-    if cache is not None and not cache.k.shape[2]:
+    if cache is not None and not cache.slots:
       cache = None  # room for nothing
     mask = attention.prepare(cfg.attention, query, query, None if cache is None else cache.tokens)
     graphdef, weights = nnx.split(self.layers)

@@ -79,6 +79,11 @@ class Layout:
       return self.cfg.picture_tokens_of(self.size)
     return (self.latent.own + 2 + (self.vit.own + 2 if self.vit.total else 0))[:, 0]
 
+  @property
+  def most_tokens(self) -> int:
+    """Of any row."""
+    return self.latent.total + 2 + (self.vit.total + 2 if self.vit.total else 0)
+
   def slots(self, tokens: packed.TokenMeta) -> jax.Array:
     """Numbers of new tokens in the cache: int32[1 or B, T], without gaps. tokens: that are written."""
     if self.grids is None:

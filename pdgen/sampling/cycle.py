@@ -7,7 +7,6 @@ its own cache slots and its own positions.
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -203,7 +202,7 @@ def append_token(model: interleaved.Interleaved, state: State, spec: SamplerSpec
   und = spans.text_tokens(state.next_input, active, state.order, state.position, without_pictures)
   slots = state.slot[:, None]
   if spec.image_branch:
-    slots = slots + jnp.array([[0, state.cache.k.shape[2] // 2]])
+    slots = slots + jnp.array([[0, state.cache.slots // 2]])
   hidden, kv = _extend_text(model, und, state.cache)
   grammar = grammar_lib.after_token(state.grammar, state.next_input, spec.grammar)
   state = state.replace(
@@ -266,13 +265,18 @@ def denoise(model: interleaved.Interleaved, state: State, sampler: flow.SamplerP
     return jax.random.normal(key, (cells, model.codec.channels))  # Of a cell it is the same whatever their number.
 
   z = jax.vmap(noise)(state.key, state.picture_count)
-  return flow.euler(z, velocities(model, state, sampler, spec), sampler)
+  steps = None
+  if spec.drafts:  # Rows that do not wait hold nobody up.
+    steps = jnp.where(state.grammar.refining, sampler.flow_steps, sampler.draft_steps)
+    steps = jnp.where(state.status == WAITING, steps, 0)
+  velocity, memory = velocities(model, state, sampler, spec)
+  return flow.integrate(z, velocity, sampler, solver=spec.sampling.solver, steps=steps, memory=memory)
 
 
 def velocities(
   model: interleaved.Interleaved, state: State, sampler: flow.SamplerParams, spec: SamplerSpec
-) -> Callable[[jax.Array, jax.Array], jax.Array]:
-  """The guided velocity of the next pictures, of z: f32[B, Q, C] and t: f32[]; one forward for all branches.
+) -> tuple[flow.Velocity, Any]:
+  """The guided velocity of the next pictures, and the memory that it begins with; one forward for all branches.
 
   Args:
     model: with its parameters.
@@ -288,28 +292,25 @@ def velocities(
   if spec.image_branch:
     branches.append(spans.Branch(spans.TEXT_ONLY, state.order - 1, state.text_position))
 
-  def forward(z: jax.Array, t: jax.Array, count: int) -> list[jax.Array]:
+  def forward(at: flow.At, count: int) -> list[jax.Array]:
     und, gen = spans.noised_copies(spec.specials, active, branches[:count], state.order, cells)
-    copies = packed.PackedBatch(und, gen, _no_pictures(model, z.shape[0]))
-    t = jnp.broadcast_to(t, (z.shape[0], count * z.shape[1]))
-    z = jnp.tile(z, (1, count, 1))
+    copies = packed.PackedBatch(und, gen, _no_pictures(model, at.z.shape[0]))
+    t = jnp.broadcast_to(jnp.reshape(at.t, (-1, 1)), (at.z.shape[0], count * at.z.shape[1]))
+    z = jnp.tile(at.z, (1, count, 1))
     hidden, _ = model.extend(copies, z, t, state.cache)
     # Zero where no picture is: what is there stays finite, and no norm counts it.
     return [cells.mask(v) for v in jnp.split(model.velocity(hidden.gen, z, t), count, axis=1)]
 
-  def guided(z: jax.Array, t: jax.Array) -> jax.Array:
-    v, *others = forward(z, t, len(branches))
+  def guide(at: flow.At, v: jax.Array, others: list[jax.Array]) -> jax.Array:
     v_text, v_image = others[0] if spec.text_branch else None, others[-1] if spec.image_branch else None
-    result, on = flow.guide(v, v_text, v_image, sampler, renorm=spec.sampling.renorm), flow.is_guided(t, sampler)
+    result, on = flow.guide(v, v_text, v_image, sampler, renorm=spec.sampling.renorm), flow.is_guided(at.t, sampler)
     return jnp.where(on[:, None, None], result, v) if on.ndim else result
 
-  plain = lambda z, t: forward(z, t, 1)[0]
-
-  def velocity(z: jax.Array, t: jax.Array) -> jax.Array:
-    any_guided = jnp.any(flow.is_guided(t, sampler))
-    return jax.lax.cond(any_guided, guided, plain, z, t) if len(branches) > 1 else plain(z, t)
-
-  return velocity
+  kept = None
+  if spec.reuses:
+    zeros = jnp.zeros((state.status.shape[0], cells.total, model.codec.channels))
+    kept = flow.Kept(jnp.zeros(state.status.shape, jnp.int32), [zeros for _ in branches[1:]])
+  return flow.with_guidance(forward, guide, sampler, branches=len(branches)), kept
 
 
 def max_tokens_per_round(sampling: config_lib.SamplingConfig, picture_tokens: Any) -> Any:
@@ -355,7 +356,7 @@ def choose_next(
     token = jnp.where(dictated >= 0, dictated, token)
   # Caps end a trajectory only where it has just looked at a picture, so that it ends with a whole one, or may end.
   may_end, looked = state.grammar.may_end, state.grammar.may_end & state.grammar.painted_last
-  room = state.cache.k.shape[2] // (1 + spec.image_branch) - state.slot
+  room = state.cache.slots // (1 + spec.image_branch) - state.slot
   most = max_tokens_per_round(spec.sampling, _layout(model, state, spec).picture_tokens)
   stop = jnp.where(may_end & (room < most), TOKEN_CAP, RUNNING)
   stop = jnp.where(looked & (state.picture_count >= state.picture_limit), PICTURE_CAP, stop)

@@ -13,8 +13,8 @@ from pdgen.models import attention
 
 
 def empty(cfg: config_lib.ModelConfig, *, batch: int, slots: int) -> attention.KVCache:
-  """An empty cache of `slots` tokens a trajectory: k, v [L, B, slots, K, H] in the compute dtype."""
-  shape = (cfg.depth, batch, slots, cfg.num_kv_heads, cfg.head_dim)
+  """An empty cache of `slots` tokens a trajectory: k, v [L, B, K, slots, H] in the compute dtype."""
+  shape = (cfg.depth, batch, cfg.num_kv_heads, slots, cfg.head_dim)
   zeros = jnp.zeros((batch, slots), jnp.int32)
   k = jnp.zeros(shape, jnp.dtype(cfg.dtype))
   return attention.KVCache(k, jnp.zeros_like(k), packed.TokenMeta(*(zeros,) * len(packed.TokenMeta._fields)))
@@ -42,31 +42,32 @@ def write(
     slots: int32[B, T], where they go.
     after: [B, T, D], final hidden states of the forward that computed kv.
   """
-  size = cache.k.shape[2]
+  size = cache.slots
   barrier = jnp.isfinite(after[:, -1:, 0])
   slots = jnp.where((tokens.segment > 0) & barrier, slots, size)  # out of range: dropped
-  k, v = (scatter_rows(old, slots, new, axis=1) for old, new in zip(cache[:2], kv, strict=True))
+  k, v = (scatter_rows(old, slots, new.swapaxes(2, 3), axes=(1, 3)) for old, new in zip(cache[:2], kv, strict=True))
   meta = (scatter_rows(old, slots, new) for old, new in zip(cache.tokens, tokens, strict=True))
   return attention.KVCache(k, v, packed.TokenMeta(*meta))
 
 
-def scatter_rows(into: jax.Array, places: jax.Array, new: jax.Array, *, axis: int = 0) -> jax.Array:
+def scatter_rows(into: jax.Array, places: jax.Array, new: jax.Array, *, axes: tuple[int, int] = (0, 1)) -> jax.Array:
   """Writes each row's new items into its places; nothing where a place is out of range.
 
   The scatter has the rows as a batch dimension, so that each device writes its own rows: for `into.at[rows, places]`
   XLA gathered all new items, and whole pictures, on every device. `jax.vmap` gives one too, but moves B to the front.
 
   Args:
-    into: [..., B, N, ...], B at `axis`.
+    into: [..., B, .., N, ...], B and N at `axes`.
     places: int32[B, T], in [0, N).
-    new: [..., B, T, ...].
-    axis: of B.
+    new: the same with T in the place of N.
+    axes: those of B and of N, that of B first.
   """
+  row, place = axes
   dimensions = jax.lax.ScatterDimensionNumbers(
-    update_window_dims=tuple(i for i in range(new.ndim) if i not in (axis, axis + 1)),
-    inserted_window_dims=(axis + 1,),
-    scatter_dims_to_operand_dims=(axis + 1,),
-    operand_batching_dims=(axis,),
+    update_window_dims=tuple(i for i in range(new.ndim) if i not in axes),
+    inserted_window_dims=(place,),
+    scatter_dims_to_operand_dims=(place,),
+    operand_batching_dims=(row,),
     scatter_indices_batching_dims=(0,),
   )
   return jax.lax.scatter(into, places[..., None], new.astype(into.dtype), dimensions, mode='drop')

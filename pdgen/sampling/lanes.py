@@ -14,11 +14,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx, struct
 
-from pdgen.models import interleaved
-from pdgen.sampling import cycle, flow
+from pdgen.models import attention, interleaved
+from pdgen.sampling import canvas, cycle, flow
 from pdgen.sampling.sampler_spec import SamplerSpec
 
 T = TypeVar('T')
+Phase = Callable[..., 'Work']  # Of (model, work, *, queue, spec, plan).
 LEAST = 4  # Lanes for which it pays: one paints while the others write.
 # Fields of a state that are given out, of each trajectory.
 OUTPUTS = ('output_tokens', 'output_logprobs', 'output_count', 'pictures', 'picture_count', 'finite', 'stop')
@@ -80,14 +81,25 @@ def run(graphdef: nnx.GraphDef, params: Any, queue: Queue, spec: SamplerSpec, pl
   graphdef: structure of the model (`interleaved.graphdef`). params: its parameters.
   """
   model = nnx.merge(graphdef, params)
-  phases = [functools.partial(phase, model, queue=queue, spec=spec, plan=plan) for phase in PHASES]
 
   def turn(work: Work) -> Work:
-    return jax.lax.switch(next_phase(work, queue, plan), phases, work)
+    # Loops, not a `switch`: XLA copies what a branch of a conditional changes, here the caches of all lanes.
+    for phase in PHASES:
+      work = stretch(phase, model, work, queue=queue, spec=spec, plan=plan)
+    return work
 
   work = start(model, queue=queue, spec=spec, plan=plan)
   work = jax.lax.while_loop(lambda work: next_phase(work, queue, plan) < len(PHASES), turn, work)
   return output(work)
+
+
+def stretch(phase: Phase, model: interleaved.Interleaved, work: Work, *, queue: Queue, **static: Any) -> Work:
+  """A phase again and again, until another one comes next. static: `spec` and `plan`."""
+  return jax.lax.while_loop(
+    lambda work: next_phase(work, queue, static['plan']) == PHASES.index(phase),
+    lambda work: phase(model, work, queue=queue, **static),
+    work,
+  )
 
 
 def next_phase(work: Work, queue: Queue, plan: Plan) -> jax.Array:
@@ -101,13 +113,18 @@ def next_phase(work: Work, queue: Queue, plan: Plan) -> jax.Array:
 
 def refill(model: interleaved.Interleaved, work: Work, *, queue: Queue, spec: SamplerSpec, plan: Plan) -> Work:
   """Lanes that have ended take the next trajectories."""
+  prefix = queue.batch.prefix
+  und, gen = (stream.tokens.order.shape[1] for stream in (prefix.und, prefix.gen))
   lanes = _first(work.state.status == cycle.ENDED, plan.read_rows)
   numbers = work.taken + jnp.arange(plan.read_rows)
   filled = (work.state.status[lanes] == cycle.ENDED) & (numbers < queue.count)
   new = cycle.prefill(model, _take(queue.batch, numbers), _of_rows(queue.sampler, numbers), spec)
   lanes = jnp.where(filled, lanes, plan.lanes)  # Out of range: dropped.
+  slots = jnp.arange(und + gen)  # `cycle.prefill` fills no others.
+  if spec.image_branch:
+    slots = jnp.concatenate([slots, new.cache.slots // 2 + jnp.arange(und)])
   return Work(
-    state=_put(work.state, new, lanes),
+    state=_put(work.state, new, lanes, jnp.broadcast_to(slots, (plan.read_rows, slots.shape[0]))),
     trajectory=work.trajectory.at[lanes].set(numbers, mode='drop'),
     taken=work.taken + jnp.sum(filled),
     done=_keep(work, lanes),
@@ -117,18 +134,21 @@ def refill(model: interleaved.Interleaved, work: Work, *, queue: Queue, spec: Sa
 def paint(model: interleaved.Interleaved, work: Work, *, queue: Queue, spec: SamplerSpec, plan: Plan) -> Work:
   """The picture phase of lanes that wait."""
   lanes, some, sampler = _who_paints(work, queue, plan)
+  first = some.slot[:, None]
   some = cycle.picture_phase(model, some, sampler, spec)
-  return work.replace(state=_put(work.state, some, lanes).replace(rounds=some.rounds))
+  most = canvas.layout(model.cfg, spec.size, spec.most, some.grids).most_tokens
+  slots = first + jnp.arange(most)[None]
+  slots = jnp.where(slots < some.slot[:, None], slots, some.cache.slots)  # Out of range: dropped.
+  return work.replace(state=_put(work.state, some, lanes, slots).replace(rounds=some.rounds))
 
 
 def write(model: interleaved.Interleaved, work: Work, *, queue: Queue, spec: SamplerSpec, plan: Plan) -> Work:
-  """Decode steps until something else comes next."""
+  """A decode step."""
   sampler = _of_rows(queue.sampler, work.trajectory)
-  step = lambda work: work.replace(state=cycle.decode_step(model, work.state, sampler, spec))
-  return jax.lax.while_loop(lambda work: next_phase(work, queue, plan) == PHASES.index(write), step, work)
+  return work.replace(state=cycle.decode_step(model, work.state, sampler, spec))
 
 
-PHASES = (refill, paint, write)
+PHASES: tuple[Phase, ...] = (refill, paint, write)
 
 
 def denoise(model: interleaved.Interleaved, work: Work, *, queue: Queue, spec: SamplerSpec, plan: Plan) -> jax.Array:
@@ -160,7 +180,9 @@ def start(model: interleaved.Interleaved, *, queue: Queue, spec: SamplerSpec, pl
 def _who_paints(work: Work, queue: Queue, plan: Plan) -> tuple[jax.Array, cycle.State, flow.SamplerParams]:
   """The first lanes that wait, and others where they are less; their state; their numbers of the sampler."""
   lanes = _first(work.state.status == cycle.WAITING, plan.paint_rows)
-  some = _per_row(lambda axis, x: jnp.take(x, lanes, axis=axis), work.state)
+  some = _per_row(lambda x: jnp.take(x, lanes, axis=0, mode='clip'), work.state)
+  k, v = (jnp.take(x, lanes, axis=1, mode='clip') for x in work.state.cache[:2])
+  some = some.replace(cache=some.cache._replace(k=k, v=v))
   return lanes, some, _of_rows(queue.sampler, work.trajectory[lanes])
 
 
@@ -198,15 +220,23 @@ def _take(tree: T, rows: jax.Array) -> T:
   return jax.tree.map(lambda x: jnp.take(x, rows, axis=0, mode='clip'), tree)
 
 
-def _put(state: cycle.State, some: cycle.State, lanes: jax.Array) -> cycle.State:
-  """The state with these lanes replaced, none twice; nothing for a lane out of range."""
-  return _per_row(lambda axis, x, new: x.at[(slice(None),) * axis + (lanes,)].set(new, mode='drop'), state, some)
+def _put(state: cycle.State, some: cycle.State, lanes: jax.Array, slots: jax.Array) -> cycle.State:
+  """The state with these lanes replaced, none twice; nothing for a lane out of range.
+
+  slots: int32[lanes, N], those whose keys and values are new; the others stay as they are, and so are not copied.
+  """
+
+  def kv(old: jax.Array, new: jax.Array) -> jax.Array:
+    new = jnp.take_along_axis(new, slots[None, :, None, :, None], axis=3, mode='clip')
+    return old.at[:, lanes[:, None], :, slots].set(new.transpose(1, 3, 0, 2, 4), mode='drop')
+
+  made = _per_row(lambda x, new: x.at[lanes].set(new, mode='drop'), state, some)
+  k, v = (kv(getattr(state.cache, name), getattr(some.cache, name)) for name in ('k', 'v'))
+  return made.replace(cache=attention.KVCache(k, v, made.cache.tokens))
 
 
 def _per_row(f: Callable[..., Any], state: cycle.State, *others: cycle.State) -> cycle.State:
-  """`f(axis of the rows, leaf, *leaves)` of every leaf that has rows; counts of the whole stay those of `state`."""
-  states = (state, *others)
-  k, v = (f(1, *(getattr(s.cache, name) for s in states)) for name in ('k', 'v'))
-  rest = [s.replace(cache=s.cache.tokens) for s in states]  # Rows first.
-  made: Any = jax.tree.map(lambda x, *more: f(0, x, *more) if x.ndim else x, *rest)
-  return made.replace(cache=state.cache._replace(k=k, v=v, tokens=made.cache))
+  """`f(leaf, *leaves)` of every leaf that has rows first; the others, and keys and values, are those of `state`."""
+  rest = [s.replace(cache=s.cache.tokens) for s in (state, *others)]
+  made: Any = jax.tree.map(lambda x, *more: f(x, *more) if x.ndim else x, *rest)
+  return made.replace(cache=state.cache._replace(tokens=made.cache))

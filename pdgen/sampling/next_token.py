@@ -63,7 +63,8 @@ def sample(
   noisy = jax.lax.cond(jnp.any(sampler.temperature > 0), noised, lambda logits: logits, logits)
   token = jnp.argmax(noisy, axis=-1).astype(jnp.int32)
   chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)
-  return Choice(token, (chosen / scale)[:, 0] - jax.nn.logsumexp(logits / scale, axis=-1))
+  logprob = (chosen / scale)[:, 0] - jax.nn.logsumexp(logits / scale, axis=-1)
+  return Choice(token, jnp.minimum(logprob, 0.0))  # Rounding may put a certain token above.
 
 
 def last_words(

@@ -19,6 +19,8 @@ class SamplerSpec(NamedTuple):
   ranks: bool = False  # Only the likeliest tokens are drawn: top-k or top-p is on.
   penalises: bool = False  # The repetition penalty is on.
   stops: bool = False  # Texts end at stop texts.
+  drafts: bool = False  # Drafts have a number of steps of their own.
+  reuses: bool = False  # Branches of guidance are not computed at every step.
   size: canvas.Size = None  # Of the pictures that are painted, or of the canvas that holds them.
   most: canvas.Most | None = None  # Cells of a row where its pictures have a size of their own; None: all have `size`.
 
@@ -43,6 +45,8 @@ class SamplerSpec(NamedTuple):
       ranks=sampling.top_k > 0 or sampling.top_p < 1.0,
       penalises=sampling.repetition_penalty != 1.0,
       stops=bool(sampling.stop_texts),
+      drafts=sampling.draft_steps not in (0, sampling.flow_steps),
+      reuses=sampling.guidance_every > 1 and (sampling.text_guidance != 1.0 or sampling.image_guidance != 1.0),
       size=size,
       most=most,
     )

@@ -133,14 +133,16 @@ def _of_grid(shape, grid, cfg):
 def velocity(params, state, z, t, knobs_, *, cfg, shape, grid):
   """The guided velocity of the next pictures: f32[B, Q, C]."""
   shape = _of_grid(shape, grid, cfg)
-  return cycle.velocities(nnx.merge(interleaved.graphdef(cfg), params), state, knobs_, shape)(z, t)
+  of, memory = cycle.velocities(nnx.merge(interleaved.graphdef(cfg), params), state, knobs_, shape)
+  return of(flow.At(z, t), memory)[0]
 
 
 @functools.partial(jax.jit, static_argnames=('cfg', 'shape', 'grid'))
 def paint(params, state, z, knobs_, *, cfg, shape, grid):
   """From noise to latents, pixels [B, H, W, 3] and picture uint8[B, H, W, 3], as the sampler's picture phase does."""
   model = nnx.merge(interleaved.graphdef(cfg), params)
-  z = flow.euler(z, cycle.velocities(model, state, knobs_, _of_grid(shape, grid, cfg)), knobs_)
+  velocity, memory = cycle.velocities(model, state, knobs_, _of_grid(shape, grid, cfg))
+  z = flow.integrate(z, velocity, knobs_, memory=memory)
   decoded = model.codec.decode(z, rows=grid[0])
   return z, decoded, model.codec.to_uint8(decoded)
 
@@ -158,7 +160,8 @@ def in_order(tokens_, *arrays, segment=spans.FULL, row=0):
 def cached(state, layer, *, segment=spans.FULL, row=0):
   """Keys and values of a layer in the order of the sequence: [T, K, H] each."""
   cache: attention.KVCache = state.cache
-  return in_order(cache.tokens, cache.k[layer], cache.v[layer], segment=segment, row=row)
+  k, v = (x[layer].swapaxes(1, 2) for x in (cache.k, cache.v))  # Slots before heads.
+  return in_order(cache.tokens, k, v, segment=segment, row=row)
 
 
 def transform(name):

@@ -33,18 +33,17 @@ def _reference(query: packed.TokenMeta, key: packed.TokenMeta, cache: packed.Tok
 
 
 def _blockwise(query: packed.TokenMeta, key: packed.TokenMeta, cache: packed.TokenMeta | None) -> BlockMask:
-  tokens = query.order.shape[1]
-  if cache is not None and tokens <= _FEW:
-    return decode.prepare(query, cache)
+  if cache is not None:
+    return decode.prepare(query, cache, few=_FEW)
   # Padding a prompt of a few tokens to a block of 128 costs more than looking at every key does.
-  if tokens < blockwise.BLOCK // 8:
+  if query.order.shape[1] < blockwise.BLOCK // 8:
     return _reference(query, key, cache)
-  return blockwise.prepare(query, base.with_cache(key, cache))
+  return blockwise.prepare(query, key)
 
 
 def _pallas_gpu(query: packed.TokenMeta, key: packed.TokenMeta, cache: packed.TokenMeta | None) -> BlockMask:
   if cache is not None and query.order.shape[1] <= _FEW:
-    return decode.prepare(query, cache, chunk=_GPU_CHUNK)
+    return decode.prepare(query, cache, few=_FEW, chunk=_GPU_CHUNK)
   return pallas_gpu.prepare(query, base.with_cache(key, cache))
 
 
@@ -119,7 +118,8 @@ class _OverMesh(NamedTuple):
         k, v = _all_gather_tokens((k, v))
       return jax.tree.map(lambda x: x[0], mask).attend(q, k, v, cache)
 
-    layers = KVCacheLayer._make([P(None, *spec), P(None, *spec), P()])  # Partitions in the place of arrays.
+    of_cache = P(None, spec[0], spec[2])
+    layers = KVCacheLayer._make([of_cache, of_cache, P()])  # Partitions in the place of arrays.
     specs = (_DEVICES, spec, spec, spec, None if cache is None else layers)
     return jax.shard_map(local, in_specs=specs, out_specs=spec, check_vma=False)(self.local, q, k, v, cache)
 

