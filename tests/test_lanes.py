@@ -24,7 +24,10 @@ BEGUN = trajectory.Trajectory(
 )
 PROMPTS = ['ab', 'c', BEGUN, 'b', 'cc', 'ddd a', 'q', 'w', BEGUN, 'r', 't', 'y', 'u']
 LANES = 4
-OWN = [dataclasses.replace(SAMPLING, text_guidance=1.0 + i % 3, temperature=0.5 + 0.1 * i) for i in range(len(PROMPTS))]
+OWN = [
+  dataclasses.replace(SAMPLING, text_guidance=1.0 + i % 3, image_guidance=1.5 + i % 2, temperature=0.5 + 0.1 * i)
+  for i in range(len(PROMPTS))
+]
 
 
 @pytest.fixture(scope='module')
