@@ -4,7 +4,7 @@ python -m pdgen.train --config=configs/shapes_constructed.py --workdir=out/shape
 
 The sets are out/construct/multi_turn, conflict and alignment, each with train/ and heldout/. The world itself is no
 source: nothing else than what the sets hold is learned, and no drafts of the model's own. Score what comes of it with
-`python -m pdgen.evaluate geneval --checkpoint=out/shapes_constructed/final`.
+`python -m pdgen.evaluate geneval --checkpoint=out/shapes_constructed/final --world=shapes`.
 """
 
 import pathlib

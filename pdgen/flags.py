@@ -264,7 +264,9 @@ def load(
     parser.error(str(error))
   painter = dataclasses.replace(painter, config=dataclasses.replace(painter.config, sampling=sampling))
   if needs_world and world is None:
-    parser.error(f'{flags.checkpoint} was trained in no world of pdgen: it can be sampled, but nothing here judges it.')
+    error = f'{flags.checkpoint} was trained in no world of pdgen: it can be sampled, but nothing here judges it.'
+    named = ' Name the world whose prompts it is asked: --world=shapes.' if hasattr(flags, 'world') else ''
+    parser.error(error + named)
   return painter, world
 
 
