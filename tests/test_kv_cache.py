@@ -11,8 +11,9 @@ from flax import nnx
 from support import toy
 
 from pdgen.core import masks, packed
+from pdgen.core import mesh as mesh_lib
 from pdgen.models import attention, interleaved
-from pdgen.models.attention import decode
+from pdgen.models.attention import blockwise, decode
 from pdgen.sampling import kv_cache, spans
 
 # float32 sums of another length or order, on values of size 1 to 4.
@@ -142,9 +143,15 @@ def test_chunks_that_nobody_sees_are_not_read(few):
   np.testing.assert_allclose(got, want, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize(('new', 'few'), [(70, 256), (70, 0), (300, 256)])
-def test_new_tokens_read_cache_and_one_another_as_the_reference_does(new, few):
+@pytest.mark.parametrize(
+  ('new', 'few', 'long'), [(70, 256, False), (70, 0, False), (300, 256, False), (300, 256, True)]
+)
+def test_new_tokens_read_cache_and_one_another_as_the_reference_does(new, few, long, monkeypatch):
   """Two packed rows, cut anywhere: what is in the cache lies in any order, with empty slots between."""
+  if long:  # Larger blocks, as on an accelerator.
+    monkeypatch.setattr(blockwise, 'LONG', 256)
+    monkeypatch.setattr(blockwise, 'LONG_BLOCK', 256)
+    monkeypatch.setattr(mesh_lib, 'device_kind', lambda: 'TPU v5p')
   rng = np.random.default_rng(new + few)
   length, slots = 620, 700
   segment = np.sort(rng.integers(1, 4, (2, length)), axis=1)
@@ -161,7 +168,9 @@ def test_new_tokens_read_cache_and_one_another_as_the_reference_does(new, few):
   q, k, v = (jnp.asarray(rng.normal(size=(2, new, heads, 8)), jnp.float32) for heads in (4, 2, 2))
   stored = (jnp.asarray(rng.normal(size=(3, 2, 2, slots, 8)), jnp.float32) for _ in range(2))
   layer = attention.KVCacheLayer(*stored, jnp.int32(2))
-  got = decode.prepare(query, cache, few=few).attend(q, k, v, layer)
+  prepared = decode.prepare(query, cache, few=few)
+  assert getattr(prepared, 'block', None) == (None if new <= few else 256 if long else 128)
+  got = prepared.attend(q, k, v, layer)
   want = attention.attend(attention.prepare('reference', query, query, cache), q, k, v, layer)
   sees = np.asarray(masks.visible(query, packed.TokenMeta(*map(np.hstack, zip(cache, query, strict=True))))).any(-1)
   assert sees.mean() > 0.9

@@ -49,8 +49,7 @@ class SortedBlocks(NamedTuple):
 def prepare(query: packed.TokenMeta, key: packed.TokenMeta) -> SortedBlocks:
   """Finds the blocks to visit from bounds on each block's metadata: never misses one, rarely visits an empty one."""
   query_sort, key_sort = sort(query), sort(key)
-  long = key.order.shape[1] > LONG and mesh_lib.device_kind() != 'cpu'
-  block = LONG_BLOCK if long else BLOCK
+  block = block_of(key.order.shape[1])
   query = packed.TokenMeta(*(in_blocks(permute(field, query_sort), block) for field in query))
   key = packed.TokenMeta(*(in_blocks(permute(field, key_sort), block) for field in key))
   sees = may_see(query, key)
@@ -62,6 +61,11 @@ def prepare(query: packed.TokenMeta, key: packed.TokenMeta) -> SortedBlocks:
     order=jnp.argsort(~sees, axis=-1, stable=True).astype(jnp.int32),
     num_visits=jnp.max(jnp.sum(sees, axis=-1), axis=0).astype(jnp.int32),
   )
+
+
+def block_of(keys: int) -> int:
+  """Tokens of a block where there are so many keys, for the devices of the program."""
+  return LONG_BLOCK if keys > LONG and mesh_lib.device_kind() != 'cpu' else BLOCK
 
 
 def sort(tokens: packed.TokenMeta) -> jax.Array:

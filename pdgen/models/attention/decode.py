@@ -15,7 +15,6 @@ from pdgen.core import masks, packed
 from pdgen.models.attention import base, blockwise, online_softmax
 
 CHUNK = 128  # slots
-BLOCK = blockwise.BLOCK
 
 
 @functools.partial(
@@ -53,7 +52,7 @@ class CacheChunks:
 @functools.partial(
   jax.tree_util.register_dataclass,
   data_fields=('sort', 'query', 'cache', 'new_order', 'num_new', 'order', 'num_visible'),
-  meta_fields=(),
+  meta_fields=('block',),
 )
 @dataclasses.dataclass(frozen=True)
 class CacheBlocks:
@@ -66,12 +65,13 @@ class CacheBlocks:
   num_new: jax.Array  # int32[blocks], how many these are.
   order: jax.Array  # int32[blocks, chunks], the same of chunks of the cache.
   num_visible: jax.Array  # int32[blocks]
+  block: int  # New tokens of a block, and slots of a chunk.
 
   def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, cache: base.KVCacheLayer | None) -> jax.Array:
     """As of `CacheChunks`."""
     assert cache is not None, 'Made for a cache (`prepare`), applied to none.'
     b, t, n, h = q.shape
-    q, k, v = (blockwise.in_blocks(blockwise.permute(x, self.sort), BLOCK).swapaxes(0, 1) for x in (q, k, v))
+    q, k, v = (blockwise.in_blocks(blockwise.permute(x, self.sort), self.block).swapaxes(0, 1) for x in (q, k, v))
     k, v = (x.swapaxes(2, 3) for x in (k, v))  # [blocks, B, K, block, H]
     meta = lambda i: packed.TokenMeta(*(jax.lax.dynamic_index_in_dim(f, i, 1, keepdims=False) for f in self.query))
 
@@ -83,7 +83,7 @@ class CacheBlocks:
         return _add(sums, q_i, k[j], v[j], masks.visible(query, meta(j)))
 
       def visit(step: jax.Array, sums: online_softmax.SoftmaxState) -> online_softmax.SoftmaxState:
-        keys, values, start, fresh = _read(cache, self.order[i, step], CHUNK)
+        keys, values, start, fresh = _read(cache, self.order[i, step], self.block)
         part = lambda x: jax.lax.dynamic_slice_in_dim(x, start, keys.shape[2], axis=1)
         slots = packed.TokenMeta(*map(part, self.cache))
         return _add(sums, q_i, keys, values, masks.visible(query, slots) & fresh)
@@ -119,12 +119,12 @@ def prepare(
 
 
 def _prepare_blocks(query: packed.TokenMeta, cache: packed.TokenMeta) -> CacheBlocks:
-  sort = blockwise.sort(query)
-  blocks = packed.TokenMeta(*(blockwise.in_blocks(blockwise.permute(f, sort), BLOCK) for f in query))
-  chunks = packed.TokenMeta(*(blockwise.in_blocks(f, CHUNK) for f in cache))
+  sort, block = blockwise.sort(query), blockwise.block_of(query.order.shape[1] + cache.order.shape[1])
+  blocks = packed.TokenMeta(*(blockwise.in_blocks(blockwise.permute(f, sort), block) for f in query))
+  chunks = packed.TokenMeta(*(blockwise.in_blocks(f, block) for f in cache))
   new_order, num_new = _those(blockwise.may_see(blocks, blocks).any(axis=0))
   order, num_visible = _those(blockwise.may_see(blocks, chunks).any(axis=0))
-  return CacheBlocks(sort, blocks, cache, new_order, num_new, order, num_visible)
+  return CacheBlocks(sort, blocks, cache, new_order, num_new, order, num_visible, block)
 
 
 def _those(seen: jax.Array) -> tuple[jax.Array, jax.Array]:
