@@ -148,10 +148,11 @@ def files(folder):
 @pytest.mark.parametrize('call', [0, 2, 4, 8])
 def test_killed_in_any_call_it_goes_on_to_the_same_files(call, scores, tmp_path):
   whole = evaluator().run(Paints(), tmp_path / 'whole')
-  assert whole.values == scores.values and list(whole.rows) == list(scores.rows)
+  # As text: a figure of nothing is NaN, which equals itself in no dataclass from Python 3.13 on.
+  assert repr(whole.values) == repr(scores.values) and list(whole.rows) == list(scores.rows)
   with pytest.raises(Killed):
     evaluator().run(Paints(killed_in=call), tmp_path / 'killed')
-  assert evaluator().run(again := Paints(), tmp_path / 'killed').values == whole.values
+  assert repr(evaluator().run(again := Paints(), tmp_path / 'killed').values) == repr(whole.values)
   assert files(tmp_path / 'killed') == files(tmp_path / 'whole') and len(again.calls) == 17 - call
   evaluator().run(Paints(killed_in=0), tmp_path / 'killed')  # Paints nothing any more.
 
